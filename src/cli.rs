@@ -1,0 +1,216 @@
+//! The command line. Parsing only: nothing here touches the system.
+
+use std::io::Write;
+use std::num::NonZeroU64;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Parser};
+use vhost_user_zram::codec::CodecSpec;
+use vhost_user_zram::daemon::{Endpoint, Settings};
+use vhost_user_zram::device::DeviceConfig;
+use vhost_user_zram::guest::GuestOptions;
+
+/// Exit code of a command line that makes no sense, as of most programs.
+const USAGE: u8 = 2;
+
+/// zram for virtual machines: a vhost-user-blk back end that keeps a guest's disk compressed in
+/// host memory.
+///
+/// The daemon stays in the foreground. SIGTERM or SIGINT ends it, SIGUSR1 prints a line of
+/// statistics. The disk's contents live as long as the daemon.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+#[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
+pub struct Args {
+    /// Listen on a Unix socket at PATH; a stale one is replaced.
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Use the Unix socket inherited as descriptor N, a listening or a connected one.
+    #[arg(long, value_name = "N")]
+    fd: Option<RawFd>,
+
+    /// Print what this back end can do, as JSON, and exit. All other options are ignored.
+    #[arg(long)]
+    print_capabilities: bool,
+
+    /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024). Rounded up to
+    /// 4096 bytes.
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk_size)]
+    size: NonZeroU64,
+
+    /// Fill the disk from the raw image FILE at the start.
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
+
+    /// How pages are compressed: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N).
+    #[arg(long, value_name = "ALGORITHM", default_value = "lz4")]
+    algorithm: CodecSpec,
+
+    /// Refuse all writes.
+    #[arg(long)]
+    read_only: bool,
+
+    /// Virtqueues, 1 to 64.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    num_queues: u16,
+
+    /// Largest virtqueue that a guest may have: a power of two, 2 to 32768 descriptors.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_queue_size)]
+    queue_size: u16,
+
+    /// Threads that serve the virtqueues [default: one for each, at most the CPUs].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    queue_threads: Option<u16>,
+
+    /// The disk's serial number, up to 20 bytes.
+    #[arg(long, value_name = "TEXT", default_value = "vhost-user-zram", value_parser = parse_serial)]
+    serial: String,
+
+    /// Most memory for compressed pages, in bytes or with a suffix; writes that would need more
+    /// fail. 0 is no limit.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    mem_limit: u64,
+
+    /// How much is logged to stderr: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: log::LevelFilter,
+}
+
+impl Args {
+    /// How much is logged.
+    pub fn log_level(&self) -> log::LevelFilter {
+        self.log_level
+    }
+
+    /// What the daemon is told.
+    pub fn settings(self) -> Settings {
+        let endpoint = match (self.socket_path, self.fd) {
+            (Some(path), _) => Endpoint::Path(path),
+            (None, fd) => Endpoint::Fd(fd.unwrap_or(-1)),
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
+        Settings {
+            endpoint,
+            device: DeviceConfig {
+                size: self.size.get(),
+                codec: self.algorithm,
+                mem_limit: self.mem_limit,
+            },
+            guest: GuestOptions {
+                num_queues: self.num_queues,
+                max_queue_size: self.queue_size,
+                threads: self.queue_threads.unwrap_or(cpus.min(self.num_queues)),
+                serial: self.serial,
+                read_only: self.read_only,
+            },
+            load: self.load,
+        }
+    }
+}
+
+/// Parses the command line; on a mistake says so in one line, and gives the exit code.
+pub fn parse() -> Result<Args, ExitCode> {
+    Args::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(error.render()),
+        _ => {
+            // Clap's first paragraph says what is wrong; usage and hints follow after a blank
+            // line.
+            let text = error.render().to_string();
+            let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();
+            let line = lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+            let _ = writeln!(std::io::stderr(), "{line}");
+            ExitCode::from(USAGE)
+        }
+    })
+}
+
+/// Says in one line why the daemon could not do its work.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Prints what was asked for.
+pub fn print(text: impl std::fmt::Display) -> ExitCode {
+    let text = text.to_string();
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let suffix = text[digits.len()..].to_ascii_uppercase();
+    let shift = match suffix.as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err(format!("`{suffix}` is no suffix of a size: K, M, G or T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is no number of bytes"))?;
+    let bytes = number.checked_mul(1 << shift);
+    bytes.ok_or_else(|| "it does not fit into 64 bits".into())
+}
+
+fn parse_disk_size(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "a disk cannot have size 0".into())
+}
+
+fn parse_queue_size(text: &str) -> Result<u16, String> {
+    let size: u16 = text.parse().map_err(|_| "it is no number up to 32768".to_string())?;
+    if (2..=32768).contains(&size) && size.is_power_of_two() {
+        Ok(size)
+    } else {
+        Err("it is no power of two from 2 to 32768".into())
+    }
+}
+
+fn parse_serial(text: &str) -> Result<String, String> {
+    if text.len() <= 20 {
+        Ok(text.into())
+    } else {
+        Err(format!("it has {} bytes, and 20 is the most", text.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_suffix() {
+        assert_eq!(parse_size("4097"), Ok(4097));
+        assert_eq!(parse_size("3K"), Ok(3 << 10));
+        assert_eq!(parse_size("2m"), Ok(2 << 20));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("16T"), Ok(16 << 40));
+        for bad in ["", "G", "1X", "-1", "1.5G", "0x10", "99999999999T"] {
+            parse_size(bad).unwrap_err();
+        }
+        parse_disk_size("0").unwrap_err();
+    }
+
+    #[test]
+    fn queue_sizes_are_powers_of_two() {
+        assert_eq!(parse_queue_size("128"), Ok(128));
+        for bad in ["0", "1", "100", "65536", "x"] {
+            parse_queue_size(bad).unwrap_err();
+        }
+    }
+}

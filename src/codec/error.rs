@@ -1,0 +1,54 @@
+use thiserror::Error;
+
+use super::{PAGE_SIZE, spec::CodecSpec, spec::SpecError};
+
+/// What can go wrong in a codec.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// A parameter of the spec is out of range.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The library could not set up a context: memory, or a library without the feature.
+    #[error("cannot set up a context for {spec}: {reason}")]
+    Setup {
+        /// For what.
+        spec: CodecSpec,
+        /// The library's own words.
+        reason: &'static str,
+    },
+    /// The workspace was made by a codec of another spec.
+    #[error("a workspace made for {workspace} was given to {codec}")]
+    ForeignWorkspace {
+        /// The codec that was called.
+        codec: CodecSpec,
+        /// What the workspace was made for.
+        workspace: CodecSpec,
+    },
+    /// Compression failed for a reason other than the size of the object.
+    #[error("{algorithm} cannot compress a page: {reason}")]
+    Compress {
+        /// Name of the algorithm.
+        algorithm: &'static str,
+        /// The library's own words.
+        reason: &'static str,
+    },
+    /// The object does not decode.
+    #[error("an object of {len} bytes is not a page compressed by {algorithm}: {reason}")]
+    Corrupt {
+        /// Name of the algorithm.
+        algorithm: &'static str,
+        /// Bytes in the object.
+        len: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The object decodes, but to less than a page.
+    #[error("an object of {algorithm} holds {decoded} bytes and not the {PAGE_SIZE} of a page")]
+    NotAPage {
+        /// Name of the algorithm.
+        algorithm: &'static str,
+        /// Bytes that came out, fewer than [`PAGE_SIZE`].
+        decoded: usize,
+    },
+}

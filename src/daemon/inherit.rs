@@ -1,0 +1,59 @@
+//! A socket that a parent process left open for us.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage};
+use nix::sys::socket::{getsockname, getsockopt, sockopt};
+
+use super::SocketError;
+
+/// An inherited socket.
+#[derive(Debug)]
+pub enum Inherited {
+    /// A socket to accept connections from.
+    Listening(UnixListener),
+    /// A connection.
+    Connected(UnixStream),
+}
+
+/// Takes over descriptor `fd`: a stream socket of the Unix domain, told by `SO_ACCEPTCONN`
+/// whether it listens (conventions of vhost-user back ends differ on which one `--fd` means).
+///
+/// # Errors
+/// The descriptor is not open, or no such socket; it is left alone then.
+pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
+    let refused = |why| SocketError::Inherited { fd, why };
+    if fd < 0 {
+        return Err(refused("it is negative"));
+    }
+    // SAFETY: used for questions only, which fail if the descriptor is not open.
+    let asked = unsafe { BorrowedFd::borrow_raw(fd) };
+    match fcntl(asked, FcntlArg::F_GETFD) {
+        Err(Errno::EBADF) => return Err(refused("it is not open")),
+        Err(_) => return Err(refused("it cannot be asked")),
+        Ok(_) => {}
+    }
+    match getsockopt(&asked, sockopt::SockType) {
+        Ok(SockType::Stream) => {}
+        Ok(_) => return Err(refused("it is no stream socket")),
+        Err(_) => return Err(refused("it is no socket")),
+    }
+    let family = getsockname::<SockaddrStorage>(fd).ok().and_then(|address| address.family());
+    if family != Some(AddressFamily::Unix) {
+        return Err(refused("it is no Unix socket"));
+    }
+    let listening = getsockopt(&asked, sockopt::AcceptConn).unwrap_or(false);
+    // SAFETY: open, as just seen, and given to this process to own; asked for once, at the start.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl(owned.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        .map_err(|_| refused("it cannot be taken over"))?;
+    Ok(if listening {
+        Inherited::Listening(owned.into())
+    } else {
+        Inherited::Connected(owned.into())
+    })
+}

@@ -1,0 +1,244 @@
+//! The life of the daemon: its disk, its socket, its signals.
+
+mod inherit;
+mod load;
+mod socket;
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::signal::{SigSet, Signal};
+
+pub use self::inherit::Inherited;
+pub use self::load::LoadError;
+pub use self::socket::{Bound, SocketError};
+use crate::device::{Device, DeviceConfig, DeviceError};
+use crate::guest::{GuestOptions, Server, SessionEnd};
+
+/// How long the daemon rests after it had to refuse a front end, which may try again at once.
+const REST: Duration = Duration::from_millis(100);
+
+/// Where front ends come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A socket to be made at this path.
+    Path(PathBuf),
+    /// A socket that was inherited as this descriptor: a listening one, or a connected one.
+    Fd(RawFd),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Endpoint::Path(path) => write!(f, "{}", path.display()),
+            Endpoint::Fd(fd) => write!(f, "fd:{fd}"),
+        }
+    }
+}
+
+/// All that a daemon is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where front ends come from.
+    pub endpoint: Endpoint,
+    /// The disk.
+    pub device: DeviceConfig,
+    /// What guests are offered.
+    pub guest: GuestOptions,
+    /// A raw image that fills the disk at the start.
+    pub load: Option<PathBuf>,
+}
+
+/// Why the daemon cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The disk.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The image.
+    #[error("the image {} cannot be loaded", path.display())]
+    Load {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: LoadError,
+    },
+    /// Something that every process can have.
+    #[error("the daemon cannot be set up")]
+    Setup(#[source] nix::Error),
+    /// The one connection that was inherited ended badly.
+    #[error("the session failed")]
+    Session(#[source] crate::guest::SessionError),
+}
+
+/// Runs the daemon to its end: SIGTERM or SIGINT, or the hang-up of an inherited connection.
+///
+/// Prints one `ready:` line when front ends can come, one `stats:` line at each SIGUSR1, and one
+/// `summary:` line at the end, all to stdout.
+///
+/// # Errors
+/// The daemon cannot start; nothing was left behind.
+pub fn run(settings: &Settings) -> Result<(), DaemonError> {
+    let stop = Arc::new(EventFd::new().map_err(DaemonError::Setup)?);
+    let signals = block_signals().map_err(DaemonError::Setup)?;
+    // What the user got wrong is said before a long load, not after it.
+    let source = Source::prepare(&settings.endpoint)?;
+    let device = Arc::new(Device::new(&settings.device)?);
+    if let Some(path) = &settings.load {
+        load::load(&device, path)
+            .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
+    }
+    watch_signals(signals, Arc::clone(&stop), Arc::clone(&device));
+    let source = source.open()?;
+    say(format_args!(
+        "ready: socket={} size={} algorithm={} queues={}",
+        settings.endpoint,
+        device.size(),
+        device.codec(),
+        settings.guest.num_queues
+    ));
+    let server = Server::new(Arc::clone(&device), settings.guest.clone());
+    let ended = serve(source, &server, stop.as_fd());
+    say(format_args!("summary: {}", device.report()));
+    ended
+}
+
+/// Where connections come from, before and after the socket exists.
+enum Source {
+    /// To be bound when all is ready.
+    Unbound(PathBuf),
+    Listening(Bound),
+    Connected(UnixStream),
+}
+
+impl Source {
+    fn prepare(endpoint: &Endpoint) -> Result<Self, SocketError> {
+        match endpoint {
+            Endpoint::Path(path) => {
+                socket::check(path)?;
+                Ok(Source::Unbound(path.clone()))
+            }
+            Endpoint::Fd(fd) => Ok(match inherit::adopt(*fd)? {
+                Inherited::Listening(listener) => Source::Listening(Bound::inherited(listener)),
+                Inherited::Connected(stream) => Source::Connected(stream),
+            }),
+        }
+    }
+
+    fn open(self) -> Result<Self, SocketError> {
+        match self {
+            Source::Unbound(path) => Ok(Source::Listening(Bound::bind(path)?)),
+            other => Ok(other),
+        }
+    }
+}
+
+fn serve(source: Source, server: &Server, stop: BorrowedFd<'_>) -> Result<(), DaemonError> {
+    match source {
+        Source::Connected(stream) => match server.serve(stream, stop, None) {
+            SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
+            SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
+        },
+        Source::Listening(listener) => {
+            while let Some(stream) = next_connection(&listener, stop) {
+                log::info!("a front end connects");
+                match server.serve(stream, stop, Some(listener.as_fd())) {
+                    SessionEnd::Stopped => break,
+                    SessionEnd::HungUp => log::info!("the front end hung up"),
+                    SessionEnd::Refused(error) => {
+                        log::warn!("the front end is disconnected: {}", chain(&error));
+                        pause(stop, REST);
+                    }
+                }
+            }
+            Ok(())
+        }
+        // `open` comes before.
+        Source::Unbound(_) => Ok(()),
+    }
+}
+
+/// The next connection, or `None` when the daemon is to stop.
+fn next_connection(listener: &Bound, stop: BorrowedFd<'_>) -> Option<UnixStream> {
+    loop {
+        let mut fds = [
+            PollFd::new(stop, PollFlags::POLLIN),
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+            log::debug!("poll: {errno}");
+            continue;
+        }
+        if fds[0].any().unwrap_or(true) {
+            return None;
+        }
+        match listener.accept() {
+            Ok(stream) => return Some(stream),
+            Err(error) => {
+                // Out of descriptors, or the peer was faster to leave than we to accept.
+                log::debug!("accept: {error}");
+                pause(stop, REST);
+            }
+        }
+    }
+}
+
+/// Sleeps, unless the daemon is to stop.
+fn pause(stop: BorrowedFd<'_>, time: Duration) {
+    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    let _ = poll(&mut [PollFd::new(stop, PollFlags::POLLIN)], timeout);
+}
+
+/// Blocks the signals that the daemon waits for, in this thread and all that it will start.
+fn block_signals() -> nix::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    Ok(signals)
+}
+
+/// A thread that turns signals into a stop or a line of statistics.
+fn watch_signals(signals: SigSet, stop: Arc<EventFd>, device: Arc<Device>) {
+    thread::spawn(move || {
+        loop {
+            match signals.wait() {
+                Ok(Signal::SIGUSR1) => say(format_args!("stats: {}", device.report())),
+                Ok(_) => {
+                    if let Err(errno) = stop.write(1) {
+                        log::error!("the daemon cannot be stopped: {errno}");
+                    }
+                }
+                Err(errno) => log::debug!("sigwait: {errno}"),
+            }
+        }
+    });
+}
+
+/// Prints a line to stdout at once; a reader that went away is no reason to stop a disk.
+fn say(line: std::fmt::Arguments<'_>) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

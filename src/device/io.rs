@@ -1,0 +1,350 @@
+//! Requests of a device: ranges of sectors, worked off page by page.
+
+use std::ops::Range;
+use std::task::{Context, Poll, ready};
+
+use super::{Device, Lane};
+use crate::codec::CodecError;
+use crate::pool::PoolError;
+use crate::slot::{Content, Ticket, Waiter, Word};
+use crate::store::StoreError;
+use crate::units::{PAGE_SIZE, SECTOR_SIZE};
+
+/// Pages that one poll works off before it lets others have the thread: about a millisecond of
+/// compression.
+const PAGES_PER_POLL: u32 = 256;
+
+/// Bytes of a page, as an address on the disk counts them.
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// What a request does with its range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Delivers the range's bytes to the payload.
+    Read,
+    /// Takes the range's bytes from the payload.
+    Write,
+    /// Frees the whole pages of the range. They read as zeroes afterwards; ragged edges stay.
+    Discard,
+    /// Frees the whole pages of the range, and zeroes its ragged edges.
+    WriteZeroes,
+}
+
+impl Op {
+    fn is_read(self) -> bool {
+        self == Op::Read
+    }
+}
+
+/// The bytes of a request could not be moved, because the memory they lie in is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the request's memory cannot be reached")]
+pub struct PayloadFault;
+
+/// Where a request's bytes come from or go to. Each byte is moved once.
+pub trait Payload {
+    /// Copies the bytes from `offset` of the request on into `into`.
+    ///
+    /// # Errors
+    /// The memory is gone.
+    fn fetch(&mut self, offset: u64, into: &mut [u8]) -> Result<(), PayloadFault>;
+
+    /// Copies `from` to the request's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// The memory is gone.
+    fn deliver(&mut self, offset: u64, from: &[u8]) -> Result<(), PayloadFault>;
+}
+
+/// Why a request failed. What it had not got to by then is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum IoError {
+    /// The range does not lie within the disk; nothing was done.
+    #[error("sectors from {sector} on, {bytes} bytes, do not lie within the disk")]
+    OutOfRange {
+        /// First sector.
+        sector: u64,
+        /// Length.
+        bytes: u64,
+    },
+    /// The length is not a multiple of a sector; nothing was done.
+    #[error("a length of {bytes} bytes is not a multiple of a sector")]
+    Unaligned {
+        /// Length.
+        bytes: u64,
+    },
+    /// The request's own memory is gone.
+    #[error(transparent)]
+    Payload(#[from] PayloadFault),
+    /// A page could not be compressed.
+    #[error("a page cannot be compressed")]
+    Compress(#[source] CodecError),
+    /// A stored page could not be decompressed: its object is damaged.
+    #[error("page {index} cannot be decompressed")]
+    Decompress {
+        /// Number of the page.
+        index: u64,
+        /// What the codec says.
+        source: CodecError,
+    },
+    /// An object could not be stored.
+    #[error("a page cannot be stored")]
+    Pool(#[from] PoolError),
+    /// The slot table could not grow.
+    #[error("the slot table cannot grow")]
+    Table(#[from] StoreError),
+}
+
+/// A content that is stored and that no slot names yet. Dropping it frees the object.
+struct Prepared<'d> {
+    device: &'d Device,
+    content: Content,
+}
+
+impl Prepared<'_> {
+    fn install(mut self, ticket: Ticket<'_>) {
+        let new = std::mem::replace(&mut self.content, Content::Empty);
+        self.device.replace(ticket, new);
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if let Some(object) = self.content.object() {
+            self.device.free(object);
+        }
+    }
+}
+
+/// A request under way.
+///
+/// Poll it until it is ready. One that is dropped before leaves each of its pages either done or
+/// untouched.
+pub struct Io<'d, P> {
+    device: &'d Device,
+    op: Op,
+    payload: P,
+    /// First byte of the range on the disk.
+    start: u64,
+    /// Next byte to be worked off.
+    at: u64,
+    /// One past the last byte.
+    end: u64,
+    waiter: Option<Waiter<'d>>,
+    prepared: Option<Prepared<'d>>,
+}
+
+impl Device {
+    /// A request for `bytes` bytes from `sector` on.
+    ///
+    /// # Errors
+    /// The length is not a multiple of 512, or the range does not lie within the disk. The request
+    /// is refused as a whole then, and counted as failed.
+    pub fn request<P: Payload>(
+        &self,
+        op: Op,
+        sector: u64,
+        bytes: u64,
+        payload: P,
+    ) -> Result<Io<'_, P>, IoError> {
+        self.check_range(sector, bytes).inspect_err(|_| self.count_failure(op))?;
+        let start = sector * SECTOR_SIZE;
+        let end = start + bytes;
+        Ok(Io { device: self, op, payload, start, at: start, end, waiter: None, prepared: None })
+    }
+
+    fn check_range(&self, sector: u64, bytes: u64) -> Result<(), IoError> {
+        if bytes % SECTOR_SIZE != 0 {
+            return Err(IoError::Unaligned { bytes });
+        }
+        let capacity = self.sectors();
+        if sector > capacity || bytes / SECTOR_SIZE > capacity - sector {
+            return Err(IoError::OutOfRange { sector, bytes });
+        }
+        Ok(())
+    }
+
+    /// Puts `new` in place of what the slot holds, in one step, and frees what it held.
+    fn replace(&self, ticket: Ticket<'_>, new: Content) {
+        let old = ticket.word().content();
+        ticket.release(Word::new(new));
+        self.account(old, new);
+        if let Some(object) = old.object() {
+            self.free(object);
+        }
+    }
+
+    fn count_failure(&self, op: Op) {
+        let figures = self.figures();
+        if op.is_read() { &figures.failed_reads } else { &figures.failed_writes }.inc();
+    }
+
+    fn count_success(&self, op: Op) {
+        let figures = self.figures();
+        let counter = match op {
+            Op::Read => &figures.reads,
+            Op::Write => &figures.writes,
+            Op::Discard => &figures.discards,
+            Op::WriteZeroes => &figures.write_zeroes,
+        };
+        counter.inc();
+    }
+}
+
+impl<P: Payload> Io<'_, P> {
+    /// Works the request off as far as it goes without waiting.
+    ///
+    /// `Pending` means that it waits for a slot, or gave the thread back after a fair share of
+    /// work; the waker of `cx` fires when it can go on. Not to be called again once ready.
+    ///
+    /// # Errors
+    /// See [`IoError`]. The request is over then.
+    pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+        let mut share = PAGES_PER_POLL;
+        while self.at < self.end {
+            if share == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            share -= 1;
+            if let Err(error) = ready!(self.step(lane, cx)) {
+                self.device.count_failure(self.op);
+                return Poll::Ready(Err(error));
+            }
+        }
+        self.device.count_success(self.op);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The payload, to be had back when the request is over.
+    pub fn into_payload(self) -> P {
+        self.payload
+    }
+
+    /// Works off one page, or a run of pages that do not exist.
+    fn step(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+        let index = self.at / PAGE;
+        let within = (self.at % PAGE) as usize;
+        let length = (self.end - self.at).min(PAGE - within as u64) as usize;
+        let part = within..within + length;
+        let whole = length == PAGE_SIZE;
+        let done = match self.op {
+            Op::Read => ready!(self.read(index, part, lane, cx)),
+            Op::Write if whole => ready!(self.write_page(index, lane, cx)),
+            Op::Write => ready!(self.modify(index, part, lane, cx)),
+            Op::Discard | Op::WriteZeroes if whole => {
+                ready!(self.free_pages(index, cx));
+                return Poll::Ready(Ok(()));
+            }
+            Op::Discard => Ok(()),
+            Op::WriteZeroes => ready!(self.modify(index, part, lane, cx)),
+        };
+        if done.is_ok() {
+            self.at += length as u64;
+        }
+        Poll::Ready(done)
+    }
+
+    fn read(
+        &mut self,
+        index: u64,
+        part: Range<usize>,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        let device = self.device;
+        let offset = self.at - self.start;
+        let content = match device.table.peek(index) {
+            Some(content) => device.decode(index, content, lane),
+            None => match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
+                Some(ticket) => {
+                    let content = ticket.word().content();
+                    if let Content::Object(_, object) = content
+                        && object.is_huge()
+                    {
+                        // Stored as it is: straight from the arena to where it is wanted.
+                        let bytes = device.pool.read(object.place, object.length);
+                        let done = self.payload.deliver(offset, &bytes[part]);
+                        return Poll::Ready(done.map_err(Into::into));
+                    }
+                    device.decode(index, content, lane)
+                }
+                None => device.decode(index, Content::Empty, lane),
+            },
+        };
+        let done = content.and_then(|()| Ok(self.payload.deliver(offset, &lane.page[part])?));
+        Poll::Ready(done)
+    }
+
+    /// Writes a whole page: everything that takes time or can fail comes before the lock.
+    fn write_page(
+        &mut self,
+        index: u64,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        let device = self.device;
+        if self.prepared.is_none() {
+            // The guest may change its buffer at any time: one copy, and all that follows from it.
+            self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
+            device.table.ensure(index)?;
+            let content = device.encode(lane)?;
+            self.prepared = Some(Prepared { device, content });
+        }
+        let ticket = ready!(device.table.poll_lock(index, &mut self.waiter, cx));
+        if let (Some(ticket), Some(prepared)) = (ticket, self.prepared.take()) {
+            prepared.install(ticket);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Changes a part of a page: read, modify and write under the lock.
+    fn modify(
+        &mut self,
+        index: u64,
+        part: Range<usize>,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        let device = self.device;
+        let zeroes = self.op == Op::WriteZeroes;
+        if zeroes && device.table.peek(index) == Some(Content::Empty) {
+            return Poll::Ready(Ok(()));
+        }
+        device.table.ensure(index)?;
+        let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx)) else {
+            return Poll::Ready(Ok(()));
+        };
+        // An early return drops the ticket: the slot keeps what it has.
+        device.decode(index, ticket.word().content(), lane)?;
+        if zeroes {
+            lane.page[part].fill(0);
+        } else {
+            self.payload.fetch(self.at - self.start, &mut lane.page[part])?;
+        }
+        let new = device.encode(lane)?;
+        device.replace(ticket, new);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Frees the page `index`, or skips as many pages of the range as do not exist.
+    fn free_pages(&mut self, index: u64, cx: &Context<'_>) -> Poll<()> {
+        let device = self.device;
+        // Whole pages of the range from here on; the last one may be ragged and is not ours.
+        let end = self.end / PAGE;
+        let next = device.table.next_existing(index).min(end);
+        let freed = if next > index {
+            next - index
+        } else {
+            if device.table.peek(index) != Some(Content::Empty)
+                && let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
+            {
+                device.replace(ticket, Content::Empty);
+            }
+            1
+        };
+        device.figures().notify_free.add(freed.cast_signed());
+        self.at += freed * PAGE;
+        Poll::Ready(())
+    }
+}

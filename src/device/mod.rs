@@ -1,0 +1,155 @@
+//! A zram device: sectors of a disk, kept as compressed pages.
+//!
+//! The device knows slots, objects and codecs, and nothing of who asks. Its requests are [`Io`]s,
+//! which are polled: a step that would have to wait (for a slot that somebody else holds) returns
+//! `Pending` and has arranged to be woken. Nothing here blocks.
+
+mod figures;
+mod io;
+mod page;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use self::figures::{Figures, Report};
+pub use self::io::{Io, IoError, Op, Payload, PayloadFault};
+pub use self::page::Lane;
+use crate::codec::{Codec, CodecError, CodecSpec};
+use crate::pool::Pool;
+use crate::slot::{Content, Object, SlotTable};
+use crate::stats::Sharded;
+use crate::store::{Arena, Place, StoreError, Words};
+use crate::units::{PAGE_SIZE, SECTOR_SIZE};
+
+/// What a device is made of; fixed for its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 16 TiB.
+    pub size: u64,
+    /// The codec of all writes.
+    pub codec: CodecSpec,
+    /// Most bytes of arena memory; 0 is no limit (zram's `mem_limit`). Rounded up to a page.
+    pub mem_limit: u64,
+}
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The size is 0 or too large.
+    #[error("a disk of {size} bytes is not possible: the size is 1 byte to {max} bytes")]
+    Size {
+        /// What was asked for, in bytes.
+        size: u64,
+        /// The most there can be, in bytes.
+        max: u64,
+    },
+    /// The codec refuses its parameters, or cannot be set up.
+    #[error("the codec cannot be set up")]
+    Codec(#[from] CodecError),
+    /// The disk's memory cannot be mapped.
+    #[error("the disk's memory cannot be set up")]
+    Store(#[from] StoreError),
+}
+
+/// Largest disk in bytes: as many pages as twice their raw bytes of address space fit in an arena.
+const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (1 << 30);
+
+/// One disk: its slots, the pool of its objects, its codec and its counters.
+pub struct Device {
+    size: u64,
+    table: SlotTable,
+    pool: Pool,
+    codec: Codec,
+    figures: Sharded<Figures>,
+    served: AtomicBool,
+}
+
+impl Device {
+    /// A blank disk.
+    ///
+    /// # Errors
+    /// The configuration is impossible, or the host refuses the mappings.
+    pub fn new(config: &DeviceConfig) -> Result<Self, DeviceError> {
+        let bad_size = DeviceError::Size { size: config.size, max: MAX_SIZE };
+        if config.size == 0 || config.size > MAX_SIZE {
+            return Err(bad_size);
+        }
+        let size = config.size.next_multiple_of(PAGE_SIZE as u64);
+        let codec = Codec::new(config.codec)?;
+        let table = SlotTable::new(Words::new(size / PAGE_SIZE as u64)?);
+        let arena = Arena::new(Pool::address_space_for(size))?;
+        let limit = config.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0);
+        Ok(Self {
+            size,
+            table,
+            pool: Pool::new(arena, limit),
+            codec,
+            figures: Sharded::default(),
+            served: AtomicBool::new(false),
+        })
+    }
+
+    /// Size of the disk in bytes; a multiple of [`PAGE_SIZE`].
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Size of the disk in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.size / SECTOR_SIZE
+    }
+
+    /// The codec's name and parameters.
+    pub fn codec(&self) -> CodecSpec {
+        self.codec.spec()
+    }
+
+    /// What one thread needs to poll requests.
+    ///
+    /// # Errors
+    /// The codec cannot allocate its contexts.
+    pub fn lane(&self) -> Result<Lane, CodecError> {
+        Lane::new(&self.codec)
+    }
+
+    /// The calling thread's counters.
+    pub fn figures(&self) -> &Figures {
+        self.figures.local()
+    }
+
+    /// Whether a guest was ever served from this disk, so that a ring which is already in use can
+    /// be one that this disk knows. A blank disk must not be shown to a running guest.
+    pub fn has_served(&self) -> bool {
+        self.served.load(Ordering::Acquire)
+    }
+
+    /// A guest's ring was started on this disk.
+    pub fn mark_served(&self) {
+        self.served.store(true, Ordering::Release);
+    }
+
+    /// What the disk holds and what that takes, now.
+    pub fn report(&self) -> Report {
+        Report::collect(&self.figures, &self.pool.usage(), self.table.resident_bytes())
+    }
+
+    fn free(&self, object: Object) {
+        self.pool.free(object.place, object.length);
+    }
+
+    /// Counts the change of one slot's content. Called after the change was published, and before
+    /// anything else of the same request is.
+    fn account(&self, old: Content, new: Content) {
+        self.figures.local().replace(old, new);
+    }
+
+    /// Compares the counters with the table, slot by slot, and the pool with both (invariant I9);
+    /// nobody may be writing. Returns the first difference.
+    #[cfg(test)]
+    fn check(&self) -> Result<(), String> {
+        let mut expected = figures::Expected::default();
+        self.table.for_each(|_, word| expected.add(word.content()));
+        expected.compare(&self.figures)
+    }
+}

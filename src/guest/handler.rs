@@ -1,0 +1,473 @@
+//! The messages of a vhost-user session, and what they do to rings and memory.
+//!
+//! Runs on the session's thread. Queue threads are reached through their mailboxes only, and are
+//! brought to rest before anything that they use is changed.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserSharedMsg,
+    VhostUserShMemConfig, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags,
+    VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost_user_backend::VringT;
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+use vm_memory::GuestAddressSpace;
+
+use super::config::{ConfigSpace, F_PROTOCOL_FEATURES};
+use super::mailbox::Command;
+use super::memory::{Layout, MAX_REGIONS, MemoryMap};
+use super::queue::{Shared, Vring};
+use super::ring;
+use super::worker::Worker;
+
+/// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
+/// be stopped, and checked and started anew, after any change.
+#[derive(Default)]
+struct Staged {
+    /// Descriptor table, used ring and available ring, in the front end's address space.
+    addresses: Option<[u64; 3]>,
+    kick: Option<File>,
+    error_event: Option<File>,
+    /// A queue thread serves it.
+    started: bool,
+}
+
+/// The front end's requests, carried out.
+pub(super) struct Handler {
+    shared: Arc<Shared>,
+    memory: MemoryMap,
+    config: ConfigSpace,
+    vrings: Vec<Vring>,
+    staged: Vec<Staged>,
+    workers: Vec<Worker>,
+    acked_features: u64,
+    owned: bool,
+    soft_refusal: bool,
+}
+
+/// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
+fn refuse<T>(why: impl std::fmt::Display) -> Result<T> {
+    log::warn!("the front end is refused: {why}");
+    Err(Error::InvalidParam)
+}
+
+impl Handler {
+    /// A handler for rings `vrings`, of which ring `n` is served by worker `n % workers.len()`.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        memory: MemoryMap,
+        vrings: Vec<Vring>,
+        workers: Vec<Worker>,
+    ) -> Self {
+        let config = ConfigSpace::new(&shared.options, shared.device.sectors());
+        let staged = vrings.iter().map(|_| Staged::default()).collect();
+        Self {
+            shared,
+            memory,
+            config,
+            vrings,
+            staged,
+            workers,
+            acked_features: 0,
+            owned: false,
+            soft_refusal: false,
+        }
+    }
+
+    /// Whether the last error was a refusal that the front end was told of, and no reason to end
+    /// the session.
+    pub(super) fn take_soft_refusal(&mut self) -> bool {
+        std::mem::take(&mut self.soft_refusal)
+    }
+
+    /// Whether the front end has begun a session in earnest.
+    pub(super) fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    /// Whether guest memory was lost.
+    pub(super) fn memory_is_lost(&self) -> bool {
+        self.memory.is_lost()
+    }
+
+    /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
+    /// them had died.
+    pub(super) fn shut_down(&mut self) -> bool {
+        for worker in &self.workers {
+            worker.send(Command::Quit);
+        }
+        let mut healthy = true;
+        for mut worker in self.workers.drain(..) {
+            healthy &= worker.join();
+        }
+        healthy
+    }
+
+    fn worker(&self, ring: usize) -> Result<&Worker> {
+        let count = self.workers.len().max(1);
+        self.workers.get(ring % count).ok_or(Error::BackendInternalError)
+    }
+
+    fn ring(&self, index: u32) -> Result<usize> {
+        let ring = index as usize;
+        if ring >= self.vrings.len() {
+            return refuse(format_args!("there is no queue {index}"));
+        }
+        Ok(ring)
+    }
+
+    /// Stops a ring: when this returns, all that was taken from it is published.
+    fn stop(&mut self, ring: usize) -> Result<()> {
+        if !self.staged[ring].started {
+            return Ok(());
+        }
+        let (stopped, wait) = channel();
+        self.worker(ring)?.send(Command::Stop { ring, stopped });
+        wait.recv().map_err(|_| Error::BackendInternalError)?;
+        self.vrings[ring].set_queue_ready(false);
+        self.staged[ring].started = false;
+        Ok(())
+    }
+
+    /// Starts a ring if the front end has said all that it takes.
+    fn start_if_complete(&mut self, ring: usize) -> Result<()> {
+        let staged = &self.staged[ring];
+        let (Some([table, used, available]), Some(kick)) = (staged.addresses, &staged.kick) else {
+            return Ok(());
+        };
+        let kick = kick.try_clone().map_err(Error::ReqHandlerError)?;
+        let error_event = staged.error_event.as_ref().map(File::try_clone).transpose();
+        let error_event = error_event.map_err(Error::ReqHandlerError)?;
+        let translate = |addr| self.memory.guest_address(addr);
+        let (Some(table), Some(used), Some(available)) =
+            (translate(table), translate(used), translate(available))
+        else {
+            return refuse(format_args!("the rings of queue {ring} lie outside of its memory"));
+        };
+        let vring = &self.vrings[ring];
+        if vring.set_queue_info(table, available, used).is_err() {
+            return refuse(format_args!("the rings of queue {ring} are not aligned"));
+        }
+        vring.set_queue_ready(true);
+        if let Err(error) = self.check_and_position(ring) {
+            vring.set_queue_ready(false);
+            return Err(error);
+        }
+        vring.set_queue_event_idx(self.acked_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1);
+        if self.acked_features & F_PROTOCOL_FEATURES == 0 {
+            // Without protocol features there is no enable message (vhost-user, "Ring states").
+            vring.set_enabled(true);
+        }
+        self.shared.device.mark_served();
+        self.staged[ring].started = true;
+        self.worker(ring)?.send(Command::Start { ring, kick, error_event });
+        Ok(())
+    }
+
+    /// Checks that the ring lies in guest memory whole, and positions it at its used index.
+    ///
+    /// Everything taken was published before a ring stopped, so what the used index says is what
+    /// was done; the base that the front end names may be older than that.
+    fn check_and_position(&self, ring: usize) -> Result<()> {
+        let shared = self.memory.shared();
+        let memory = shared.memory();
+        let vring = &self.vrings[ring];
+        let base = {
+            let state = vring.get_ref();
+            if !state.get_queue().is_valid(&*memory) {
+                return refuse(format_args!("the rings of queue {ring} lie outside of its memory"));
+            }
+            state.get_queue().next_avail()
+        };
+        let used = ring::used_index(vring.get_ref().get_queue(), &memory);
+        let Some(used) = used else {
+            return refuse(format_args!("the used ring of queue {ring} cannot be read"));
+        };
+        if (base != 0 || used != 0) && !self.shared.device.has_served() {
+            log::error!(
+                "queue {ring} is in use already (base {base}, used index {used}), and this disk \
+                 never served a guest: what the guest wrote is not here, so it is not served"
+            );
+            return Err(Error::InvalidParam);
+        }
+        if base != used {
+            log::debug!("queue {ring} starts at its used index {used}, not at its base {base}");
+        }
+        vring.set_queue_next_avail(used);
+        vring.set_queue_next_used(used);
+        Ok(())
+    }
+
+    /// Changes what the front end said of a ring; a running one is stopped, and started anew.
+    fn change_ring(&mut self, ring: usize, change: impl FnOnce(&mut Self)) -> Result<()> {
+        let started = self.staged[ring].started;
+        self.stop(ring)?;
+        change(self);
+        if started { self.start_if_complete(ring) } else { Ok(()) }
+    }
+
+    /// Changes guest memory while all queue threads rest with nothing in flight; rings that no
+    /// longer lie in it are stopped.
+    fn change_memory(
+        &mut self,
+        change: impl FnOnce(&mut MemoryMap) -> std::result::Result<(), super::memory::MemoryError>,
+    ) -> Result<()> {
+        let mut resting = Vec::new();
+        for worker in &self.workers {
+            let (paused, wait) = channel();
+            let (keep, resume) = channel();
+            worker.send(Command::Pause { paused, resume });
+            resting.push((wait, keep));
+        }
+        for (wait, _) in &resting {
+            wait.recv().map_err(|_| Error::BackendInternalError)?;
+        }
+        let changed = change(&mut self.memory);
+        let gone: Vec<usize> = (0..self.vrings.len())
+            .filter(|ring| self.staged[*ring].started && !self.still_lies_in_memory(*ring))
+            .collect();
+        for ring in &gone {
+            self.vrings[*ring].set_enabled(false);
+        }
+        drop(resting);
+        for ring in gone {
+            log::warn!("queue {ring} is stopped: its rings are no longer in guest memory");
+            self.stop(ring)?;
+            self.staged[ring].addresses = None;
+        }
+        changed.or_else(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            refuse(format_args!("{error}{}", cause.unwrap_or_default()))
+        })
+    }
+
+    /// Whether a ring's addresses still mean what they meant when it was started.
+    fn still_lies_in_memory(&self, ring: usize) -> bool {
+        let Some(addresses) = self.staged[ring].addresses else { return false };
+        let state = self.vrings[ring].get_ref();
+        let queue = state.get_queue();
+        let shared = self.memory.shared();
+        let now = addresses.map(|addr| self.memory.guest_address(addr));
+        now == [Some(queue.desc_table()), Some(queue.used_ring()), Some(queue.avail_ring())]
+            && queue.is_valid(&*shared.memory())
+    }
+}
+
+/// Makes a descriptor of the front end's safe to wait for and to signal: a full or empty one must
+/// not hold up the thread that touches it.
+fn nonblocking(file: File) -> Result<File> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    let set = flags.and_then(|flags| fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
+    set.map_err(|errno| Error::ReqHandlerError(errno.into()))?;
+    Ok(file)
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        self.owned = true;
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        for ring in 0..self.vrings.len() {
+            self.stop(ring)?;
+            self.vrings[ring].set_enabled(false);
+            self.staged[ring] = Staged::default();
+        }
+        self.acked_features = 0;
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("RESET_DEVICE is not offered"))
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.shared.options.features())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.shared.options.features() != 0 {
+            return refuse(format_args!("features {features:#x} were not all offered"));
+        }
+        self.acked_features = features;
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(super::config::GuestOptions::protocol_features())
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        if features & !super::config::GuestOptions::protocol_features().bits() != 0 {
+            return refuse(format_args!("protocol features {features:#x} were not all offered"));
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let regions = regions.iter().map(Layout::from).zip(files).collect();
+        self.change_memory(|memory| memory.set(regions))?;
+        Ok(None)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        self.change_memory(|memory| memory.add(Layout::from(region), file))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.change_memory(|memory| memory.remove(Layout::from(region)))
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let ring = self.ring(index)?;
+        let max = self.shared.options.max_queue_size;
+        let size = u16::try_from(num).ok().filter(|size| *size <= max && size.is_power_of_two());
+        let Some(size) = size else {
+            return refuse(format_args!("{num} is no size for a queue: a power of two up to {max}"));
+        };
+        self.change_ring(ring, |this| this.vrings[ring].set_queue_size(size))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let ring = self.ring(index)?;
+        let addresses = Some([descriptor, used, available]);
+        self.change_ring(ring, |this| this.staged[ring].addresses = addresses)
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let ring = self.ring(index)?;
+        let Ok(base) = u16::try_from(base) else {
+            return refuse(format_args!("{base} is no index of a queue"));
+        };
+        self.change_ring(ring, |this| this.vrings[ring].set_queue_next_avail(base))
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let ring = self.ring(index)?;
+        self.stop(ring)?;
+        // A kick descriptor starts the ring again, and only a new one (vhost-user, "Ring states").
+        self.staged[ring].kick = None;
+        let vring = &self.vrings[ring];
+        vring.set_call(None);
+        Ok(VhostUserVringState::new(index, u32::from(vring.queue_next_avail())))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        let Some(fd) = fd else {
+            return refuse(format_args!("queue {ring} would have to be polled"));
+        };
+        self.stop(ring)?;
+        self.staged[ring].kick = Some(nonblocking(fd)?);
+        self.start_if_complete(ring)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        let vring = &self.vrings[ring];
+        vring.set_call(fd.map(nonblocking).transpose()?);
+        // The interrupt for what is in the used ring may have died with an earlier session.
+        let _ = vring.signal_used_queue();
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        let error_event = fd.map(nonblocking).transpose()?;
+        self.change_ring(ring, |this| this.staged[ring].error_event = error_event)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let ring = self.ring(index)?;
+        self.vrings[ring].set_enabled(enable);
+        if enable && self.staged[ring].started {
+            self.worker(ring)?.send(Command::Look { ring });
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.vrings.len() as u64)
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Ok(self.config.read(offset, size))
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        self.config.write(offset, bytes).map_err(|error| {
+            log::debug!("{error}");
+            self.soft_refusal = true;
+            Error::InvalidParam
+        })
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("this is a disk"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("SHARED_OBJECT is not offered"))
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidOperation("INFLIGHT_SHMFD is not offered"))
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("INFLIGHT_SHMFD is not offered"))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("SHMEM is not offered"))
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("LOG_SHMFD is not offered"))
+    }
+}

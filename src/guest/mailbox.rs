@@ -1,0 +1,99 @@
+//! What reaches a queue thread besides kicks: commands of the session, and requests that woke up.
+
+use std::fs::File;
+use std::io;
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::sync;
+
+/// An order of the session to a queue thread. Dropping a `Sender` unused says that the thread is
+/// gone, which the session's `recv` reports.
+pub(super) enum Command {
+    /// Serve a ring that is ready, and look at it at once.
+    Start { ring: usize, kick: File, error_event: Option<File> },
+    /// Look at a ring: it was enabled.
+    Look { ring: usize },
+    /// Take no more heads of a ring; answer when all that were taken are published.
+    Stop { ring: usize, stopped: Sender<()> },
+    /// Finish everything in flight, answer, and wait until the sender of `resume` is dropped:
+    /// the memory that requests use is about to change.
+    Pause { paused: Sender<()>, resume: Receiver<()> },
+    /// Finish everything in flight and end.
+    Quit,
+}
+
+#[derive(Default)]
+struct Inbox {
+    commands: Vec<Command>,
+    woken: Vec<(usize, u16)>,
+}
+
+/// The mailbox of one queue thread.
+pub(super) struct Mailbox {
+    inbox: Mutex<Inbox>,
+    event: EventFd,
+}
+
+impl Mailbox {
+    pub(super) fn new() -> io::Result<Arc<Self>> {
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Arc::new(Self { inbox: Mutex::default(), event }))
+    }
+
+    /// Readable while there may be something in the mailbox.
+    pub(super) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Gives the thread an order.
+    pub(super) fn send(&self, command: Command) {
+        self.put(|inbox| inbox.commands.push(command));
+    }
+
+    /// A waker that puts one request of one ring on the thread's list.
+    pub(super) fn waker(self: &Arc<Self>, ring: usize, head: u16) -> Waker {
+        Waker::from(Arc::new(RequestWaker { mailbox: Arc::clone(self), ring, head }))
+    }
+
+    /// Takes everything out: commands, and woken requests as (ring, head), added to the vectors.
+    pub(super) fn take(&self, commands: &mut Vec<Command>, woken: &mut Vec<(usize, u16)>) {
+        // The event first: what is put in after it is announced again.
+        let _ = self.event.read();
+        let mut inbox = sync::lock(&self.inbox);
+        commands.append(&mut inbox.commands);
+        woken.append(&mut inbox.woken);
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Inbox)) {
+        let was_empty = {
+            let mut inbox = sync::lock(&self.inbox);
+            let was_empty = inbox.commands.is_empty() && inbox.woken.is_empty();
+            change(&mut inbox);
+            was_empty
+        };
+        if was_empty {
+            // Fails only if the counter is full, and then the event is readable anyway.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+struct RequestWaker {
+    mailbox: Arc<Mailbox>,
+    ring: usize,
+    head: u16,
+}
+
+impl Wake for RequestWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.mailbox.put(|inbox| inbox.woken.push((self.ring, self.head)));
+    }
+}

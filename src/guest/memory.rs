@@ -1,0 +1,215 @@
+//! The guest's memory as the front end describes it.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
+use vm_memory::bitmap::BS;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryError, GuestMemoryRegion,
+    GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError, GuestRegionMmap,
+    GuestUsize, MemoryRegionAddress, MmapRegion, VolatileSlice, mmap::MmapRegionError,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::sigbus::Watch;
+
+/// Regions that a front end may have mapped at once (the crate's own bound for ADD_MEM_REG).
+pub(super) const MAX_REGIONS: usize = 509;
+
+/// All regions of guest memory at one moment.
+pub(super) type Memory = GuestRegionCollection<Region>;
+
+/// The memory that queue threads take a snapshot of for each batch.
+pub(super) type SharedMemory = GuestMemoryAtomic<Memory>;
+
+/// A region of guest memory, mapped, and watched for the loss of its file.
+#[derive(Debug)]
+pub(super) struct Region {
+    // Before the mapping: what is unmapped must not be watched any more.
+    watch: Watch,
+    mapping: GuestRegionMmap,
+}
+
+impl Region {
+    /// Whether a part of the file is gone, so that bytes read from here may be made up.
+    pub(super) fn is_lost(&self) -> bool {
+        self.watch.faulted()
+    }
+}
+
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.mapping.len()
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.mapping.start_addr()
+    }
+
+    fn bitmap(&self) -> BS<'_, ()> {
+        self.mapping.bitmap()
+    }
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
+        self.mapping.get_host_address(addr)
+    }
+
+    fn file_offset(&self) -> Option<&FileOffset> {
+        self.mapping.file_offset()
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, BS<'_, ()>>, GuestMemoryError> {
+        self.mapping.get_slice(offset, count)
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
+/// Why a region of guest memory was refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MemoryError {
+    #[error("a memory region of {0} bytes cannot be mapped")]
+    Map(u64, #[source] MmapRegionError),
+    #[error("a memory region cannot be watched")]
+    Watch(#[source] std::io::Error),
+    #[error("a memory region does not fit into the address space")]
+    Address,
+    #[error("memory regions overlap")]
+    Layout(#[from] GuestRegionCollectionError),
+    #[error("more than {MAX_REGIONS} memory regions")]
+    TooMany,
+    #[error("no such memory region")]
+    Unknown,
+}
+
+/// Where a region lies, in the guest and in the front end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) guest_addr: u64,
+    pub(super) user_addr: u64,
+    pub(super) size: u64,
+    pub(super) file_offset: u64,
+}
+
+impl From<&VhostUserMemoryRegion> for Layout {
+    fn from(region: &VhostUserMemoryRegion) -> Self {
+        Self {
+            guest_addr: region.guest_phys_addr,
+            user_addr: region.user_addr,
+            size: region.memory_size,
+            file_offset: region.mmap_offset,
+        }
+    }
+}
+
+impl From<&VhostUserSingleMemoryRegion> for Layout {
+    fn from(region: &VhostUserSingleMemoryRegion) -> Self {
+        Self {
+            guest_addr: region.guest_phys_addr,
+            user_addr: region.user_addr,
+            size: region.memory_size,
+            file_offset: region.mmap_offset,
+        }
+    }
+}
+
+/// The regions of one session.
+pub(super) struct MemoryMap {
+    regions: Vec<(Layout, Arc<Region>)>,
+    shared: SharedMemory,
+    alarm: EventFd,
+}
+
+impl MemoryMap {
+    /// No memory yet; a region that is lost later is signalled through `alarm`.
+    pub(super) fn new(alarm: EventFd) -> Self {
+        Self { regions: Vec::new(), shared: SharedMemory::new(Memory::new()), alarm }
+    }
+
+    /// The memory as queue threads see it; follows all changes.
+    pub(super) fn shared(&self) -> SharedMemory {
+        self.shared.clone()
+    }
+
+    /// Replaces all regions.
+    pub(super) fn set(&mut self, regions: Vec<(Layout, File)>) -> Result<(), MemoryError> {
+        let mapped: Result<Vec<_>, _> =
+            regions.into_iter().map(|(layout, file)| self.map(layout, file)).collect();
+        self.install(mapped?)
+    }
+
+    /// Adds a region.
+    pub(super) fn add(&mut self, layout: Layout, file: File) -> Result<(), MemoryError> {
+        let mapped = self.map(layout, file)?;
+        let mut regions = self.regions.clone();
+        regions.push(mapped);
+        self.install(regions)
+    }
+
+    /// Removes a region, named by its addresses and size.
+    pub(super) fn remove(&mut self, layout: Layout) -> Result<(), MemoryError> {
+        let mut regions = self.regions.clone();
+        let at = regions.iter().position(|(known, _)| {
+            (known.guest_addr, known.user_addr, known.size)
+                == (layout.guest_addr, layout.user_addr, layout.size)
+        });
+        regions.remove(at.ok_or(MemoryError::Unknown)?);
+        self.install(regions)
+    }
+
+    /// The guest address of an address of the front end's own space, in which it gives the rings.
+    pub(super) fn guest_address(&self, user_addr: u64) -> Option<u64> {
+        self.regions.iter().find_map(|(layout, _)| {
+            let offset = user_addr.checked_sub(layout.user_addr)?;
+            (offset < layout.size).then(|| layout.guest_addr + offset)
+        })
+    }
+
+    /// Whether a region was lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.regions.iter().any(|(_, region)| region.is_lost())
+    }
+
+    fn map(&self, layout: Layout, file: File) -> Result<(Layout, Arc<Region>), MemoryError> {
+        let size = usize::try_from(layout.size).map_err(|_| MemoryError::Address)?;
+        if layout.guest_addr.checked_add(layout.size).is_none()
+            || layout.user_addr.checked_add(layout.size).is_none()
+        {
+            return Err(MemoryError::Address);
+        }
+        // Refuses a range beyond the end of the file, where every access would be a SIGBUS.
+        let mapping = MmapRegion::from_file(FileOffset::new(file, layout.file_offset), size)
+            .map_err(|error| MemoryError::Map(layout.size, error))?;
+        let watch = Watch::new(mapping.as_ptr() as usize, size, &self.alarm);
+        let watch = watch.map_err(MemoryError::Watch)?;
+        let mapping = GuestRegionMmap::new(mapping, GuestAddress(layout.guest_addr));
+        let mapping = mapping.ok_or(MemoryError::Address)?;
+        Ok((layout, Arc::new(Region { watch, mapping })))
+    }
+
+    fn install(&mut self, mut regions: Vec<(Layout, Arc<Region>)>) -> Result<(), MemoryError> {
+        if regions.len() > MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        regions.sort_by_key(|(layout, _)| layout.guest_addr);
+        let memory = if regions.is_empty() {
+            Memory::new()
+        } else {
+            let all = regions.iter().map(|(_, region)| Arc::clone(region)).collect();
+            Memory::from_arc_regions(all)?
+        };
+        // Nobody else writes: the map belongs to the session's thread. A poisoned lock is still
+        // a lock here, since it guards no data of its own.
+        let guard = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        guard.replace(memory);
+        self.regions = regions;
+        Ok(())
+    }
+}

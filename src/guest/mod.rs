@@ -1,0 +1,28 @@
+//! The guest's side: vhost-user sessions, virtqueues, virtio-blk requests.
+//!
+//! * `session`: one front end, from connection to end; the seam behind which all else lies
+//! * `handler`: what each vhost-user message does to rings and memory
+//! * `memory`, `sigbus`: the guest's memory, and its loss
+//! * `worker`, `mailbox`: queue threads and what reaches them
+//! * `queue`: one virtqueue, served
+//! * `ring`, `chain`: available and used rings, descriptor chains
+//! * `request`: virtio-blk requests from chain to status
+//! * `sys`: two system calls
+//! * `config`: features, limits, configuration space
+
+mod chain;
+mod config;
+mod handler;
+mod limited;
+mod mailbox;
+mod memory;
+mod queue;
+mod request;
+mod ring;
+mod session;
+mod sigbus;
+mod sys;
+mod worker;
+
+pub use self::config::GuestOptions;
+pub use self::session::{Server, SessionEnd, SessionError};

@@ -1,0 +1,318 @@
+//! virtio-blk requests, from a descriptor chain to a status byte (VIRTIO 1.2, 5.2.6).
+//!
+//! The type of a request changes with its stage, so that it is completed exactly once:
+//!
+//! ```text
+//! Taken --parse--> Request --start--> InFlight --poll--> Finished --put--> used ring
+//! ```
+//!
+//! A [`Taken`] is made when a head is popped and ends in a [`Finished`], which the used ring
+//! consumes. Neither can be copied, and one that is lost on the way says so.
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard,
+};
+
+use super::chain::{Chain, Segment, total, trim_front, trim_last_byte};
+use super::config::{GuestOptions, MAX_FREE_SECTORS, MAX_FREE_SEGMENTS};
+use super::memory::Memory;
+use crate::device::{Op, Payload, PayloadFault};
+use crate::units::SECTOR_SIZE;
+
+/// Bytes of a request's header: le32 type, le32 reserved, le64 sector.
+const HEADER_BYTES: usize = 16;
+/// Bytes of a discard or write-zeroes segment: le64 sector, le32 sectors, le32 flags.
+const FREE_SEGMENT_BYTES: usize = 16;
+
+/// A head that was taken from the available ring and has to be given back.
+#[derive(Debug)]
+#[must_use = "a head that is not given back is a request that the guest waits for forever"]
+pub(super) struct Taken {
+    head: u16,
+    given_back: bool,
+}
+
+impl Taken {
+    pub(super) fn new(head: u16) -> Self {
+        Self { head, given_back: false }
+    }
+
+    pub(super) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Ends the request, with so many bytes written to its writable part.
+    pub(super) fn finish(mut self, written: u32) -> Finished {
+        self.given_back = true;
+        Finished { head: self.head, written }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if !self.given_back && !std::thread::panicking() {
+            log::error!("request {} was forgotten", self.head);
+            debug_assert!(self.given_back, "request {} was forgotten", self.head);
+        }
+    }
+}
+
+/// A request whose status is written; what is left is its used element.
+#[derive(Debug)]
+#[must_use = "a finished request has to be put into the used ring"]
+pub(super) struct Finished {
+    pub(super) head: u16,
+    pub(super) written: u32,
+}
+
+/// The status of a finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = VIRTIO_BLK_S_OK as u8,
+    IoErr = VIRTIO_BLK_S_IOERR as u8,
+    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+/// Where the status goes, and how many bytes of data come before it if all is well.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reply {
+    status: GuestAddress,
+    data: u32,
+}
+
+impl Reply {
+    /// Writes the status and ends the request.
+    pub(super) fn finish(self, memory: &Memory, taken: Taken, status: Status) -> Finished {
+        if memory.write_obj(status as u8, self.status).is_err() {
+            return taken.finish(0);
+        }
+        let data = if status == Status::Ok { self.data } else { 0 };
+        taken.finish(data.saturating_add(1))
+    }
+}
+
+/// What a chain asks for.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// A range of the disk.
+    Io { op: Op, sector: u64, bytes: u64, data: Vec<Segment>, reply: Reply },
+    /// Make earlier writes stable.
+    Flush { reply: Reply },
+    /// Return the serial.
+    GetId { data: Vec<Segment>, reply: Reply },
+    /// Not valid, or not supported.
+    Refused { status: Status, reply: Reply },
+    /// Not even a status byte fits.
+    Mute,
+}
+
+/// Moves bytes between guest memory, named by segments, and private memory.
+#[derive(Debug)]
+pub(super) struct GuestBytes {
+    memory: GuestMemoryLoadGuard<Memory>,
+    segments: Vec<Segment>,
+    /// Number of the segment that the last access ended in, and the offset where it starts: the
+    /// device works through a request front to back.
+    cursor: (usize, u64),
+}
+
+impl GuestBytes {
+    pub(super) fn new(memory: GuestMemoryLoadGuard<Memory>, segments: Vec<Segment>) -> Self {
+        Self { memory, segments, cursor: (0, 0) }
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(super) fn into_segments(self) -> Vec<Segment> {
+        self.segments
+    }
+
+    /// Calls `part` for each piece of guest memory that makes up `len` bytes from `offset` on,
+    /// with the range of these bytes.
+    fn pieces(
+        &mut self,
+        offset: u64,
+        len: usize,
+        mut part: impl FnMut(&Memory, GuestAddress, std::ops::Range<usize>) -> bool,
+    ) -> Result<(), PayloadFault> {
+        let (mut at, mut base) = self.cursor;
+        if offset < base {
+            (at, base) = (0, 0);
+        }
+        let mut done = 0;
+        while done < len {
+            let segment = self.segments.get(at).ok_or(PayloadFault)?;
+            let within = offset + done as u64 - base;
+            if within >= u64::from(segment.len) {
+                base += u64::from(segment.len);
+                at += 1;
+                continue;
+            }
+            let count = (len - done).min((u64::from(segment.len) - within) as usize);
+            let addr = segment.addr.0.checked_add(within).ok_or(PayloadFault)?;
+            if !part(&self.memory, GuestAddress(addr), done..done + count) {
+                return Err(PayloadFault);
+            }
+            done += count;
+        }
+        self.cursor = (at, base);
+        Ok(())
+    }
+}
+
+impl Payload for GuestBytes {
+    fn fetch(&mut self, offset: u64, into: &mut [u8]) -> Result<(), PayloadFault> {
+        self.pieces(offset, into.len(), |memory, addr, range| {
+            memory.read_slice(&mut into[range], addr).is_ok()
+        })?;
+        // Memory that was lost reads as zeroes, which must not become the disk's content.
+        let lost = self.memory.iter().any(super::memory::Region::is_lost);
+        if lost { Err(PayloadFault) } else { Ok(()) }
+    }
+
+    fn deliver(&mut self, offset: u64, from: &[u8]) -> Result<(), PayloadFault> {
+        self.pieces(offset, from.len(), |memory, addr, range| {
+            memory.write_slice(&from[range], addr).is_ok()
+        })
+    }
+}
+
+/// What a request is, before its data is looked at.
+struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl Request {
+    /// Finds out what `chain` asks for. Framing is free: header, data and status are found by
+    /// their byte positions, whatever descriptors they are in.
+    ///
+    /// `chain` is consumed, its vectors may be taken.
+    pub(super) fn parse(memory: &Memory, chain: &mut Chain, options: &GuestOptions) -> Self {
+        let Some(status) = trim_last_byte(&mut chain.writable) else { return Request::Mute };
+        let reply = Reply { status, data: 0 };
+        let refused = |status| Request::Refused { status, reply };
+        if chain.misordered {
+            return refused(Status::IoErr);
+        }
+        let Some(header) = read_header(memory, chain) else { return refused(Status::IoErr) };
+        let (input, output) = (total(&chain.writable), total(&chain.readable));
+        match header.kind {
+            VIRTIO_BLK_T_IN => {
+                // Data in the wrong direction cannot be meant.
+                if output != 0 || !is_data_length(input, options) {
+                    return refused(Status::IoErr);
+                }
+                let data = std::mem::take(&mut chain.writable);
+                let reply = Reply { data: input as u32, ..reply };
+                Request::Io { op: Op::Read, sector: header.sector, bytes: input, data, reply }
+            }
+            VIRTIO_BLK_T_OUT => {
+                if options.read_only || input != 0 || !is_data_length(output, options) {
+                    return refused(Status::IoErr);
+                }
+                let data = std::mem::take(&mut chain.readable);
+                Request::Io { op: Op::Write, sector: header.sector, bytes: output, data, reply }
+            }
+            VIRTIO_BLK_T_FLUSH => Request::Flush { reply },
+            VIRTIO_BLK_T_GET_ID => {
+                let data = std::mem::take(&mut chain.writable);
+                let reply = Reply { data: input.min(options.id().len() as u64) as u32, ..reply };
+                Request::GetId { data, reply }
+            }
+            VIRTIO_BLK_T_DISCARD => parse_free(memory, chain, Op::Discard, options, reply),
+            VIRTIO_BLK_T_WRITE_ZEROES => parse_free(memory, chain, Op::WriteZeroes, options, reply),
+            _ => refused(Status::Unsupported),
+        }
+    }
+}
+
+fn is_data_length(bytes: u64, options: &GuestOptions) -> bool {
+    bytes % SECTOR_SIZE == 0 && bytes <= options.max_request_bytes()
+}
+
+/// Takes the header off the front of the readable part.
+fn read_header(memory: &Memory, chain: &mut Chain) -> Option<Header> {
+    let mut bytes = [0; HEADER_BYTES];
+    copy_front(memory, &chain.readable, &mut bytes)?;
+    trim_front(&mut chain.readable, HEADER_BYTES as u32).then_some(())?;
+    let (kind, rest) = bytes.split_first_chunk::<4>()?;
+    let sector = rest.last_chunk::<8>()?;
+    Some(Header { kind: u32::from_le_bytes(*kind), sector: u64::from_le_bytes(*sector) })
+}
+
+/// A discard or write-zeroes request: a list of segments, of which one is allowed.
+fn parse_free(
+    memory: &Memory,
+    chain: &mut Chain,
+    op: Op,
+    options: &GuestOptions,
+    reply: Reply,
+) -> Request {
+    let refused = |status| Request::Refused { status, reply };
+    let bytes = total(&chain.readable);
+    if options.read_only || bytes == 0 || bytes % FREE_SEGMENT_BYTES as u64 != 0 {
+        return refused(Status::IoErr);
+    }
+    if bytes > (MAX_FREE_SEGMENTS * FREE_SEGMENT_BYTES) as u64 {
+        return refused(Status::Unsupported);
+    }
+    let mut segment = [0; FREE_SEGMENT_BYTES];
+    if copy_front(memory, &chain.readable, &mut segment).is_none() {
+        return refused(Status::IoErr);
+    }
+    let value = u128::from_le_bytes(segment);
+    let (sector, sectors, flags) = (value as u64, (value >> 64) as u32, (value >> 96) as u32);
+    if sectors > MAX_FREE_SECTORS {
+        return refused(Status::IoErr);
+    }
+    let allowed = match op {
+        Op::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+        _ => 0,
+    };
+    if flags & !allowed != 0 {
+        return refused(Status::Unsupported);
+    }
+    let bytes = u64::from(sectors) * SECTOR_SIZE;
+    Request::Io { op, sector, bytes, data: Vec::new(), reply }
+}
+
+/// Copies the first bytes of some segments; `None` if there are not as many, or out of reach.
+fn copy_front(memory: &Memory, segments: &[Segment], into: &mut [u8]) -> Option<()> {
+    let mut done = 0;
+    for segment in segments {
+        if done == into.len() {
+            break;
+        }
+        let count = (segment.len as usize).min(into.len() - done);
+        memory.read_slice(&mut into[done..done + count], segment.addr).ok()?;
+        done += count;
+    }
+    (done == into.len()).then_some(())
+}
+
+/// Returns the serial to a GET_ID request.
+pub(super) fn deliver_id(memory: &Memory, data: &[Segment], id: &[u8; 20]) -> Status {
+    let mut left = &id[..];
+    for segment in data {
+        let (now, later) = left.split_at((segment.len as usize).min(left.len()));
+        if memory.write_slice(now, segment.addr).is_err() {
+            return Status::IoErr;
+        }
+        left = later;
+    }
+    Status::Ok
+}
+
+/// A snapshot of guest memory for one batch.
+pub(super) fn snapshot(memory: &super::memory::SharedMemory) -> GuestMemoryLoadGuard<Memory> {
+    memory.memory()
+}

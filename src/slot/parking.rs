@@ -1,0 +1,128 @@
+//! Where waiters for slot locks sleep: a table of queues, hashed by slot.
+//!
+//! A waiter is whatever can be woken, so a queue holds wakers: a plain thread waits with a waker
+//! that unparks it, a request with one that puts it back on its queue thread's list.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use crate::sync::{self, AtomicU8, Mutex, MutexGuard, Ordering};
+
+/// Queues of the table; a power of two. Two slots that share one only share its mutex.
+#[cfg(not(loom))]
+const BUCKETS: usize = 64;
+#[cfg(loom)]
+const BUCKETS: usize = 1;
+
+/// State of a waiter, written under its bucket's mutex and by nobody but the waker's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Fate {
+    /// In the queue.
+    Queued = 0,
+    /// Taken off the queue and told to try again.
+    Woken = 1,
+    /// Taken off the queue, and the lock was handed to it.
+    Granted = 2,
+}
+
+/// One sleeper, shared between its task and the queue.
+#[derive(Debug)]
+pub(super) struct Sleeper {
+    fate: AtomicU8,
+    waker: Mutex<Waker>,
+}
+
+impl Sleeper {
+    pub(super) fn new(waker: &Waker) -> Arc<Self> {
+        let fate = AtomicU8::new(Fate::Queued as u8);
+        Arc::new(Self { fate, waker: Mutex::new(waker.clone()) })
+    }
+
+    pub(super) fn fate(&self) -> Fate {
+        match self.fate.load(Ordering::Acquire) {
+            0 => Fate::Queued,
+            1 => Fate::Woken,
+            _ => Fate::Granted,
+        }
+    }
+
+    /// Replaces the waker of a sleeper that is polled by another task than the one before.
+    pub(super) fn set_waker(&self, waker: &Waker) {
+        let mut current = sync::lock(&self.waker);
+        if !current.will_wake(waker) {
+            current.clone_from(waker);
+        }
+    }
+
+    pub(super) fn settle(&self, fate: Fate) {
+        self.fate.store(fate as u8, Ordering::Release);
+    }
+
+    pub(super) fn wake(&self) {
+        let waker = sync::lock(&self.waker).clone();
+        waker.wake();
+    }
+}
+
+struct Entry {
+    slot: u64,
+    /// Times this waiter was woken and found the lock taken again by a barging locker.
+    lost: u32,
+    sleeper: Arc<Sleeper>,
+}
+
+/// The queue of one bucket. Everything that changes who waits for a slot, or that releases a slot
+/// with waiters, happens under its mutex.
+#[derive(Default)]
+pub(super) struct Bucket {
+    queue: VecDeque<Entry>,
+}
+
+impl Bucket {
+    /// Queues a waiter: a new one at the end, one that lost a race at the front, where it was.
+    pub(super) fn push(&mut self, slot: u64, lost: u32, sleeper: Arc<Sleeper>) {
+        let entry = Entry { slot, lost, sleeper };
+        if lost == 0 {
+            self.queue.push_back(entry);
+        } else {
+            self.queue.push_front(entry);
+        }
+    }
+
+    /// Takes the first waiter of a slot off the queue: it, its lost races, whether more wait.
+    pub(super) fn pop(&mut self, slot: u64) -> Option<(Arc<Sleeper>, u32, bool)> {
+        let at = self.queue.iter().position(|entry| entry.slot == slot)?;
+        let entry = self.queue.remove(at)?;
+        Some((entry.sleeper, entry.lost, self.waits(slot)))
+    }
+
+    /// Whether anybody waits for the slot.
+    pub(super) fn waits(&self, slot: u64) -> bool {
+        self.queue.iter().any(|entry| entry.slot == slot)
+    }
+
+    /// Takes one waiter off the queue, wherever it is; false if it is not there.
+    pub(super) fn remove(&mut self, sleeper: &Arc<Sleeper>) -> bool {
+        let at = self.queue.iter().position(|entry| Arc::ptr_eq(&entry.sleeper, sleeper));
+        at.and_then(|at| self.queue.remove(at)).is_some()
+    }
+}
+
+/// All the queues of one slot table.
+pub(super) struct ParkingLot {
+    buckets: Box<[Mutex<Bucket>]>,
+}
+
+impl ParkingLot {
+    pub(super) fn new() -> Self {
+        Self { buckets: (0..BUCKETS).map(|_| Mutex::new(Bucket::default())).collect() }
+    }
+
+    pub(super) fn bucket(&self, slot: u64) -> MutexGuard<'_, Bucket> {
+        // Fibonacci hashing: neighbours, which are used together, land in different buckets.
+        let hash = slot.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        sync::lock(&self.buckets[hash as usize % BUCKETS])
+    }
+}

@@ -1,0 +1,198 @@
+//! The slot word: all that is known of one page of the disk, in one `u64`.
+//!
+//! ```text
+//!  bit  0      locked
+//!       1      waiters: somebody may sleep for the lock
+//!       2..4   state: 0 empty, 1 same-filled, 2 object, 3 (reserved) written back
+//!       4      idle            (set by upkeep, cleared by access)
+//!       5      post-processing (set by upkeep, cleared by access)
+//!       6      incompressible  (sticky until rewritten)
+//!       7..11  codec: index into the disk's codec table
+//!      11..23  length in bytes; 0 means a raw page of 4096
+//!      23..64  place in units of 16 bytes, or the pattern of a same-filled page
+//! ```
+//!
+//! A page filled with a repeated 8-byte word whose halves are equal keeps the 32-bit pattern in
+//! `place`, with length 0. If the halves differ the word does not fit: the page takes an 8-byte
+//! object (length 8) and still counts as same-filled.
+//!
+//! The zero word is an empty, unlocked slot, so fresh memory is a valid empty table.
+
+use crate::store::Place;
+use crate::units::PAGE_SIZE;
+
+pub(super) const LOCKED: u64 = 1 << 0;
+pub(super) const WAITERS: u64 = 1 << 1;
+const STATE_SHIFT: u32 = 2;
+const STATE_MASK: u64 = 0b11;
+const STATE_EMPTY: u64 = 0;
+const STATE_SAME: u64 = 1;
+const STATE_OBJECT: u64 = 2;
+const CODEC_SHIFT: u32 = 7;
+const CODEC_MASK: u64 = 0xf;
+const LENGTH_SHIFT: u32 = 11;
+const LENGTH_MASK: u64 = 0xfff;
+const PLACE_SHIFT: u32 = 23;
+const PLACE_BITS: u32 = Place::BITS;
+
+/// An object in the arena as a slot names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Object {
+    /// Where it starts.
+    pub place: Place,
+    /// Its length in bytes, 1..=4096; 4096 is a page stored raw.
+    pub length: usize,
+}
+
+impl Object {
+    /// Whether the page is stored as it is ("huge" in the words of the zram driver).
+    pub fn is_huge(self) -> bool {
+        self.length == PAGE_SIZE
+    }
+}
+
+/// What a slot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Never written, or freed: reads as zeroes.
+    Empty,
+    /// Filled with this repeated 32-bit pattern, and nothing stored.
+    Same(u32),
+    /// Filled with a repeated 8-byte word, which is the object.
+    SameWide(Object),
+    /// A compressed page, by the codec of this index; or a raw one, if huge (then the index is 0).
+    Object(u8, Object),
+}
+
+impl Content {
+    /// The object that the slot owns, if any.
+    pub fn object(self) -> Option<Object> {
+        match self {
+            Content::Empty | Content::Same(_) => None,
+            Content::SameWide(object) | Content::Object(_, object) => Some(object),
+        }
+    }
+}
+
+/// The value of a slot word, lock bits included.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Word(pub(super) u64);
+
+impl Word {
+    /// An empty slot.
+    pub const EMPTY: Word = Word(0);
+
+    /// The word of a slot with this content and no flag set.
+    pub fn new(content: Content) -> Self {
+        match content {
+            Content::Empty => Word::EMPTY,
+            Content::Same(pattern) => {
+                Self::pack(STATE_SAME, 0, 0, u64::from(pattern))
+            }
+            Content::SameWide(object) => {
+                debug_assert_eq!(object.length, 8);
+                Self::pack(STATE_SAME, 0, 8, object.place.units())
+            }
+            Content::Object(codec, object) => {
+                debug_assert!((1..=PAGE_SIZE).contains(&object.length));
+                debug_assert!(!object.is_huge() || codec == 0);
+                let length = (object.length % PAGE_SIZE) as u64;
+                Self::pack(STATE_OBJECT, codec, length, object.place.units())
+            }
+        }
+    }
+
+    fn pack(state: u64, codec: u8, length: u64, place: u64) -> Self {
+        debug_assert!(u64::from(codec) <= CODEC_MASK && place >> PLACE_BITS == 0);
+        Word(
+            state << STATE_SHIFT
+                | (u64::from(codec) & CODEC_MASK) << CODEC_SHIFT
+                | length << LENGTH_SHIFT
+                | place << PLACE_SHIFT,
+        )
+    }
+
+    /// What the slot holds.
+    ///
+    /// A word that no version of this crate writes (the reserved state) reads as empty here and
+    /// is refused where a table of unknown origin is opened.
+    pub fn content(self) -> Content {
+        let length = (self.0 >> LENGTH_SHIFT & LENGTH_MASK) as usize;
+        let place = self.0 >> PLACE_SHIFT;
+        match self.0 >> STATE_SHIFT & STATE_MASK {
+            STATE_SAME if length == 0 => Content::Same(place as u32),
+            STATE_SAME => Content::SameWide(Object { place: Place::from_units(place), length: 8 }),
+            STATE_OBJECT => {
+                let length = if length == 0 { PAGE_SIZE } else { length };
+                let codec = (self.0 >> CODEC_SHIFT & CODEC_MASK) as u8;
+                Content::Object(codec, Object { place: Place::from_units(place), length })
+            }
+            STATE_EMPTY | _ => Content::Empty,
+        }
+    }
+
+    /// Whether the lock bit is set.
+    pub fn is_locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    /// The word without its two lock bits.
+    pub(super) fn data(self) -> Word {
+        Word(self.0 & !(LOCKED | WAITERS))
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Word")
+            .field("locked", &self.is_locked())
+            .field("waiters", &(self.0 & WAITERS != 0))
+            .field("content", &self.content())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_place() -> impl Strategy<Value = Place> {
+        (0..1_u64 << PLACE_BITS).prop_map(Place::from_units)
+    }
+
+    fn any_content() -> impl Strategy<Value = Content> {
+        prop_oneof![
+            Just(Content::Empty),
+            any::<u32>().prop_map(Content::Same),
+            any_place().prop_map(|place| Content::SameWide(Object { place, length: 8 })),
+            any_place().prop_map(|place| Content::Object(0, Object { place, length: PAGE_SIZE })),
+            (0..16_u8, any_place(), 1..PAGE_SIZE)
+                .prop_map(|(codec, place, length)| Content::Object(codec, Object { place, length })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn content_survives_packing(content in any_content()) {
+            let word = Word::new(content);
+            prop_assert_eq!(word.content(), content);
+            prop_assert!(!word.is_locked());
+            prop_assert_eq!(word.data(), word);
+        }
+
+        #[test]
+        fn lock_bits_do_not_touch_content(content in any_content()) {
+            let word = Word(Word::new(content).0 | LOCKED | WAITERS);
+            prop_assert_eq!(word.content(), content);
+            prop_assert_eq!(word.data(), Word::new(content));
+        }
+    }
+
+    #[test]
+    fn zero_is_an_empty_unlocked_slot() {
+        assert_eq!(Word(0), Word::EMPTY);
+        assert_eq!(Word(0).content(), Content::Empty);
+    }
+}

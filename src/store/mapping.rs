@@ -1,0 +1,127 @@
+//! A sparse shared mapping of an anonymous file. The only place with `mmap`.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::ptr::NonNull;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+
+use super::{HOST_PAGE, StoreError};
+use crate::sync::AtomicU64;
+
+/// A memfd mapped whole, shared and writable, whose pages exist only once populated or written.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    file: File,
+    base: NonNull<u8>,
+    /// Bytes; a multiple of [`HOST_PAGE`], not 0.
+    len: usize,
+}
+
+// SAFETY: the mapping is memory that belongs to this value alone, and every access to it goes
+// through methods that say who may touch which bytes when.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// A new mapping of `len` bytes, rounded up to a host page, all holes.
+    pub(super) fn new(what: &'static str, len: u64) -> Result<Self, StoreError> {
+        let len = len.max(1).next_multiple_of(HOST_PAGE);
+        let fail = |source: io::Error| StoreError::Map { what, bytes: len, source };
+        let size = usize::try_from(len)
+            .ok()
+            .and_then(NonZeroUsize::new)
+            .ok_or_else(|| fail(io::ErrorKind::OutOfMemory.into()))?;
+        let name = format!("zram-{what}");
+        let file = memfd_create(name.as_str(), MFdFlags::MFD_CLOEXEC)
+            .map_err(|errno| fail(errno.into()))?;
+        let file = File::from(file);
+        file.set_len(len).map_err(fail)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice, over no other memory.
+        let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), 0) }
+            .map_err(|errno| fail(errno.into()))?;
+        Ok(Self { file, base: base.cast(), len: size.get() })
+    }
+
+    /// Size in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Bytes that exist, by the count of the file system.
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |meta| meta.blocks() * 512)
+    }
+
+    /// Makes pages exist, zeroed if they did not, so that a store cannot end in a SIGBUS.
+    ///
+    /// `offset` and `len` are multiples of [`HOST_PAGE`] within the mapping.
+    pub(super) fn populate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let fail = |errno: nix::Error| StoreError::Populate { bytes: len, source: errno.into() };
+        let start = self.range(offset, len).cast();
+        // SAFETY: the range lies in our mapping, and populating changes no byte that exists.
+        unsafe { madvise(start, len as usize, MmapAdvise::MADV_POPULATE_WRITE) }.map_err(fail)
+    }
+
+    /// Gives pages back to the host; they read as zeroes if touched again.
+    ///
+    /// `offset` and `len` are multiples of [`HOST_PAGE`] within the mapping.
+    pub(super) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = self.range(offset, len);
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, mode, offset.cast_signed(), len.cast_signed()).map_err(Into::into)
+    }
+
+    /// Copies `bytes` in at `offset`.
+    ///
+    /// The caller owns these bytes of the mapping: nobody else reads or writes them now.
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) {
+        let to = self.range(offset, bytes.len() as u64);
+        // SAFETY: `range` checked the bounds, the source is borrowed from outside the mapping,
+        // and the owner of the bytes is the caller (see above).
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+    }
+
+    /// The bytes at `offset`.
+    ///
+    /// The caller has them locked: nobody writes them while the slice lives.
+    pub(super) fn bytes(&self, offset: u64, len: usize) -> &[u8] {
+        let at = self.range(offset, len as u64);
+        // SAFETY: `range` checked the bounds, the mapping lives as long as `self`, any bytes are
+        // valid `u8`, and nobody writes them (see above).
+        unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
+    }
+
+    /// The word of 8 bytes with this number.
+    pub(super) fn word(&self, number: u64) -> &AtomicU64 {
+        let at = self.range(number * 8, 8).cast::<AtomicU64>();
+        // SAFETY: within the mapping, aligned to 8 (the base is page-aligned), any bytes are a
+        // valid value, and all accesses to a mapping used for words are atomic.
+        unsafe { at.as_ref() }
+    }
+
+    fn range(&self, offset: u64, len: u64) -> NonNull<u8> {
+        let fits = offset <= self.len() && len <= self.len() - offset;
+        assert!(fits, "{len} bytes at {offset} are outside of a mapping of {}", self.len);
+        // SAFETY: just checked to lie within the mapping.
+        unsafe { self.base.add(offset as usize) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing borrowed from it outlives `self`.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
+            log::error!("cannot unmap {} bytes: {errno}", self.len);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+use super::*;
+use crate::sync::Ordering;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn looking_at_words_that_do_not_exist_allocates_nothing() {
+    let words = Words::new(64 * MIB).unwrap();
+    let before = words.resident_bytes();
+    for index in (0..words.len()).step_by(511) {
+        assert!(words.get(index).is_none());
+    }
+    assert_eq!(words.next_existing(0), words.len());
+    assert_eq!(words.resident_bytes(), before);
+}
+
+#[test]
+fn a_word_exists_from_ensure_on_with_its_neighbours_of_the_page() {
+    let words = Words::new(10_000).unwrap();
+    words.ensure(5000).unwrap();
+    words.get(5000).unwrap().store(7, Ordering::Relaxed);
+    let first = 5000 / 512 * 512;
+    assert_eq!(words.next_existing(0), first);
+    assert_eq!(words.next_existing(first + 3), first + 3);
+    assert_eq!(words.get(first).unwrap().load(Ordering::Relaxed), 0);
+    assert!(words.get(first - 1).is_none());
+    assert_eq!(words.next_existing(first + 512), words.len());
+    words.ensure(5000).unwrap();
+    assert_eq!(words.get(5000).unwrap().load(Ordering::Relaxed), 7);
+}
+
+#[test]
+fn the_last_page_of_words_ends_at_len() {
+    let words = Words::new(513).unwrap();
+    words.ensure(512).unwrap();
+    assert_eq!(words.next_existing(0), 512);
+    assert_eq!(words.next_existing(513), 513);
+}
+
+#[test]
+fn committed_pages_are_counted_and_given_back() {
+    let arena = Arena::new(16 * MIB).unwrap();
+    assert_eq!(arena.allocated_bytes(), 0);
+    arena.commit(MIB, 64 * 1024).unwrap();
+    assert_eq!(arena.allocated_bytes(), 64 * 1024);
+    let place = Place::from_offset(MIB + 16);
+    arena.write(place, b"object");
+    assert_eq!(arena.read(place, 6), b"object");
+    arena.decommit(MIB, 64 * 1024).unwrap();
+    assert_eq!(arena.allocated_bytes(), 0);
+    // A committed page is zero: nothing of the old object shows.
+    arena.commit(MIB, 4096).unwrap();
+    assert_eq!(arena.read(place, 6), [0; 6]);
+}
+
+#[test]
+#[should_panic(expected = "outside of a mapping")]
+fn bounds_are_checked() {
+    let arena = Arena::new(MIB).unwrap();
+    let _ = arena.read(Place::from_offset(MIB - 16), 17);
+}
