@@ -122,8 +122,8 @@ impl AsFd for Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         let Some((path, dev, ino)) = &self.file else { return };
-        let ours = fs::symlink_metadata(path)
-            .is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino));
+        let ours =
+            fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino));
         if ours && let Err(error) = fs::remove_file(path) {
             log::debug!("the socket's file stays: {error}");
         }

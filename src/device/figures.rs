@@ -49,7 +49,9 @@ impl Share {
     fn of(content: Content) -> Self {
         match content {
             Content::Empty => Self::default(),
-            Content::Same(_) | Content::SameWide(_) => Self { pages: 1, same: 1, huge: 0, bytes: 0 },
+            Content::Same(_) | Content::SameWide(_) => {
+                Self { pages: 1, same: 1, huge: 0, bytes: 0 }
+            }
             Content::Object(_, object) => Self {
                 pages: 1,
                 same: 0,

@@ -10,9 +10,8 @@ use std::sync::mpsc::channel;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserSharedMsg,
-    VhostUserShMemConfig, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags,
-    VhostUserVringState,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vhost_user_backend::VringT;
@@ -347,7 +346,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let max = self.shared.options.max_queue_size;
         let size = u16::try_from(num).ok().filter(|size| *size <= max && size.is_power_of_two());
         let Some(size) = size else {
-            return refuse(format_args!("{num} is no size for a queue: a power of two up to {max}"));
+            return refuse(format_args!(
+                "{num} is no size for a queue: a power of two up to {max}"
+            ));
         };
         self.change_ring(ring, |this| this.vrings[ring].set_queue_size(size))
     }

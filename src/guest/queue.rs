@@ -13,9 +13,7 @@ use super::chain::{Chain, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
 use super::memory::{Memory, SharedMemory};
-use super::request::{
-    Finished, GuestBytes, Reply, Request, Status, Taken, deliver_id, snapshot,
-};
+use super::request::{Finished, GuestBytes, Reply, Request, Status, Taken, deliver_id, snapshot};
 use super::ring::{self, Heads, RingError};
 use crate::device::{Device, Io, IoError, Lane};
 

@@ -200,7 +200,11 @@ impl Session {
             if trouble {
                 let _ = self.trouble.read();
                 let lost = sync::lock(&self.handler).memory_is_lost();
-                return Err(if lost { SessionError::MemoryLost } else { SessionError::QueueThread });
+                return Err(if lost {
+                    SessionError::MemoryLost
+                } else {
+                    SessionError::QueueThread
+                });
             }
             if !owned && started.elapsed() > SILENCE && is_readable(others)? {
                 return Err(SessionError::Silent);

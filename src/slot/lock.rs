@@ -150,10 +150,7 @@ impl<'a> Slot<'a> {
         let expected = held.0 | LOCKED;
         let free = data.data().0;
         // Release: the object's bytes are visible to whoever sees the word that names it.
-        if self
-            .word
-            .compare_exchange(expected, free, Ordering::Release, Ordering::Relaxed)
-            .is_err()
+        if self.word.compare_exchange(expected, free, Ordering::Release, Ordering::Relaxed).is_err()
         {
             self.unlock_to_waiter(free);
         }

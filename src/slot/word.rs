@@ -86,9 +86,7 @@ impl Word {
     pub fn new(content: Content) -> Self {
         match content {
             Content::Empty => Word::EMPTY,
-            Content::Same(pattern) => {
-                Self::pack(STATE_SAME, 0, 0, u64::from(pattern))
-            }
+            Content::Same(pattern) => Self::pack(STATE_SAME, 0, 0, u64::from(pattern)),
             Content::SameWide(object) => {
                 debug_assert_eq!(object.length, 8);
                 Self::pack(STATE_SAME, 0, 8, object.place.units())
@@ -168,8 +166,9 @@ mod tests {
             any::<u32>().prop_map(Content::Same),
             any_place().prop_map(|place| Content::SameWide(Object { place, length: 8 })),
             any_place().prop_map(|place| Content::Object(0, Object { place, length: PAGE_SIZE })),
-            (0..16_u8, any_place(), 1..PAGE_SIZE)
-                .prop_map(|(codec, place, length)| Content::Object(codec, Object { place, length })),
+            (0..16_u8, any_place(), 1..PAGE_SIZE).prop_map(|(codec, place, length)| {
+                Content::Object(codec, Object { place, length })
+            }),
         ]
     }
 

@@ -1,0 +1,205 @@
+//! The slot lock, model-checked: each test explores all interleavings of two or three threads.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test --lib --release slot::loom_tests`.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use loom::cell::UnsafeCell;
+use loom::thread;
+
+use super::lock::{Slot, Ticket, Waiter};
+use super::parking::ParkingLot;
+use super::word::{Content, Word};
+use crate::sync::{self, AtomicU64, Ordering};
+
+/// A slot and something that its lock protects; loom reports any two accesses that race.
+struct Shared {
+    word: AtomicU64,
+    lot: ParkingLot,
+    value: UnsafeCell<u32>,
+}
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        let lot = ParkingLot::new();
+        Arc::new(Self { word: AtomicU64::new(0), lot, value: UnsafeCell::new(0) })
+    }
+
+    fn slot(&self) -> Slot<'_> {
+        Slot { word: &self.word, lot: &self.lot, index: 0 }
+    }
+
+    fn lock(&self) -> Ticket<'_> {
+        let mut place = None;
+        sync::block_on(|cx| self.slot().poll_lock(&mut place, cx))
+    }
+
+    /// To be called with the lock held.
+    #[allow(unsafe_code)]
+    fn add_one(&self) {
+        // SAFETY: loom checks that no two threads are here at once; that is what is tested.
+        self.value.with_mut(|value| unsafe { *value += 1 });
+    }
+
+    /// To be called when all threads are done: the lock is free and nobody is queued.
+    #[allow(unsafe_code)]
+    fn finish(&self) -> u32 {
+        let ticket = self.slot().try_lock().expect("the lock is free at the end");
+        drop(ticket);
+        assert!(!self.lot.bucket(0).waits(0), "nobody waits at the end");
+        // SAFETY: as above.
+        self.value.with(|value| unsafe { *value })
+    }
+}
+
+fn model(test: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // Enough to find every bug of this kind that is known, and to end.
+    builder.preemption_bound = Some(3);
+    builder.check(test);
+}
+
+#[test]
+fn two_threads_exclude_each_other_and_none_sleeps_for_ever() {
+    model(|| {
+        let shared = Shared::new();
+        let other = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            let ticket = other.lock();
+            other.add_one();
+            drop(ticket);
+        });
+        let ticket = shared.lock();
+        shared.add_one();
+        drop(ticket);
+        thread.join().unwrap();
+        assert_eq!(shared.finish(), 2);
+    });
+}
+
+#[test]
+fn three_threads_are_all_served() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(|| {
+        let shared = Shared::new();
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let other = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let ticket = other.lock();
+                    other.add_one();
+                    drop(ticket);
+                })
+            })
+            .collect();
+        let ticket = shared.lock();
+        shared.add_one();
+        drop(ticket);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(shared.finish(), 3);
+    });
+}
+
+#[test]
+fn what_is_published_by_release_is_seen_by_the_next_owner() {
+    model(|| {
+        let shared = Shared::new();
+        let other = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            let ticket = other.lock();
+            other.add_one();
+            ticket.release(Word::new(Content::Same(1)));
+        });
+        let ticket = shared.lock();
+        if ticket.word().content() == Content::Same(1) {
+            // The word was published after the bytes that belong to it.
+            shared.add_one();
+        }
+        drop(ticket);
+        thread.join().unwrap();
+        shared.finish();
+        assert_eq!(Word(shared.word.load(Ordering::Relaxed)).content(), Content::Same(1));
+    });
+}
+
+#[test]
+fn a_ticket_released_by_another_thread_wakes_the_waiter() {
+    model(|| {
+        let shared = Shared::new();
+        // The ticket borrows the slot, so the thread that gets it keeps the slot alive.
+        let owner: &'static Shared = Box::leak(Box::new(Shared {
+            word: AtomicU64::new(0),
+            lot: ParkingLot::new(),
+            value: UnsafeCell::new(0),
+        }));
+        let ticket = owner.slot().try_lock().unwrap();
+        let thread = thread::spawn(move || {
+            owner.add_one();
+            drop(ticket);
+        });
+        let ticket = owner.lock();
+        owner.add_one();
+        drop(ticket);
+        thread.join().unwrap();
+        assert_eq!(owner.finish(), 2);
+        drop(shared);
+    });
+}
+
+#[test]
+fn a_waiter_that_gives_up_takes_nobodys_turn_with_it() {
+    model(|| {
+        let shared = Shared::new();
+        let held = shared.slot().try_lock().unwrap();
+        // Gives up at any moment: queued, woken, or not even queued.
+        let quitter = {
+            let other = Arc::clone(&shared);
+            thread::spawn(move || {
+                let mut place: Option<Waiter<'_>> = None;
+                let waker = std::task::Waker::noop();
+                let cx = std::task::Context::from_waker(waker);
+                if let Poll::Ready(ticket) = other.slot().poll_lock(&mut place, &cx) {
+                    drop(ticket);
+                }
+            })
+        };
+        let waiter = {
+            let other = Arc::clone(&shared);
+            thread::spawn(move || {
+                let ticket = other.lock();
+                other.add_one();
+                drop(ticket);
+            })
+        };
+        drop(held);
+        quitter.join().unwrap();
+        waiter.join().unwrap();
+        assert_eq!(shared.finish(), 1);
+    });
+}
+
+#[test]
+fn a_waiter_that_lost_its_races_is_handed_the_lock() {
+    model(|| {
+        let shared = Shared::new();
+        let other = Arc::clone(&shared);
+        // Barges in again and again.
+        let thread = thread::spawn(move || {
+            for _ in 0..2 {
+                if let Some(ticket) = other.slot().try_lock() {
+                    other.add_one();
+                    drop(ticket);
+                }
+            }
+        });
+        let ticket = shared.lock();
+        shared.add_one();
+        drop(ticket);
+        thread.join().unwrap();
+        assert!(shared.finish() >= 1);
+    });
+}
