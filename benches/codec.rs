@@ -28,7 +28,8 @@ use std::{
     time::Instant,
 };
 
-use vhost_user_zram::codec::{Codec, CodecSpec, PAGE_SIZE, Page, Workspace};
+use vhost_user_zram::codec::{Codec, CodecSpec, Workspace};
+use vhost_user_zram::units::{PAGE_SIZE, Page};
 
 /// Bytes of an object at most; a longer one is stored raw.
 const LIMIT: usize = 3616;
@@ -359,12 +360,15 @@ fn heap_pages(files: &[Listed], count: usize) -> Result<Vec<Page>, Box<dyn Error
         if i % 50 == 0 {
             series.push((0..200).map(|n| f64::from(n) * weight).collect());
         }
-        if i % 100 == 0 && budget > 0 && reads_as_text(&file.path) && file.pages < 64 {
-            if let Ok(text) = fs::read_to_string(&file.path) {
-                budget -= 1;
-                for (at, word) in text.split_whitespace().enumerate() {
-                    words.entry(word.to_owned()).or_default().push(at as u32);
-                }
+        if i % 100 == 0
+            && budget > 0
+            && reads_as_text(&file.path)
+            && file.pages < 64
+            && let Ok(text) = fs::read_to_string(&file.path)
+        {
+            budget -= 1;
+            for (at, word) in text.split_whitespace().enumerate() {
+                words.entry(word.to_owned()).or_default().push(at as u32);
             }
         }
     }

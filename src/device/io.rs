@@ -154,7 +154,7 @@ impl Device {
     }
 
     fn check_range(&self, sector: u64, bytes: u64) -> Result<(), IoError> {
-        if bytes % SECTOR_SIZE != 0 {
+        if !bytes.is_multiple_of(SECTOR_SIZE) {
             return Err(IoError::Unaligned { bytes });
         }
         let capacity = self.sectors();

@@ -104,7 +104,7 @@ impl Chain {
 
     fn read_indirect(&mut self, memory: &Memory, table: Descriptor) -> Result<(), ChainError> {
         let count = (table.len() / DESCRIPTOR_BYTES) as usize;
-        if table.len() % DESCRIPTOR_BYTES != 0 || count == 0 || count > MAX_DESCRIPTORS {
+        if !table.len().is_multiple_of(DESCRIPTOR_BYTES) || count == 0 || count > MAX_DESCRIPTORS {
             return Err(ChainError::IndirectLength);
         }
         self.table.resize(table.len() as usize, 0);

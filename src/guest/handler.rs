@@ -233,7 +233,7 @@ impl Handler {
             .filter(|ring| self.staged[*ring].started && !self.still_lies_in_memory(*ring))
             .collect();
         for ring in &gone {
-            self.vrings[*ring].set_enabled(false);
+            self.vrings[*ring].set_queue_ready(false);
         }
         drop(resting);
         for ring in gone {
@@ -364,7 +364,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> Result<()> {
         let ring = self.ring(index)?;
         let addresses = Some([descriptor, used, available]);
-        self.change_ring(ring, |this| this.staged[ring].addresses = addresses)
+        self.stop(ring)?;
+        self.staged[ring].addresses = addresses;
+        self.start_if_complete(ring)
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {

@@ -30,6 +30,8 @@ pub(super) enum Command {
 struct Inbox {
     commands: Vec<Command>,
     woken: Vec<(usize, u16)>,
+    /// The thread is gone. What is sent is dropped, which tells the sender.
+    closed: bool,
 }
 
 /// The mailbox of one queue thread.
@@ -68,9 +70,19 @@ impl Mailbox {
         woken.append(&mut inbox.woken);
     }
 
+    /// The thread ends: drops what is in the mailbox, and whatever comes.
+    pub(super) fn close(&self) {
+        let mut inbox = sync::lock(&self.inbox);
+        inbox.closed = true;
+        inbox.commands.clear();
+    }
+
     fn put(&self, change: impl FnOnce(&mut Inbox)) {
         let was_empty = {
             let mut inbox = sync::lock(&self.inbox);
+            if inbox.closed {
+                return;
+            }
             let was_empty = inbox.commands.is_empty() && inbox.woken.is_empty();
             change(&mut inbox);
             was_empty

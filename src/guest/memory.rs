@@ -50,7 +50,7 @@ impl GuestMemoryRegion for Region {
     }
 
     fn bitmap(&self) -> BS<'_, ()> {
-        self.mapping.bitmap()
+        self.mapping.bitmap();
     }
 
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
@@ -77,6 +77,10 @@ impl GuestMemoryRegionBytes for Region {}
 pub(super) enum MemoryError {
     #[error("a memory region of {0} bytes cannot be mapped")]
     Map(u64, #[source] MmapRegionError),
+    #[error("the file of a memory region cannot be asked for its size")]
+    File(#[source] std::io::Error),
+    #[error("a memory region ends at byte {needed} of a file of {found} bytes")]
+    FileTooShort { needed: u64, found: u64 },
     #[error("a memory region cannot be watched")]
     Watch(#[source] std::io::Error),
     #[error("a memory region does not fit into the address space")]
@@ -184,7 +188,12 @@ impl MemoryMap {
         {
             return Err(MemoryError::Address);
         }
-        // Refuses a range beyond the end of the file, where every access would be a SIGBUS.
+        // The mapping would succeed, and every access beyond the end of the file be a SIGBUS.
+        let meta = file.metadata().map_err(MemoryError::File)?;
+        let end = layout.file_offset.checked_add(layout.size).ok_or(MemoryError::Address)?;
+        if meta.is_file() && meta.len() < end {
+            return Err(MemoryError::FileTooShort { needed: end, found: meta.len() });
+        }
         let mapping = MmapRegion::from_file(FileOffset::new(file, layout.file_offset), size)
             .map_err(|error| MemoryError::Map(layout.size, error))?;
         let watch = Watch::new(mapping.as_ptr() as usize, size, &self.alarm);
@@ -212,4 +221,17 @@ impl MemoryMap {
         self.regions = regions;
         Ok(())
     }
+}
+
+/// Memory of one region of a file of its own, for tests.
+#[cfg(test)]
+pub(super) fn for_tests(start: u64, size: u64) -> MemoryMap {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(size).unwrap();
+    let alarm = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+    let mut map = MemoryMap::new(alarm);
+    let layout = Layout { guest_addr: start, user_addr: start + (1 << 32), size, file_offset: 0 };
+    map.add(layout, file).unwrap();
+    map
 }

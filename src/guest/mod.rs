@@ -22,6 +22,8 @@ mod ring;
 mod session;
 mod sigbus;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use self::config::GuestOptions;

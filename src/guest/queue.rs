@@ -9,7 +9,7 @@ use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryLoadGuard;
 
-use super::chain::{Chain, Segment};
+use super::chain::{Chain, DescriptorTable, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
 use super::memory::{Memory, SharedMemory};
@@ -129,7 +129,7 @@ impl<'d> QueueServer<'d> {
     pub(super) fn serve(&mut self, lane: &mut Lane) -> Turn {
         let vring = self.vring.clone();
         let mut state = vring.get_mut();
-        if !self.running || !state.is_enabled() {
+        if !self.running || !state.is_enabled() || !state.get_queue().ready() {
             return Turn::Idle;
         }
         let memory = snapshot(&self.shared.memory);
@@ -151,19 +151,20 @@ impl<'d> QueueServer<'d> {
         for _ in 0..BATCHES_PER_TURN {
             let mut taken = std::mem::take(&mut self.scratch.taken);
             let queue = state.get_queue_mut();
-            let popped = ring::take_batch(queue, memory, &mut self.heads, &mut taken);
+            let table = ring::descriptors(queue);
+            let mut outcome = ring::take_batch(queue, memory, &mut self.heads, &mut taken);
             let any = !taken.is_empty();
             let mut bytes = 0;
+            // All that was taken is worked off and given back, also if the ring is broken.
             for taken in taken.drain(..) {
-                bytes += self.begin(taken, ring::descriptors(state.get_queue()), memory, lane);
+                bytes += self.begin(taken, table, memory, lane);
                 if bytes >= BATCH_BYTES {
-                    self.publish(state, memory)?;
+                    outcome = outcome.and(self.publish(state, memory));
                     bytes = 0;
                 }
             }
             self.scratch.taken = taken;
-            self.publish(state, memory)?;
-            popped?;
+            outcome.and(self.publish(state, memory))?;
             if !any && !state.enable_notification().map_err(unreachable)? {
                 return Ok(Turn::Idle);
             }
@@ -194,7 +195,7 @@ impl<'d> QueueServer<'d> {
     fn begin(
         &mut self,
         taken: Taken,
-        table: super::chain::DescriptorTable,
+        table: DescriptorTable,
         memory: &GuestMemoryLoadGuard<Memory>,
         lane: &mut Lane,
     ) -> u64 {

@@ -234,7 +234,7 @@ impl Request {
 }
 
 fn is_data_length(bytes: u64, options: &GuestOptions) -> bool {
-    bytes % SECTOR_SIZE == 0 && bytes <= options.max_request_bytes()
+    bytes.is_multiple_of(SECTOR_SIZE) && bytes <= options.max_request_bytes()
 }
 
 /// Takes the header off the front of the readable part.
@@ -257,7 +257,7 @@ fn parse_free(
 ) -> Request {
     let refused = |status| Request::Refused { status, reply };
     let bytes = total(&chain.readable);
-    if options.read_only || bytes == 0 || bytes % FREE_SEGMENT_BYTES as u64 != 0 {
+    if options.read_only || bytes == 0 || !bytes.is_multiple_of(FREE_SEGMENT_BYTES as u64) {
         return refused(Status::IoErr);
     }
     if bytes > (MAX_FREE_SEGMENTS * FREE_SEGMENT_BYTES) as u64 {

@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -96,17 +97,19 @@ fn install() -> io::Result<()> {
 
 /// Runs on the thread that touched the lost memory.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
-    // SAFETY: the kernel passes a valid siginfo, and SIGBUS has a fault address.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel passes a valid siginfo, which nobody else has.
+    let info = unsafe { &*info };
+    // SAFETY: SIGBUS is one of the signals whose siginfo has a fault address.
+    let address = unsafe { info.si_addr() } as usize;
     for watched in &WATCHED {
         let len = watched.len.load(Ordering::Acquire);
         let start = watched.start.load(Ordering::Relaxed);
         if len != 0 && (start..start + len).contains(&address) {
-            let errno = errno();
+            let errno = Errno::last_raw();
             watched.faulted.store(true, Ordering::Release);
             if replace_by_zeroes(start, len) {
                 alarm(watched.alarm.load(Ordering::Relaxed));
-                restore_errno(errno);
+                Errno::set_raw(errno);
                 return;
             }
         }
@@ -132,14 +135,4 @@ fn alarm(fd: RawFd) {
     // SAFETY: writes 8 bytes of a local array; a descriptor that is closed by now is an error
     // that nobody needs to know of.
     let _ = unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
-}
-
-fn errno() -> c_int {
-    // SAFETY: the location is valid for the life of the thread.
-    unsafe { *libc::__errno_location() }
-}
-
-fn restore_errno(value: c_int) {
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = value };
 }

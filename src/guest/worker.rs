@@ -38,7 +38,7 @@ impl Worker {
         watch(&epoll, mailbox.event().as_raw_fd(), MAILBOX)?;
         let its_mailbox = Arc::clone(&mailbox);
         let body = move || {
-            let alarm = AlarmOnPanic(trouble);
+            let end = End { mailbox: Arc::clone(&its_mailbox), trouble };
             let shared = &*shared;
             let queues = vrings.into_iter().map(|(index, vring)| {
                 let server = QueueServer::new(index, vring, shared, Arc::clone(&its_mailbox));
@@ -46,7 +46,7 @@ impl Worker {
             });
             let queues = queues.collect();
             QueueThread { queues, mailbox: its_mailbox, epoll, lane, quitting: false }.run();
-            drop(alarm);
+            drop(end);
         };
         let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(body)?;
         Ok(Self { mailbox, thread: Some(thread) })
@@ -62,13 +62,18 @@ impl Worker {
     }
 }
 
-/// Tells the session if the thread unwinds, so that its queues are not silently dead.
-struct AlarmOnPanic(EventFd);
+/// The end of the thread, by unwinding too: nobody may wait for its answers, and the session is
+/// told if its queues are dead.
+struct End {
+    mailbox: Arc<Mailbox>,
+    trouble: EventFd,
+}
 
-impl Drop for AlarmOnPanic {
+impl Drop for End {
     fn drop(&mut self) {
+        self.mailbox.close();
         if thread::panicking() {
-            let _ = self.0.write(1);
+            let _ = self.trouble.write(1);
         }
     }
 }

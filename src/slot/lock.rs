@@ -29,7 +29,11 @@ use super::word::{LOCKED, WAITERS, Word};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Races a woken waiter may lose before the lock is handed to it.
+#[cfg(not(loom))]
 const MAX_LOST_RACES: u32 = 3;
+/// Few, so that the model gets to the hand-over.
+#[cfg(loom)]
+const MAX_LOST_RACES: u32 = 1;
 
 /// A slot's word and where its waiters sleep.
 #[derive(Clone, Copy)]

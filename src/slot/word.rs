@@ -25,7 +25,6 @@ pub(super) const LOCKED: u64 = 1 << 0;
 pub(super) const WAITERS: u64 = 1 << 1;
 const STATE_SHIFT: u32 = 2;
 const STATE_MASK: u64 = 0b11;
-const STATE_EMPTY: u64 = 0;
 const STATE_SAME: u64 = 1;
 const STATE_OBJECT: u64 = 2;
 const CODEC_SHIFT: u32 = 7;
@@ -125,7 +124,7 @@ impl Word {
                 let codec = (self.0 >> CODEC_SHIFT & CODEC_MASK) as u8;
                 Content::Object(codec, Object { place: Place::from_units(place), length })
             }
-            STATE_EMPTY | _ => Content::Empty,
+            _ => Content::Empty,
         }
     }
 

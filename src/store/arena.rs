@@ -43,7 +43,7 @@ impl Arena {
     /// # Errors
     /// The host has no memory for it.
     pub fn commit(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        debug_assert!(offset % HOST_PAGE == 0 && len % HOST_PAGE == 0);
+        debug_assert!(offset.is_multiple_of(HOST_PAGE) && len.is_multiple_of(HOST_PAGE));
         self.mapping.populate(offset, len)
     }
 
@@ -52,7 +52,7 @@ impl Arena {
     /// # Errors
     /// The host refuses; the pages and their bytes are still there then.
     pub fn decommit(&self, offset: u64, len: u64) -> io::Result<()> {
-        debug_assert!(offset % HOST_PAGE == 0 && len % HOST_PAGE == 0);
+        debug_assert!(offset.is_multiple_of(HOST_PAGE) && len.is_multiple_of(HOST_PAGE));
         self.mapping.punch(offset, len)
     }
 
