@@ -223,8 +223,8 @@ impl MemoryMap {
     }
 }
 
-/// Memory of one region of a file of its own, for tests.
-#[cfg(test)]
+/// Memory of one region of a file of its own, for tests and fuzz targets.
+#[cfg(any(test, fuzzing))]
 pub(super) fn for_tests(start: u64, size: u64) -> MemoryMap {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());

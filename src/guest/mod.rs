@@ -12,6 +12,8 @@
 
 mod chain;
 mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handler;
 mod limited;
 mod mailbox;

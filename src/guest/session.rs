@@ -221,6 +221,9 @@ impl Session {
                     }
                 }
                 Incoming::Part { begun: false } => stalled_since = None,
+                Incoming::Part { begun: true } if has_hung_up(stream)? => {
+                    return Ok(SessionEnd::HungUp);
+                }
                 Incoming::Part { begun: true } | Incoming::Message => {
                     let since = *stalled_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > STALL {
@@ -268,12 +271,24 @@ fn is_readable(fd: Option<BorrowedFd<'_>>) -> Result<bool, SessionError> {
 /// Whether there is room for a reply: the vhost crate writes replies in a loop that a peer which
 /// never reads could keep busy for ever.
 fn can_reply(stream: &UnixStream) -> Result<bool, SessionError> {
-    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    let events = poll_now(stream, PollFlags::POLLOUT)?;
+    Ok(events.is_some_and(|events| events.contains(PollFlags::POLLOUT)))
+}
+
+/// Whether nothing more will come after what is in the socket.
+fn has_hung_up(stream: &UnixStream) -> Result<bool, SessionError> {
+    // The nix crate has no name for this one, so it does not know what it is told either.
+    let events = poll_now(stream, PollFlags::from_bits_retain(libc::POLLRDHUP))?;
+    Ok(events.is_none_or(|events| events.contains(PollFlags::POLLHUP)))
+}
+
+/// The events that are pending; `None` if there is one that has no name.
+fn poll_now(stream: &UnixStream, flags: PollFlags) -> Result<Option<PollFlags>, SessionError> {
+    let mut fds = [PollFd::new(stream.as_fd(), flags)];
     match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(SessionError::Connection(errno.into())),
+        Ok(_) | Err(Errno::EINTR) => Ok(fds[0].revents()),
+        Err(errno) => Err(SessionError::Connection(errno.into())),
     }
-    Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT)))
 }
 
 /// Looks at the socket without reading: is there a whole message?

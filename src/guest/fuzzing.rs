@@ -1,0 +1,85 @@
+//! Entry points of the fuzz targets: what a guest and what a client can send.
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, LazyLock};
+
+use nix::sys::eventfd::EventFd;
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::config::GuestOptions;
+use super::mailbox::Mailbox;
+use super::memory::for_tests;
+use super::queue::{QueueServer, Shared, Turn, Vring};
+use super::session::Server;
+use crate::codec::CodecSpec;
+use crate::device::{Device, DeviceConfig};
+
+/// Bytes of the fuzzed guest's memory, which the input fills from the start on.
+const MEMORY: u64 = 64 * 1024;
+/// Where its rings lie: inside of what the input fills.
+const AVAIL: u64 = 0x100;
+const USED: u64 = 0x200;
+const SIZE: u16 = 16;
+
+static DEVICE: LazyLock<Arc<Device>> = LazyLock::new(|| {
+    let config = DeviceConfig { size: 1 << 20, codec: CodecSpec::default(), mem_limit: 0 };
+    Arc::new(Device::new(&config).expect("a small disk"))
+});
+
+fn options() -> GuestOptions {
+    GuestOptions {
+        num_queues: 2,
+        max_queue_size: 64,
+        threads: 1,
+        serial: "fuzz".into(),
+        read_only: false,
+    }
+}
+
+/// Serves a virtqueue whose descriptors, rings and requests are the input's bytes.
+///
+/// Nothing may panic, wait for ever or be forgotten, and the used ring is written where it is and
+/// nowhere else.
+pub fn virtqueue(input: &[u8]) {
+    let map = for_tests(0, MEMORY);
+    let memory = map.shared();
+    let length = input.len().min(MEMORY as usize);
+    memory.memory().write_slice(&input[..length], GuestAddress(0)).expect("within memory");
+    let event_idx = input.first().is_some_and(|byte| byte & 1 == 1);
+    let shared = Shared { device: Arc::clone(&DEVICE), memory: memory.clone(), options: options() };
+    let vring = Vring::new(memory.clone(), 64).expect("a valid size");
+    vring.set_queue_size(SIZE);
+    vring.set_queue_info(0, AVAIL, USED).expect("aligned");
+    vring.set_queue_event_idx(event_idx);
+    vring.set_queue_ready(true);
+    vring.set_enabled(true);
+    let mailbox = Mailbox::new().expect("an eventfd");
+    let mut lane = shared.device.lane().expect("a lane");
+    let mut server = QueueServer::new(0, vring.clone(), &shared, mailbox);
+    server.start(None);
+    // The ring's own rule bounds the heads to its size; a few turns are more than enough.
+    for _ in 0..4 {
+        if server.serve(&mut lane) == Turn::Idle {
+            break;
+        }
+    }
+    server.stop();
+    assert!(server.is_drained(), "nobody else holds a slot, so nothing waits");
+    let used = vring.get_ref().get_queue().next_used();
+    assert!(used <= SIZE, "{used} requests of a ring of {SIZE}");
+}
+
+/// Sends the input's bytes to a session, which has to end by itself when they are all read.
+pub fn session(input: &[u8]) {
+    let (mut client, server) = UnixStream::pair().expect("a pair of sockets");
+    if client.write_all(&input[..input.len().min(16 * 1024)]).is_err() {
+        return;
+    }
+    client.shutdown(std::net::Shutdown::Write).expect("an open socket");
+    let stop = EventFd::new().expect("an eventfd");
+    let _ = Server::new(Arc::clone(&DEVICE), options()).serve(server, stop.as_fd(), None);
+}
