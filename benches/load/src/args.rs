@@ -1,0 +1,173 @@
+//! Command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::{corpus::Kind, plan::Pattern, target::Wait};
+
+/// Load generator for vhost-user-blk sockets and, with the same operations and data, block devices.
+///
+/// Processor time of the server: with --vhost that of --server-pid, all its threads; with --null that of
+/// the null back end's process; with --block the system time of this process, which is where the kernel
+/// does the work of a zram device and of io_uring (its worker threads included), system calls and all.
+/// "Whole machine" is all time of all processors that was not idle, divided by the operations.
+#[derive(Debug, Parser)]
+#[command(name = "zram-load", args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// Other things to do than a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Other things to do than a run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves a vhost-user-blk socket on which every request succeeds and no data moves.
+    Null {
+        /// Socket to make.
+        #[arg(long)]
+        socket_path: PathBuf,
+        /// Queues, each with a thread.
+        #[arg(long, default_value_t = 1)]
+        queues: usize,
+        /// Size of the disk it pretends to be, in bytes, or with suffix K, M, G or T.
+        #[arg(long, default_value = "1G", value_parser = parse_size)]
+        size: u64,
+    },
+    /// Writes a corpus to a file, for --corpus-file.
+    Corpus {
+        /// Kind of data.
+        #[arg(long, default_value = "mix")]
+        corpus: Kind,
+        /// Bytes, or with suffix K, M, G or T.
+        #[arg(long, default_value = "64M", value_parser = parse_size)]
+        corpus_size: u64,
+        /// Start of the random sequences.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// File to write.
+        #[arg(long)]
+        output: PathBuf,
+    },
+}
+
+/// A run.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// vhost-user-blk socket to drive.
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["block", "null"])]
+    pub vhost: Option<PathBuf>,
+    /// Block device to drive through io_uring with O_DIRECT. ITS CONTENTS ARE OVERWRITTEN.
+    #[arg(long, value_name = "DEVICE", conflicts_with = "null")]
+    pub block: Option<PathBuf>,
+    /// Drive a null back end: the generator's own ceiling.
+    #[arg(long)]
+    pub null: bool,
+    /// After a run on --vhost, run the same against a null back end and print that too.
+    #[arg(long, requires = "vhost")]
+    pub ceiling: bool,
+    /// Pattern.
+    #[arg(long, default_value = "randread")]
+    pub op: Pattern,
+    /// Share of reads in the pattern mix, in percent.
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub read_percent: u64,
+    /// Bytes of an operation, or with suffix K or M; a multiple of 512.
+    #[arg(long, default_value = "4K", value_parser = parse_size)]
+    pub bs: u64,
+    /// Operations in flight on each queue.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub depth: u16,
+    /// Queues, each driven by a thread.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub queues: u16,
+    /// Longest descriptor in bytes, or with suffix K or M (a guest's page-cache pages are 4K apart).
+    #[arg(long, default_value = "1M", value_parser = parse_size)]
+    pub segment: u64,
+    /// How to wait for completions.
+    #[arg(long, default_value = "irq")]
+    pub wait: Wait,
+    /// Seconds to measure.
+    #[arg(long, default_value = "5", value_parser = parse_seconds)]
+    pub runtime: Duration,
+    /// Seconds to run before that.
+    #[arg(long, default_value = "0.5", value_parser = parse_seconds)]
+    pub warmup: Duration,
+    /// Measure this many operations instead of a time.
+    #[arg(long)]
+    pub ops: Option<u64>,
+    /// Write the whole disk first, in 128 KiB operations; a row of its own.
+    #[arg(long)]
+    pub fill: bool,
+    /// Write the whole disk and do nothing else.
+    #[arg(long)]
+    pub fill_only: bool,
+    /// Compare what is read with what this run has written; each queue keeps to its part of the disk.
+    #[arg(long)]
+    pub verify: bool,
+    /// Data to write.
+    #[arg(long, default_value = "mix")]
+    pub corpus: Kind,
+    /// Bytes of the corpus, or with suffix K, M or G.
+    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    pub corpus_size: u64,
+    /// Take the corpus from a file that the subcommand corpus wrote.
+    #[arg(long, value_name = "FILE")]
+    pub corpus_file: Option<PathBuf>,
+    /// Use only the first bytes of the disk, with suffix K, M or G.
+    #[arg(long, value_parser = parse_size)]
+    pub span: Option<u64>,
+    /// Start of the random sequences.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Process whose processor time is the server's.
+    #[arg(long)]
+    pub server_pid: Option<u32>,
+    /// Name for the run in rows.
+    #[arg(long, default_value = "")]
+    pub label: String,
+    /// Print rows of comma-separated values, with a line of names before the first.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Leave out the line of names.
+    #[arg(long, requires = "csv")]
+    pub no_header: bool,
+    /// Print one JSON object a row.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        Some((at, 't' | 'T')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|e| format!("{text}: {e}"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text}: too large"))
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|e| format!("{text}: {e}"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert_eq!(parse_size("4k"), Ok(4096));
+        assert_eq!(parse_size("2G"), Ok(2 << 30));
+        assert!(parse_size("").is_err());
+        assert!(parse_size("99999999T").is_err());
+    }
+}

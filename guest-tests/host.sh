@@ -1,0 +1,154 @@
+# shellcheck shell=bash
+# What guest-tests/run needs of the host: the daemon, guests, their consoles. Sourced by run.
+#
+# One daemon (DAEMON_PID) and one guest (GUEST_PID) at a time. Only these are ever signalled.
+
+# shellcheck disable=SC2034 # run, host.sh and tests.sh share their variables
+
+DAEMON_PID='' GUEST_PID='' CONSOLE='' SEQ=0 MARK=0
+ANSWER=''
+
+# --- the daemon -----------------------------------------------------------------------------------
+
+start_daemon() { # ALGORITHM [OPTION...]
+    local algorithm=$1
+    shift
+    DAEMON_LOG=$LOGS/daemon-$((++DAEMON_COUNT)).log
+    "$DAEMON" --socket-path "$SOCKET" --size "$SIZE" --algorithm "$algorithm" --num-queues "$QUEUES" \
+        --serial "$SERIAL" "$@" >"$DAEMON_LOG" 2>&1 </dev/null &
+    DAEMON_PID=$!
+    wait_line "$DAEMON_LOG" '^ready: ' 30 "$DAEMON_PID" && return
+    ANSWER="the daemon did not get ready: $(tail -n 1 "$DAEMON_LOG")"
+    stop_daemon || true
+    return 1
+}
+
+# Sets DAEMON_STATUS.
+stop_daemon() {
+    local late=
+    [ -n "$DAEMON_PID" ] || return 0
+    stop_pid "$DAEMON_PID" 10 || late=1
+    DAEMON_STATUS=0
+    wait "$DAEMON_PID" 2>/dev/null || DAEMON_STATUS=$?
+    DAEMON_PID=
+    [ -z "$late" ]
+}
+
+# stat NAME...: values of the daemon now, in one line; fails where there are none.
+stat_of() {
+    local line n out=''
+    line=$(daemon_stats "$DAEMON_PID" "$DAEMON_LOG") || return 1
+    for n in "$@"; do
+        out+=" $(field "$n" "$line")"
+    done
+    echo "$out"
+}
+
+# --- guests ---------------------------------------------------------------------------------------
+
+start_guest() {
+    stop_guest
+    GUEST_LOG=$LOGS/guest-$((++GUEST_COUNT)).log
+    rm -f "$RUN/console"
+    mkfifo "$RUN/console"
+    # Read and write, so that neither opening it nor QEMU's first read waits for the other side.
+    exec {CONSOLE}<>"$RUN/console"
+    QEMU=$QEMU "$VUZ_SCRIPTS/run-guest" --socket "$SOCKET" --kernel "$KERNEL" --initrd "$INITRD" \
+        --mem "$MEM" --cpus 2 --queues "$QUEUES" >"$GUEST_LOG" 2>&1 <"$RUN/console" &
+    GUEST_PID=$!
+    # Else the shell comments on each QEMU that was killed.
+    disown
+    MARK=0
+    BOOTS=$((BOOTS + 1))
+    expect_ready
+}
+
+expect_ready() {
+    if ! expect '^@@ ready ' "$BOOT_SECONDS"; then
+        ANSWER="guest did not boot: $ANSWER"
+        BOOT_FAILURES=$((BOOT_FAILURES + 1))
+        stop_guest
+        return 1
+    fi
+    BOOT_FAILURES=0
+}
+
+ensure_guest() {
+    if [ -n "$GUEST_PID" ] && alive "$GUEST_PID"; then
+        return
+    fi
+    start_guest
+}
+
+# end_guest SIGNAL: how QEMU goes is what some tests are about.
+end_guest() {
+    [ -n "$GUEST_PID" ] || return 0
+    kill "-$1" "$GUEST_PID" 2>/dev/null || true
+    if ! wait_gone "$GUEST_PID" 15; then
+        kill -KILL "$GUEST_PID" 2>/dev/null || true
+        wait_gone "$GUEST_PID" 5 || true
+    fi
+    forget_guest
+}
+
+stop_guest() { end_guest KILL; }
+
+forget_guest() {
+    GUEST_PID=
+    [ -z "$CONSOLE" ] || exec {CONSOLE}>&-
+    CONSOLE=
+}
+
+# expect REGEX SECONDS: waits for a line in what the guest said since MARK; sets ANSWER to it.
+expect() {
+    local end=$((SECONDS + $2)) dead=
+    while :; do
+        # A dead guest's last words still count, so death is looked at first.
+        alive "$GUEST_PID" || dead=1
+        ANSWER=$(tail -c "+$((MARK + 1))" "$GUEST_LOG" 2>/dev/null | tr -d '\r' | grep -aEm1 -- "$1" || true)
+        [ -z "$ANSWER" ] || return 0
+        if tail -c "+$((MARK + 1))" "$GUEST_LOG" | grep -aq 'Kernel panic'; then
+            ANSWER="kernel panic in the guest"
+            return 1
+        elif [ -n "$dead" ]; then
+            ANSWER="QEMU ended: $(tail -n 1 "$GUEST_LOG" | tr -d '\r')"
+            return 1
+        elif ! alive "$DAEMON_PID"; then
+            ANSWER="the daemon died: $(tail -n 1 "$DAEMON_LOG")"
+            return 1
+        elif [ $SECONDS -ge $end ]; then
+            ANSWER="nothing after $2 s: a request that is never answered, or a hang"
+            return 1
+        fi
+        sleep 0.1
+    done
+}
+
+# tell STEP ARGUMENT...: sends a command, waits for nothing.
+tell() {
+    SEQ=$((SEQ + 1))
+    MARK=$(stat -c %s "$GUEST_LOG")
+    # To a dead QEMU's fifo this still succeeds; the answer is what is waited for.
+    printf '%s %s\n' "$SEQ" "$*" >&"$CONSOLE"
+}
+
+# ask SECONDS STEP ARGUMENT...: 0 pass, 1 fail, 77 skip; ANSWER says more. A guest that gave no
+# answer is killed: it cannot be trusted with the next test.
+ask() {
+    local limit=$1
+    shift
+    tell "$@"
+    if ! expect "^@@ $SEQ (pass|fail|skip)" "$limit"; then
+        ANSWER="$1: $ANSWER"
+        stop_guest
+        return 1
+    fi
+    set -- "$ANSWER"
+    ANSWER=${1#@@ * * }
+    [ "$ANSWER" != "$1" ] || ANSWER=
+    case $1 in
+    "@@ $SEQ pass"*) return 0 ;;
+    "@@ $SEQ skip"*) return 77 ;;
+    *) return 1 ;;
+    esac
+}

@@ -1,0 +1,248 @@
+# shellcheck shell=bash
+# The tests themselves, as the host sees them. Sourced by run.
+#
+# t_NAME returns 0 (pass), 1 (fail) or 77 (skip) and leaves a word on it in ANSWER. They run in
+# this order on one daemon, with a guest that is booted again only where the test is about that.
+
+# shellcheck disable=SC2034 # run, host.sh and tests.sh share their variables
+
+TESTS=(limits discard fio ext4 fstrim e2fsck swap swap-freed reboot qemu-exit restarts
+    kernel-log daemon-stats blank-restart daemon-exit read-only)
+
+# No blanks: it travels to the guest as one word.
+COMPLAINTS='I/O.error|critical.(target|medium|space)|EXT4-fs.(error|warning)|blocked.for.more|BUG:|WARNING:|Call.Trace|virtio_blk.*(fail|error)|not.a.head'
+
+describe() {
+    case $1 in
+    limits) echo "size, block size, queues, discard limits, serial, cache mode as Linux sees them" ;;
+    discard) echo "discards and zeroes at odd places, also unaligned: neighbours stay intact" ;;
+    fio) echo "fio --verify, 512 B to 256 KiB, on two queues" ;;
+    ext4) echo "ext4 -o discard, many files, remount, checksums" ;;
+    fstrim) echo "the daemon's memory shrinks after files are deleted and trimmed" ;;
+    e2fsck) echo "e2fsck -fn after all that, and the other files are intact" ;;
+    swap) echo "swap under memory pressure: every page verified, discards sent" ;;
+    swap-freed) echo "the daemon's memory shrinks after the swapping program ends" ;;
+    reboot) echo "the guest reboots inside one QEMU, under load: data still there" ;;
+    qemu-exit) echo "QEMU ends and a new one starts on the same daemon: data still there" ;;
+    restarts) echo "QEMU started again and again under load, half of them by SIGKILL: nothing lost" ;;
+    kernel-log) echo "the guest's kernel had no complaint" ;;
+    daemon-stats) echo "the daemon's figures: no failed request, stored and arena bytes add up" ;;
+    blank-restart) echo "a new, blank daemon does not show a blank disk to a running guest" ;;
+    daemon-exit) echo "SIGTERM: exit status 0 after a summary" ;;
+    read-only) echo "a disk filled by --load and served with --read-only: right contents, no writes" ;;
+    esac
+}
+
+mb() { awk -v b="${1:-0}" 'BEGIN { printf "%.1f MiB", b / 1048576 }'; }
+
+t_limits() { ask 20 limits "$(bytes "$SIZE")" "$QUEUES" "$SERIAL"; }
+t_discard() { ask 60 discard; }
+t_fio() { ask 180 fio; }
+
+t_ext4() {
+    ask 120 ext4_fill || return
+    EXT4_READY=$GUEST_PID
+}
+
+# shrink BEFORE AFTER PERCENT, each "orig_data_size mem_used_total": both must fall.
+shrink() {
+    local o0 m0 o1 m1
+    read -r o0 m0 <<<"$1"
+    read -r o1 m1 <<<"$2"
+    ANSWER="stored $(mb "$o0") -> $(mb "$o1"), arena $(mb "$m0") -> $(mb "$m1")"
+    if [ "$o1" -ge $((o0 - $3)) ] || [ "$m1" -ge $((m0 - $3 / 8)) ]; then
+        ANSWER="the memory did not come back: $ANSWER"
+        return 1
+    fi
+}
+
+no_stats() {
+    ANSWER="the daemon gives no figures on SIGUSR1"
+    return 1
+}
+
+t_fstrim() {
+    local before after trimmed
+    [ "${EXT4_READY:-}" = "$GUEST_PID" ] || ask 120 ext4_fill || return
+    EXT4_READY=$GUEST_PID
+    before=$(stat_of orig_data_size mem_used_total) || no_stats || return
+    ask 60 ext4_trim || return
+    trimmed=$ANSWER
+    after=$(stat_of orig_data_size mem_used_total) || no_stats || return
+    # At least half of the corpus has to be gone; it compresses to well over an eighth.
+    shrink "$before" "$after" $((CORPUS_MIB << 19)) || return
+    ANSWER+="; ${trimmed#/mnt: }"
+}
+
+t_e2fsck() {
+    if [ "${EXT4_READY:-}" != "$GUEST_PID" ]; then
+        ask 120 ext4_fill || return
+    fi
+    EXT4_READY=
+    ask 90 ext4_check
+}
+
+t_swap() {
+    ask 120 swap_fill || return
+    SWAP_ON=$GUEST_PID
+}
+
+t_swap-freed() {
+    local before after
+    # With memhog still there its pages are in swap; when it ends Linux discards what it frees.
+    [ "${SWAP_ON:-}" = "$GUEST_PID" ] || ask 120 swap_fill || return
+    SWAP_ON=
+    ask 60 hog_start || return
+    before=$(stat_of orig_data_size mem_used_total) || no_stats || return
+    ask 60 hog_end || return
+    after=$(stat_of orig_data_size mem_used_total) || no_stats || return
+    shrink "$before" "$after" $((16 << 20))
+}
+
+# Requests are in flight when the device is reset, as in a real reboot of a busy machine.
+t_reboot() {
+    local seed=900000 last
+    ask 40 pattern_write 1 || return
+    ask 10 load_start $seed || return
+    expect "^blkgen: done $seed" 60 || return
+    tell reboot
+    expect_ready || return
+    BOOTS=$((BOOTS + 1))
+    last=$(last_done)
+    ask 40 pattern_verify 1 || return
+    ask 40 load_verify "$last" $((last + 3)) || return
+    ANSWER="in the same QEMU, under load: the pattern and all of pass $((last - seed + 1)) are there"
+}
+
+# The last pass of the load that the guest reported.
+last_done() { tr -d '\r' <"$GUEST_LOG" | sed -n 's/^blkgen: done \([0-9]*\)$/\1/p' | tail -n 1; }
+
+t_qemu-exit() {
+    ask 40 pattern_write 2 || return
+    tell poweroff
+    if ! wait_gone "$GUEST_PID" 20; then
+        ANSWER="QEMU does not end after poweroff"
+        stop_guest
+        return 1
+    fi
+    forget_guest
+    start_guest || return
+    ask 40 pattern_verify 2
+}
+
+# Each round leaves a mark that is on the disk before the round goes on (the ledger), then writes
+# as fast as it can (the load) while QEMU is taken away. The next round finds all marks of all
+# rounds, and of the load every block that was reported done, or one that was newer.
+t_restarts() {
+    local i done_seed=0 last how passes=0 kills=0
+    for ((i = 1; i <= ROUNDS; i++)); do
+        ask 40 ledger_verify $((i - 1)) || return
+        if [ $i -gt 1 ]; then
+            # Three ahead: "done" lines on their way out of the serial port die with QEMU.
+            ask 40 load_verify "$done_seed" $((done_seed + 3)) || return
+        fi
+        ask 40 ledger_write "$i" || return
+        ask 10 load_start $((done_seed + 10)) || return
+        if ! expect "^blkgen: done $((done_seed + 11))" 60; then
+            ANSWER="round $i, no progress under load: $ANSWER"
+            return 1
+        fi
+        # Not always at the same place in a pass.
+        sleep "0.$(((i * 37) % 10))"
+        how=TERM
+        if [ $((i % 2)) = 1 ]; then
+            how=KILL
+            kills=$((kills + 1))
+        fi
+        end_guest $how
+        last=$(last_done)
+        passes=$((passes + last - done_seed - 9))
+        done_seed=$last
+        if tr -d '\r' <"$GUEST_LOG" | grep -a '^blkgen:' | grep -avq '^blkgen: done'; then
+            ANSWER="round $i: $(tr -d '\r' <"$GUEST_LOG" | grep -a '^blkgen:' | grep -av '^blkgen: done' | head -n 1)"
+            return 1
+        fi
+        [ -z "${PROGRESS:-}" ] || say "    round $i of $ROUNDS done (SIG$how)"
+        start_guest || { ANSWER="round $i: $ANSWER"; return 1; }
+    done
+    ask 40 ledger_verify "$ROUNDS" || return
+    ask 40 load_verify "$done_seed" $((done_seed + 3)) || return
+    ANSWER="$ROUNDS times ($kills by SIGKILL), $passes passes of 24 MiB under load, all marks there"
+}
+
+# Of this boot in full, and of all boots so far what reached the console (warnings and worse). What
+# comes between the command to reboot and the reboot is left out: a Linux that shuts its devices
+# down fails what a program submits after that by itself, whatever the back end (seen with 6.1 on
+# QEMU's own storage daemon, too).
+t_kernel-log() {
+    local found
+    found=$(cat "$LOGS"/guest-*.log | tr -d '\r' | sed '/^-- reboot/,/Restarting system/d' | grep -a '^\[ *[0-9.]*\]' | grep -aEm1 "$COMPLAINTS" || true)
+    if [ -n "$found" ]; then
+        ANSWER="in an earlier boot: $found"
+        return 1
+    fi
+    ask 20 kernel_log "$COMPLAINTS" || return
+    ANSWER="no complaint in $BOOTS boots so far"
+}
+
+t_daemon-stats() {
+    local orig compr mem fr fw
+    read -r orig compr mem fr fw < <(stat_of orig_data_size compr_data_size mem_used_total failed_reads failed_writes) ||
+        no_stats || return
+    ANSWER="stored $(mb "$orig"), compressed $(mb "$compr"), arena $(mb "$mem"), failed reads $fr, failed writes $fw"
+    [ "${fr:-x}" = 0 ] && [ "${fw:-x}" = 0 ] && [ "${compr:-0}" -gt 0 ] &&
+        [ "$compr" -le "$orig" ] && [ "$mem" -ge "$compr" ]
+}
+
+# A store in memory dies with its daemon. A new one must not answer a guest that is still running
+# on the old contents: that guest would see zeroes where its data was.
+t_blank-restart() {
+    ask 40 pattern_write 5 || return
+    # Waited for at once, or the shell comments on it.
+    { kill -KILL "$DAEMON_PID" && wait "$DAEMON_PID"; } 2>/dev/null || true
+    start_daemon "$ALGORITHM" || return
+    tell pattern_verify 5
+    # QEMU tries again every second; the read must wait, or fail, but not succeed with zeroes.
+    if expect "^@@ $SEQ (pass|fail|skip)" 6; then
+        case $ANSWER in
+        *" pass "*) ANSWER="the new daemon has the old data" ;;
+        *Input/output*) ANSWER="refused: the guest gets I/O errors" ;;
+        *) ANSWER="a running guest was shown another disk: ${ANSWER#@@ * * }"; stop_guest; return 1 ;;
+        esac
+    elif alive "$GUEST_PID"; then
+        ANSWER="refused: the guest waits"
+    else
+        ANSWER="QEMU died when its daemon was replaced"
+        stop_guest
+        return 1
+    fi
+    stop_guest
+    # The newcomer's own guests are served.
+    start_guest || return
+    ask 40 pattern_write 6 || return
+    ask 40 pattern_verify 6 || return
+    ANSWER="refused to the running guest, served to the next"
+}
+
+t_daemon-exit() {
+    stop_guest
+    if ! stop_daemon; then
+        ANSWER="the daemon did not end within 10 s of SIGTERM"
+        return 1
+    fi
+    ANSWER="exit status $DAEMON_STATUS, $(grep -ac '^summary: ' "$DAEMON_LOG" || true) summary line(s)"
+    [ "$DAEMON_STATUS" = 0 ] && grep -aq '^summary: ' "$DAEMON_LOG"
+}
+
+t_read-only() {
+    local sum rc=0
+    stop_guest
+    stop_daemon || true
+    sum=$(md5sum <"$RUN/corpus.tar")
+    start_daemon "$ALGORITHM" --load "$RUN/corpus.tar" --read-only || return
+    start_guest || return
+    ask 60 read_only "$(stat -c %s "$RUN/corpus.tar")" "${sum%% *}" || rc=$?
+    stop_guest
+    stop_daemon || true
+    return $rc
+}

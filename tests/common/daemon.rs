@@ -1,0 +1,230 @@
+//! The daemon under test, as a child process in a directory of its own.
+
+use std::{
+    collections::HashMap,
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use vhost_user_zram_frontend::{Client, ClientOptions, Options, Session};
+
+use super::LIMIT;
+
+/// The daemon's executable.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-zram");
+
+/// A directory that goes away with its value.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("vhost-user-zram.{}.{n}", std::process::id()));
+        fs::create_dir(&path).expect("temporary directory");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Left behind at worst.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The lines of a stream, as they come.
+#[derive(Clone, Default)]
+pub struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+
+impl Lines {
+    fn follow(stream: impl Read + Send + 'static) -> (Self, JoinHandle<()>) {
+        let lines = Self::default();
+        let theirs = lines.clone();
+        let thread = thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                theirs.0.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                theirs.0.1.notify_all();
+            }
+        });
+        (lines, thread)
+    }
+
+    /// All lines so far.
+    pub fn all(&self) -> Vec<String> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the `nth` (from 0) line that begins with `prefix`.
+    pub fn wait_for(&self, prefix: &str, nth: usize, limit: Duration) -> Option<String> {
+        let deadline = Instant::now() + limit;
+        let mut lines = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(line) = lines.iter().filter(|l| l.starts_with(prefix)).nth(nth) {
+                return Some(line.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.0.1.wait_timeout(lines, left);
+            lines = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    pub dir: TempDir,
+    pub stdout: Lines,
+    pub stderr: Lines,
+    readers: Vec<JoinHandle<()>>,
+    stats_asked: usize,
+}
+
+impl Daemon {
+    /// Starts a daemon with a disk of `size` and more arguments, and waits until it is ready.
+    pub fn start(size: &str, args: &[&str]) -> Self {
+        let dir = TempDir::new();
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(dir.join("socket")).args(["--size", size]).args(args);
+        Self::spawn(command, dir)
+    }
+
+    /// Starts a daemon by any command, and waits until it is ready.
+    pub fn spawn(mut command: Command, dir: TempDir) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("daemon starts");
+        let (stdout, out) = Lines::follow(child.stdout.take().expect("stdout"));
+        let (stderr, err) = Lines::follow(child.stderr.take().expect("stderr"));
+        let readers = vec![out, err];
+        let daemon = Self { child, dir, stdout, stderr, readers, stats_asked: 0 };
+        if daemon.stdout.wait_for("ready", 0, LIMIT).is_none() {
+            panic!("no ready line: {:?} {:?}", daemon.stdout.all(), daemon.stderr.all());
+        }
+        daemon
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("socket")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid() as i32), signal).expect("signal");
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
+    /// Waits for the process to end; gives its status and all it has said.
+    pub fn wait(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
+        let deadline = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end: {:?}", self.stderr.all());
+            thread::sleep(Duration::from_millis(2));
+        };
+        for reader in self.readers.drain(..) {
+            reader.join().expect("reader");
+        }
+        (status, self.stdout.all(), self.stderr.all())
+    }
+
+    /// Ends it by SIGTERM.
+    pub fn terminate(self) -> (ExitStatus, Vec<String>, Vec<String>) {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// The numbers of the line that SIGUSR1 asks for.
+    pub fn stats(&mut self) -> HashMap<String, u64> {
+        self.signal(Signal::SIGUSR1);
+        let line = self.stdout.wait_for("stats:", self.stats_asked, LIMIT);
+        let line = line.unwrap_or_else(|| panic!("no stats line: {:?}", self.stderr.all()));
+        self.stats_asked += 1;
+        line.split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect()
+    }
+
+    /// Number of descriptors the process has open.
+    pub fn open_fds(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fds").count()
+    }
+
+    /// A bare connection.
+    pub fn stream(&self) -> UnixStream {
+        vhost_user_zram_frontend::session::connect_socket(self.socket(), LIMIT).expect("connect")
+    }
+
+    /// A negotiated session without memory or rings.
+    pub fn session(&self) -> Session {
+        Session::connect(self.socket(), &session_options()).expect("session")
+    }
+
+    /// A client as `options` say.
+    pub fn client_with(&self, options: &ClientOptions) -> Client {
+        Client::connect(self.socket(), options).expect("client")
+    }
+
+    /// A client with one queue.
+    pub fn client(&self) -> Client {
+        self.client_with(&client_options())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Already ended is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("daemon said: {:#?}\n{:#?}", self.stdout.all(), self.stderr.all());
+        }
+    }
+}
+
+/// Session options with the tests' limit.
+pub fn session_options() -> Options {
+    Options { timeout: LIMIT, ..Options::default() }
+}
+
+/// Client options with the tests' limit.
+pub fn client_options() -> ClientOptions {
+    ClientOptions { session: session_options(), ..ClientOptions::default() }
+}

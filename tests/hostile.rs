@@ -1,0 +1,580 @@
+//! Chains and requests that no good driver makes. Each ends in an error status, a used length of 0 or a
+//! visibly stopped queue, and after each one the daemon serves a good client with the right data.
+
+mod common;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use common::{
+    daemon::{Daemon, session_options},
+    disk::{MARK_AT, expect_pattern, expect_served, expect_zeroes, mark},
+    raw::{GPA, IOERR, MEMORY, NOTHING, Outcome, Raw, SIZE, UNSUPP},
+};
+use vhost_user_zram_frontend::{
+    Desc, Random, Status,
+    client::range,
+    spec::{
+        DESC_INDIRECT, DESC_NEXT, DESC_WRITE, SECTOR, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT,
+        T_WRITE_ZEROES,
+    },
+};
+
+/// Sectors of the disk.
+const SECTORS: u64 = (16 << 20) / SECTOR;
+const MARK_SECTOR: u64 = MARK_AT + 8;
+
+struct Victim {
+    daemon: Daemon,
+}
+
+impl Victim {
+    fn new() -> Self {
+        let daemon = Daemon::start("16M", &[]);
+        mark(&daemon);
+        Self { daemon }
+    }
+
+    /// Runs a case on a session of its own and insists that the daemon serves on.
+    fn case(&mut self, name: &str, attack: impl FnOnce(&mut Raw)) {
+        eprintln!("case: {name}");
+        let mut raw = Raw::new(&self.daemon);
+        attack(&mut raw);
+        drop(raw);
+        expect_served(&mut self.daemon);
+    }
+
+    /// A case that must be refused in any of the allowed ways.
+    fn refused(&mut self, name: &str, attack: impl FnOnce(&mut Raw) -> Outcome) {
+        self.case(name, |raw| {
+            let outcome = attack(raw);
+            assert!(outcome.is_refusal(), "{name}: {outcome:?}");
+        });
+    }
+
+    /// A case with one right answer.
+    fn answers(&mut self, name: &str, right: Outcome, attack: impl FnOnce(&mut Raw) -> Outcome) {
+        self.case(name, |raw| assert_eq!(attack(raw), right, "{name}"));
+    }
+}
+
+#[test]
+fn malformed_chains_are_refused() {
+    let mut victim = Victim::new();
+    victim.refused("descriptors in a loop", |raw| {
+        raw.set_header(T_OUT, MARK_SECTOR);
+        let data = Desc::readable(raw.data, 512);
+        raw.set_descs(&[raw.header_desc().then(1), data.then(1)]);
+        raw.offer(0)
+    });
+    victim.refused("a long loop of writable descriptors", |raw| {
+        raw.set_header(T_IN, 0);
+        let mut descs = vec![raw.header_desc()];
+        descs.resize(usize::from(SIZE), Desc::writable(raw.data, 512));
+        raw.set_chain(&descs);
+        let last = descs[1].then(1);
+        raw.queue.ring().set_desc(SIZE - 1, last).unwrap();
+        raw.offer(0)
+    });
+    for next in [SIZE, SIZE + 1, 0x7fff, 0xffff] {
+        victim.refused("next out of range", |raw| {
+            raw.set_header(T_OUT, MARK_SECTOR);
+            raw.set_descs(&[raw.header_desc().then(next)]);
+            raw.offer(0)
+        });
+    }
+    for len in [0, 1, 8, 17, 40, 0xffff_fff0, 0xffff_ffff] {
+        victim.refused("indirect table of a wrong length", |raw| {
+            raw.set_header(T_OUT, MARK_SECTOR);
+            raw.set_table(&[raw.header_desc(), Desc::readable(raw.data, 512), raw.status_desc()]);
+            raw.set_descs(&[Desc::indirect(raw.table, len)]);
+            raw.offer(0)
+        });
+    }
+    victim.refused("nested indirect tables", |raw| {
+        raw.set_header(T_OUT, MARK_SECTOR);
+        let len = raw.set_table(&[
+            raw.header_desc(),
+            Desc::indirect(raw.table + 4096, 32),
+            raw.status_desc(),
+        ]);
+        raw.set_descs(&[Desc::indirect(raw.table, len)]);
+        raw.offer(0)
+    });
+    victim.refused("an indirect table that is its own entry", |raw| {
+        let len = raw.set_table(&[Desc::indirect(raw.table, 16)]);
+        raw.set_descs(&[Desc::indirect(raw.table, len)]);
+        raw.offer(0)
+    });
+    victim.refused("indirect with next", |raw| {
+        raw.set_header(T_OUT, MARK_SECTOR);
+        let len = raw.set_table(&[raw.header_desc(), Desc::readable(raw.data, 512)]);
+        raw.set_descs(&[Desc::indirect(raw.table, len).then(1), raw.status_desc()]);
+        raw.offer(0)
+    });
+    victim.refused("next out of range in an indirect table", |raw| {
+        raw.set_header(T_OUT, MARK_SECTOR);
+        let bytes =
+            [raw.header_desc().then(1).bytes(), Desc::readable(raw.data, 512).then(9).bytes()];
+        raw.region.write(raw.table, &bytes.concat()).unwrap();
+        raw.set_descs(&[Desc::indirect(raw.table, 48)]);
+        raw.offer(0)
+    });
+    victim.refused("a loop in an indirect table", |raw| {
+        raw.set_header(T_OUT, MARK_SECTOR);
+        let bytes =
+            [raw.header_desc().then(1).bytes(), Desc::readable(raw.data, 512).then(0).bytes()];
+        raw.region.write(raw.table, &bytes.concat()).unwrap();
+        raw.set_descs(&[Desc::indirect(raw.table, 32)]);
+        raw.offer(0)
+    });
+    for addr in [0, GPA - 16, GPA + MEMORY - 16, GPA + MEMORY, u64::MAX - 15] {
+        victim.refused("indirect table outside memory", |raw| {
+            raw.set_descs(&[Desc::indirect(addr, 48)]);
+            raw.offer(0)
+        });
+    }
+    victim.refused("indirect table longer than any queue", |raw| {
+        raw.set_header(T_OUT, MARK_SECTOR);
+        // 4096 entries, of which the last is the status: a driver must not exceed the queue size.
+        let mut descs = vec![Desc::readable(raw.data, 1); 4096];
+        descs[0] = raw.header_desc();
+        descs[4095] = raw.status_desc();
+        let len = raw.set_table(&descs);
+        raw.set_descs(&[Desc::indirect(raw.table, len)]);
+        raw.offer(0)
+    });
+}
+
+#[test]
+fn headers_and_statuses_that_are_missing_or_unreachable_are_refused() {
+    let mut victim = Victim::new();
+    victim.refused("no header", |raw| {
+        raw.set_chain(&[raw.status_desc()]);
+        raw.offer(0)
+    });
+    for len in [0, 1, 15] {
+        victim.refused("a short header", |raw| {
+            raw.request(T_IN, 0, &[Desc::readable(raw.header, len), raw.status_desc()])
+        });
+    }
+    victim.answers("no writable byte after a header", NOTHING, |raw| {
+        raw.request(T_FLUSH, 0, &[raw.header_desc()])
+    });
+    victim.answers("no writable byte after data", NOTHING, |raw| {
+        raw.request(T_OUT, MARK_SECTOR, &[raw.header_desc(), Desc::readable(raw.data, 512)])
+    });
+    victim.answers("a writable descriptor of length 0", NOTHING, |raw| {
+        raw.request(T_FLUSH, 0, &[raw.header_desc(), Desc::writable(raw.status, 0)])
+    });
+    victim.answers("an empty chain", NOTHING, |raw| {
+        raw.set_chain(&[Desc::readable(raw.data, 0)]);
+        raw.offer(0)
+    });
+    for addr in [0, GPA - 1, GPA + MEMORY, u64::MAX] {
+        victim.refused("status outside memory", |raw| {
+            raw.request(T_FLUSH, 0, &[raw.header_desc(), Desc::writable(addr, 1)])
+        });
+    }
+    for addr in [0, GPA - 8, GPA + MEMORY - 8, GPA + MEMORY, u64::MAX - 8] {
+        victim.refused("header outside memory", |raw| {
+            raw.request(T_FLUSH, 0, &[Desc::readable(addr, 16), raw.status_desc()])
+        });
+    }
+    victim.answers("readable after writable", IOERR, |raw| {
+        let data = Desc::readable(raw.data, 512);
+        raw.request(T_OUT, MARK_SECTOR, &[raw.header_desc(), raw.status_desc(), data])
+    });
+    victim.refused("header behind the status", |raw| {
+        raw.request(T_FLUSH, 0, &[raw.status_desc(), raw.header_desc()])
+    });
+}
+
+#[test]
+fn sectors_and_lengths_out_of_range_move_nothing() {
+    let mut victim = Victim::new();
+    let far = [SECTORS, SECTORS + 1, u64::MAX, u64::MAX - 1, u64::MAX / 512, 1 << 55, 1 << 63];
+    for (op, flags) in [(T_IN, DESC_WRITE), (T_OUT, 0)] {
+        for sector in far {
+            victim.answers("sector out of range", IOERR, |raw| {
+                let data = Desc::readable(raw.data, 512).with(flags);
+                raw.request(op, sector, &[raw.header_desc(), data, raw.status_desc()])
+            });
+        }
+        victim.answers("the second sector out of range", IOERR, |raw| {
+            let data = Desc::readable(raw.data, 1024).with(flags);
+            raw.request(op, SECTORS - 1, &[raw.header_desc(), data, raw.status_desc()])
+        });
+        for len in [1, 511, 513, 4095] {
+            victim.answers("length not in sectors", IOERR, |raw| {
+                let data = Desc::readable(raw.data, len).with(flags);
+                raw.request(op, MARK_SECTOR, &[raw.header_desc(), data, raw.status_desc()])
+            });
+        }
+        for addr in [0, GPA - 256, GPA + MEMORY - 256, GPA + MEMORY, u64::MAX - 255] {
+            victim.answers("data outside memory", IOERR, |raw| {
+                // The first half is good, and must not be written either.
+                let first = Desc::readable(raw.data, 512).with(flags);
+                let data = Desc::readable(addr, 512).with(flags);
+                let status = raw.status_desc();
+                raw.request(op, MARK_SECTOR, &[raw.header_desc(), first, data, status])
+            });
+        }
+        victim.refused("data that is larger than memory", |raw| {
+            let data = Desc::readable(GPA, 0xffff_fe00).with(flags);
+            raw.request(op, 0, &[raw.header_desc(), data, raw.status_desc()])
+        });
+        victim.refused("more than 4 GiB in one chain", |raw| {
+            raw.set_header(op, 0);
+            let mut descs = vec![Desc::readable(GPA, MEMORY as u32).with(flags); 300];
+            descs[0] = raw.header_desc();
+            descs.push(raw.status_desc());
+            let len = raw.set_table(&descs);
+            raw.set_descs(&[Desc::indirect(raw.table, len)]);
+            raw.offer(0)
+        });
+    }
+    victim.case("the end of the disk itself is in range", |raw| {
+        let data = Desc::writable(raw.data, 512);
+        let outcome = raw.request(T_IN, SECTORS - 1, &[raw.header_desc(), data, raw.status_desc()]);
+        assert_eq!(outcome, Outcome::Used { len: 513, status: Status::Ok });
+    });
+}
+
+/// No partial transfer: pages before the one whose data is out of reach keep what they hold.
+#[test]
+fn a_write_whose_last_page_is_out_of_reach_changes_nothing() {
+    let mut victim = Victim::new();
+    for addr in [0, GPA + MEMORY - 2048, GPA + MEMORY, u64::MAX - 4095] {
+        victim.answers("the last of 17 pages out of reach", IOERR, |raw| {
+            raw.region.write(raw.data, &[0x55; 65536]).unwrap();
+            let (good, bad) = (Desc::readable(raw.data, 65536), Desc::readable(addr, 4096));
+            raw.request(T_OUT, MARK_AT, &[raw.header_desc(), good, bad, raw.status_desc()])
+        });
+    }
+}
+
+/// What a guest can change is read once: a page that changes while it is written is stored as it was at
+/// some moment, and stays so.
+#[test]
+fn data_that_changes_while_it_is_written_is_stored_whole() {
+    let mut victim = Victim::new();
+    victim.case("payload under change", |raw| {
+        let (region, data) = (Arc::clone(&raw.region), raw.data);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let changer = std::thread::spawn(move || {
+            let mut random = Random::new(9);
+            let mut page = [0; 4096];
+            while !stopped.load(Ordering::Relaxed) {
+                let len = random.below(4097) as usize;
+                page.fill(random.next_u64() as u8);
+                random.fill(&mut page[..len]);
+                region.write(data, &page).unwrap();
+            }
+        });
+        let sector = SECTORS / 2;
+        let read = |raw: &mut Raw| {
+            let into = Desc::writable(raw.data + 8192, 4096);
+            let outcome = raw.request(T_IN, sector, &[raw.header_desc(), into, raw.status_desc()]);
+            assert_eq!(outcome, Outcome::Used { len: 4097, status: Status::Ok });
+            raw.region.read_vec(raw.data + 8192, 4096).unwrap()
+        };
+        for _ in 0..2000 {
+            let from = Desc::readable(raw.data, 4096);
+            let outcome = raw.request(T_OUT, sector, &[raw.header_desc(), from, raw.status_desc()]);
+            assert_eq!(outcome, Outcome::Used { len: 1, status: Status::Ok });
+            assert!(read(raw) == read(raw), "a page that is not the same twice");
+        }
+        stop.store(true, Ordering::Relaxed);
+        changer.join().unwrap();
+    });
+}
+
+/// Descriptors, header and avail ring change all the time under the device's eyes.
+#[test]
+fn chains_that_change_while_they_are_read_harm_nobody() {
+    let mut victim = Victim::new();
+    victim.case("chain under change", |raw| {
+        let (ring, region, table) = (raw.queue.ring().clone(), Arc::clone(&raw.region), raw.table);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let (header, data, status) = (raw.header_desc(), raw.data, raw.status_desc());
+        let changer = std::thread::spawn(move || {
+            let mut random = Random::new(10);
+            while !stopped.load(Ordering::Relaxed) {
+                let len = [0, 1, 512, 4096, 65536, u32::MAX][random.below(6) as usize];
+                let addr = [data, 0, u64::MAX - 100, GPA + MEMORY - 1][random.below(4) as usize];
+                let middle =
+                    Desc::writable(addr, len).then([2, 2, 1, 0, 999][random.below(5) as usize]);
+                ring.set_desc(1, middle).unwrap();
+                let first = [header.then(1), Desc::indirect(table, len), header.then(2)];
+                ring.set_desc(0, first[random.below(3) as usize]).unwrap();
+                ring.set_desc(2, status).unwrap();
+                region.write(table, &middle.bytes()).unwrap();
+            }
+        });
+        raw.set_header(T_IN, 0);
+        for _ in 0..5000 {
+            raw.queue.push(0).unwrap();
+            raw.queue.publish_quietly().unwrap();
+            raw.queue.kick().unwrap();
+            // Whatever comes back does; a queue that was stopped stays so.
+            for _ in 0..200 {
+                if raw.queue.pop().unwrap().is_some() {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            if raw.queue.in_flight() >= SIZE {
+                let stopped = raw.queue.err_event().take() > 0;
+                if stopped || raw.queue.spin_used(common::LIMIT).is_err() {
+                    assert!(stopped, "chains were forgotten");
+                    break;
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        changer.join().unwrap();
+    });
+}
+
+#[test]
+fn data_in_the_wrong_direction_is_an_error() {
+    let mut victim = Victim::new();
+    victim.answers("a read into readable data", IOERR, |raw| {
+        let data = Desc::readable(raw.data, 512);
+        raw.request(T_IN, MARK_SECTOR, &[raw.header_desc(), data, raw.status_desc()])
+    });
+    victim.answers("a serial into readable data", IOERR, |raw| {
+        let data = Desc::readable(raw.data, 20);
+        raw.request(T_GET_ID, 0, &[raw.header_desc(), data, raw.status_desc()])
+    });
+    for op in [T_OUT, T_DISCARD, T_WRITE_ZEROES] {
+        victim.case("a write from writable data", |raw| {
+            raw.region.write(raw.data, &range(MARK_SECTOR, 8, 0)).unwrap();
+            let data = Desc::writable(raw.data, 512);
+            match raw.request(op, MARK_SECTOR, &[raw.header_desc(), data, raw.status_desc()]) {
+                Outcome::Used { status: Status::IoErr, len: 1..=513 } => {}
+                other => panic!("{op}: {other:?}"),
+            }
+        });
+    }
+}
+
+#[test]
+fn discards_and_write_zeroes_that_are_wrong_change_nothing() {
+    let mut victim = Victim::new();
+    let good = range(MARK_SECTOR, 8, 0);
+    for op in [T_DISCARD, T_WRITE_ZEROES] {
+        let mut case = |name: &str, right: Outcome, data: &[u8]| {
+            victim.answers(name, right, |raw| {
+                raw.region.write(raw.data, data).unwrap();
+                let desc = Desc::readable(raw.data, data.len() as u32);
+                raw.request(op, 0, &[raw.header_desc(), desc, raw.status_desc()])
+            });
+        };
+        case("two segments", UNSUPP, &[good, good].concat());
+        case("no segment", IOERR, &[]);
+        case("a piece of a segment", IOERR, &good[..15]);
+        case("a segment and a piece", IOERR, &[&good[..], &good[..8]].concat());
+        for flags in [2, 4, 0x8000_0000, 0xffff_fffe] {
+            case("unknown flags", UNSUPP, &range(MARK_SECTOR, 8, flags));
+        }
+        for sector in [SECTORS - 7, SECTORS, u64::MAX, u64::MAX - 7] {
+            case("range beyond the end", IOERR, &range(sector, 8, 0));
+        }
+        case("more sectors than the disk has", IOERR, &range(0, SECTORS as u32 + 1, 0));
+        case("more sectors than any request may have", IOERR, &range(0, u32::MAX, 0));
+    }
+    victim.answers("unmap on a discard", UNSUPP, |raw| {
+        raw.region.write(raw.data, &range(MARK_SECTOR, 8, 1)).unwrap();
+        let desc = Desc::readable(raw.data, 16);
+        raw.request(T_DISCARD, 0, &[raw.header_desc(), desc, raw.status_desc()])
+    });
+    victim.case("no sectors at all is nothing to do", |raw| {
+        for op in [T_DISCARD, T_WRITE_ZEROES] {
+            raw.region.write(raw.data, &range(MARK_SECTOR, 0, 0)).unwrap();
+            let desc = Desc::readable(raw.data, 16);
+            let outcome = raw.request(op, 0, &[raw.header_desc(), desc, raw.status_desc()]);
+            assert_eq!(outcome, Outcome::Used { len: 1, status: Status::Ok });
+        }
+    });
+}
+
+#[test]
+fn unknown_request_types_are_unsupported() {
+    let mut victim = Victim::new();
+    for op in [2, 3, 5, 9, 10, 14, 15, 16, 24, 0x7fff_ffff, u32::MAX] {
+        victim.answers("unknown type", UNSUPP, |raw| {
+            raw.request(op, 0, &[raw.header_desc(), raw.status_desc()])
+        });
+    }
+    victim.case("a legacy barrier", |raw| {
+        let outcome = raw.request(
+            T_IN | 0x8000_0000,
+            0,
+            &[raw.header_desc(), Desc::writable(raw.data, 512), raw.status_desc()],
+        );
+        let fits = matches!(outcome, Outcome::Used { status: Status::Ok | Status::Unsupp, .. });
+        assert!(fits, "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_read_only_disk_refuses_every_change() {
+    for take_ro in [true, false] {
+        let mut daemon = Daemon::start("16M", &["--read-only"]);
+        let mut options = session_options();
+        if !take_ro {
+            options.features &= !vhost_user_zram_frontend::spec::feature::RO;
+        }
+        let mut raw = Raw::with(&daemon, &options);
+        raw.region.write(raw.data, &[0xa5; 512]).unwrap();
+        let data = Desc::readable(raw.data, 512);
+        let outcome = raw.request(T_OUT, 0, &[raw.header_desc(), data, raw.status_desc()]);
+        assert_eq!(outcome, IOERR);
+        for op in [T_DISCARD, T_WRITE_ZEROES] {
+            raw.region.write(raw.data, &range(0, 8, 0)).unwrap();
+            let data = Desc::readable(raw.data, 16);
+            let outcome = raw.request(op, 0, &[raw.header_desc(), data, raw.status_desc()]);
+            // IOERR for a disk that is read-only, UNSUPP where the feature is not offered with it.
+            assert!(matches!(outcome, IOERR | UNSUPP), "{outcome:?}");
+        }
+        drop(raw);
+        expect_zeroes(daemon.client().blk(), 0, 64);
+        assert!(daemon.is_alive());
+    }
+}
+
+#[test]
+fn a_broken_avail_ring_stops_the_queue_visibly() {
+    let mut victim = Victim::new();
+    for head in [SIZE, SIZE + 1, 0x8000, 0xffff] {
+        victim.case("head out of range", |raw| {
+            raw.queue.push(head).unwrap();
+            raw.queue.publish().unwrap();
+            raw.queue.kick().unwrap();
+            assert_eq!(raw.outcome(u32::from(head)), Outcome::Stopped);
+        });
+    }
+    for ahead in [SIZE + 1, 1000, 0x7fff, 0x8000, 0xffff] {
+        victim.case("avail index far ahead", |raw| {
+            raw.set_header(T_FLUSH, 0);
+            raw.set_chain(&[raw.header_desc(), raw.status_desc()]);
+            raw.queue.ring().set_avail_idx(ahead).unwrap();
+            raw.queue.kick().unwrap();
+            common::wait_until("the error event", || {
+                raw.queue.err_event().take() > 0 || raw.is_closed()
+            });
+            assert_eq!(raw.queue.ring().used_idx().unwrap(), 0);
+        });
+    }
+    victim.case("avail index going back", |raw| {
+        for _ in 0..4 {
+            let outcome = raw.request(T_FLUSH, 0, &[raw.header_desc(), raw.status_desc()]);
+            assert_eq!(outcome, Outcome::Used { len: 1, status: Status::Ok });
+        }
+        raw.queue.ring().set_avail_idx(2).unwrap();
+        raw.queue.kick().unwrap();
+        common::wait_until("the error event", || {
+            raw.queue.err_event().take() > 0 || raw.is_closed()
+        });
+    });
+}
+
+#[test]
+fn one_head_twice_in_the_ring_harms_nobody() {
+    let mut victim = Victim::new();
+    victim.case("the same head in every entry", |raw| {
+        raw.set_header(T_IN, MARK_SECTOR);
+        let data = Desc::writable(raw.data, 4096);
+        raw.set_chain(&[raw.header_desc(), data, raw.status_desc()]);
+        for _ in 0..SIZE {
+            raw.queue.push(0).unwrap();
+        }
+        raw.queue.publish().unwrap();
+        raw.queue.kick().unwrap();
+        let mut back = 0;
+        common::wait_until("the chains", || {
+            while raw.queue.pop().unwrap().is_some() {
+                back += 1;
+            }
+            back == SIZE || raw.queue.err_event().take() > 0 || raw.is_closed()
+        });
+    });
+}
+
+#[test]
+fn odd_but_legal_chains_are_served() {
+    let mut victim = Victim::new();
+    let ok = |len| Outcome::Used { len, status: Status::Ok };
+    victim.answers("descriptors of length 0 between the others", ok(513), |raw| {
+        let (none, data) = (Desc::readable(raw.data, 0), Desc::writable(raw.data, 512));
+        let empty = Desc::writable(raw.data, 0);
+        raw.request(T_IN, MARK_SECTOR, &[raw.header_desc(), none, data, empty, raw.status_desc()])
+    });
+    victim.answers("no data at all", ok(1), |raw| {
+        raw.request(T_IN, MARK_SECTOR, &[raw.header_desc(), raw.status_desc()])
+    });
+    victim.answers("an indirect table at an odd address with the WRITE flag", ok(1), |raw| {
+        raw.set_header(T_FLUSH, 0);
+        let entries = [raw.header_desc().then(1).bytes(), raw.status_desc().bytes()].concat();
+        raw.region.write(raw.table + 3, &entries).unwrap();
+        raw.set_descs(&[Desc::indirect(raw.table + 3, 32).with(DESC_WRITE)]);
+        raw.offer(0)
+    });
+    victim.case("a status far longer than a byte", |raw| {
+        // The status is the last writable byte, wherever the descriptor began.
+        raw.region.write(raw.table, &[0xee; 100]).unwrap();
+        raw.set_header(T_FLUSH, 0);
+        raw.set_chain(&[raw.header_desc(), Desc::writable(raw.table, 100)]);
+        match raw.offer(0) {
+            Outcome::Used { len: 1..=100, .. } => {}
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(raw.region.read_vec(raw.table + 99, 1).unwrap(), [0]);
+    });
+}
+
+/// Rings full of random bytes, a few thousand times: whatever comes of it, the next client is served.
+#[test]
+fn random_bytes_in_the_rings_harm_nobody() {
+    let mut daemon = Daemon::start("16M", &[]);
+    mark(&daemon);
+    let mut random = Random::new(0x7a72_616d);
+    for _ in 0..40 {
+        let mut raw = Raw::new(&daemon);
+        for _ in 0..100 {
+            for index in 0..SIZE {
+                // Mostly plausible: addresses inside, flags of meaning, so that it gets past the first check.
+                let desc = Desc {
+                    addr: (GPA + random.below(MEMORY + 4096)) & !(random.below(2) * 511),
+                    len: [16, 1, 512, 4096, random.next_u64() as u32][random.below(5) as usize],
+                    flags: [0, DESC_NEXT, DESC_NEXT | DESC_WRITE, DESC_WRITE, DESC_INDIRECT, 7]
+                        [random.below(6) as usize],
+                    next: random.below(u64::from(SIZE) + 2) as u16,
+                };
+                raw.queue.ring().set_desc(index, desc).unwrap();
+            }
+            let mut header = [0; 16];
+            random.fill(&mut header);
+            // Types without OUT, DISCARD and WRITE_ZEROES: the mark must survive.
+            header[..4].copy_from_slice(&[[0, 4, 8, 99][random.below(4) as usize], 0, 0, 0]);
+            header[10..].fill(0);
+            raw.region.write(raw.header, &header).unwrap();
+            raw.queue.push(random.below(u64::from(SIZE) + 1) as u16).unwrap();
+            raw.queue.publish_quietly().unwrap();
+            raw.queue.kick().unwrap();
+            while raw.queue.pop().unwrap_or(None).is_some() {}
+        }
+    }
+    // Random descriptors can form a write after all, so only a fresh mark is to be found.
+    assert!(daemon.is_alive());
+    mark(&daemon);
+    expect_served(&mut daemon);
+    let mut client = daemon.client();
+    expect_pattern(client.blk(), MARK_AT, 8, 1);
+}

@@ -1,0 +1,406 @@
+//! What outlives a session and what does not: contents, configuration, memory, identity.
+
+mod common;
+
+use std::{collections::HashSet, sync::Arc};
+
+use common::{
+    daemon::{Daemon, client_options, session_options},
+    disk::{expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
+    raw::{GPA, MEMORY, Outcome, Raw, SIZE},
+    wait_until,
+};
+use vhost_user_zram_frontend::{
+    Blk, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
+    spec::{CONFIG_LEN, SECTOR, T_GET_ID, T_IN, T_OUT, feature},
+};
+
+const GENERATIONS: u64 = 5;
+
+#[test]
+fn contents_outlive_the_session() {
+    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
+    for generation in 1..=GENERATIONS {
+        let mut client = daemon.client();
+        if generation > 1 {
+            expect_pattern(client.blk(), 100, 500, generation - 1);
+        }
+        write_pattern(client.blk(), 100, 500, generation);
+        if generation % 2 == 0 {
+            client.session.hang_up();
+        }
+    }
+    expect_pattern(daemon.client().blk(), 100, 500, GENERATIONS);
+    expect_zeroes(daemon.client().blk(), 0, 100);
+}
+
+#[test]
+fn every_set_of_features_is_served() {
+    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
+    let sets = [
+        feature::ALL,
+        feature::VERSION_1,
+        feature::VERSION_1 | feature::EVENT_IDX,
+        feature::VERSION_1 | feature::INDIRECT,
+        feature::VERSION_1 | feature::DISCARD | feature::WRITE_ZEROES,
+        feature::ALL & !feature::EVENT_IDX,
+        feature::ALL & !feature::INDIRECT,
+        feature::ALL & !(feature::FLUSH | feature::CONFIG_WCE),
+        feature::ALL & !feature::MQ,
+    ];
+    for (generation, features) in (1..).zip(sets) {
+        for mem_slots in [false, true] {
+            let session = Options { timeout: common::LIMIT, ..Options::only(features) };
+            let options = ClientOptions { session, mem_slots, queues: 2, ..client_options() };
+            let mut client = daemon.client_with(&options);
+            write_pattern(&mut client.queues[0], 8, 300, generation);
+            expect_pattern(&mut client.queues[1], 8, 300, generation);
+            client.queues[1].flush().unwrap();
+        }
+    }
+}
+
+#[test]
+fn features_are_those_of_the_design() {
+    let daemon = Daemon::start("16M", &[]);
+    let session = daemon.session();
+    let offered = session.offered();
+    assert_eq!(offered & (feature::ALL & !feature::RO), feature::ALL & !feature::RO);
+    assert_eq!(offered & feature::RO, 0);
+    assert_eq!(offered & (feature::IN_ORDER | feature::RING_PACKED), 0);
+    drop(session);
+    let daemon = Daemon::start("16M", &["--read-only"]);
+    assert_ne!(daemon.session().offered() & feature::RO, 0);
+}
+
+#[test]
+fn every_ring_size_is_served() {
+    let daemon = Daemon::start("16M", &["--queue-size", "1024"]);
+    for (generation, shift) in (1..).zip(2..=10) {
+        let queue_size = 1 << shift;
+        let depth = (queue_size / 4).max(1);
+        let options = ClientOptions { queue_size, depth, max_bytes: 8192, ..client_options() };
+        let mut client = daemon.client_with(&options);
+        // Twice around the ring, at least.
+        write_pattern(client.blk(), 0, 16 * usize::from(queue_size), generation);
+        expect_pattern(client.blk(), 0, 16 * usize::from(queue_size), generation);
+    }
+}
+
+#[test]
+fn the_configuration_space_is_right_at_every_offset() {
+    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
+    let session = daemon.session();
+    let config = session.blk_config().unwrap();
+    assert_eq!(config.capacity, (16 << 20) / SECTOR);
+    assert_eq!(config.blk_size, 4096);
+    assert_eq!(config.num_queues, 2);
+    assert_eq!(session.queue_num().unwrap(), 2);
+    assert!(config.seg_max >= 1 && config.size_max >= 4096);
+    assert_eq!(config.writeback, 0);
+    assert!(config.max_discard_sectors > 0 && config.max_write_zeroes_sectors > 0);
+    assert_eq!((config.max_discard_seg, config.max_write_zeroes_seg), (1, 1));
+    assert_eq!(config.discard_sector_alignment, 8);
+    assert_eq!(config.write_zeroes_may_unmap, 1);
+    let whole = session.config(0, CONFIG_LEN).unwrap();
+    for offset in 0..CONFIG_LEN {
+        for len in [1, 2, 4, 8, CONFIG_LEN - offset] {
+            let len = len.min(CONFIG_LEN - offset);
+            let part = session.config(offset, len).unwrap();
+            assert_eq!(part, whole[offset as usize..(offset + len) as usize], "{offset}+{len}");
+        }
+    }
+    // What lies behind the fields of today reads as zeroes.
+    let more = session.config(0, 256).unwrap();
+    assert_eq!((&more[..60], more[60..].iter().all(|b| *b == 0)), (&whole[..], true));
+}
+
+#[test]
+fn sizes_are_rounded_up_to_a_page() {
+    for (size, sectors) in [("1", 8), ("4097", 16), ("5000K", 10000), ("1M", 2048)] {
+        let daemon = Daemon::start(size, &[]);
+        assert_eq!(daemon.session().blk_config().unwrap().capacity, sectors, "{size}");
+    }
+}
+
+#[test]
+fn the_cache_mode_can_be_toggled() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut client = daemon.client();
+    for on in [true, false, true] {
+        client.session.set_writeback(on).unwrap();
+        assert_eq!(client.session.blk_config().unwrap().writeback, u8::from(on));
+        client.blk().flush().unwrap();
+    }
+}
+
+#[test]
+fn the_serial_is_padded_and_cut_as_asked() {
+    for (serial, padded) in [("disk-7", "disk-7"), ("a-serial-of-20-bytes", "a-serial-of-20-bytes")]
+    {
+        let daemon = Daemon::start("16M", &["--serial", serial]);
+        let id = daemon.client().blk().get_id().unwrap();
+        let mut expected = [0; 20];
+        expected[..padded.len()].copy_from_slice(padded.as_bytes());
+        assert_eq!(id, expected);
+        for len in [1, 5, 19, 20, 21, 64] {
+            let mut raw = Raw::new(&daemon);
+            raw.region.write(raw.data, &[0xee; 64]).unwrap();
+            let data = Desc::writable(raw.data, len);
+            let outcome = raw.request(T_GET_ID, 0, &[raw.header_desc(), data, raw.status_desc()]);
+            match outcome {
+                Outcome::Used { status: Status::Ok, len: used } => assert!(used <= len + 1),
+                other => panic!("{len} bytes: {other:?}"),
+            }
+            let got = raw.region.read_vec(raw.data, 64).unwrap();
+            let n = len.min(20) as usize;
+            assert_eq!(got[..n], expected[..n], "{len} bytes");
+            assert!(got[len as usize..].iter().all(|b| *b == 0xee), "{len} bytes");
+        }
+    }
+}
+
+#[test]
+fn memory_slots_come_and_go() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut raw = Raw::new(&daemon);
+    assert!(raw.session.max_mem_slots().unwrap() >= 8);
+    let extra = Region::new(GPA + (4 << 30), 1 << 20).unwrap();
+    let through = |raw: &mut Raw, op: u32, addr: u64| {
+        let mut data = Desc::readable(addr, 4096);
+        if op == T_IN {
+            data = Desc::writable(addr, 4096);
+        }
+        raw.request(op, 80, &[raw.header_desc(), data, raw.status_desc()])
+    };
+    for generation in 1..4 {
+        assert!(through(&mut raw, T_OUT, extra.gpa()).is_refusal());
+        raw.session.add_mem_region(&extra).unwrap();
+        let data = pattern(80, 8, generation);
+        extra.write(extra.gpa(), &data).unwrap();
+        let done = through(&mut raw, T_OUT, extra.gpa());
+        assert_eq!(done, Outcome::Used { len: 1, status: Status::Ok });
+        let address = raw.data;
+        let done = through(&mut raw, T_IN, address);
+        assert_eq!(done, Outcome::Used { len: 4097, status: Status::Ok });
+        expect_same(80, &raw.region.read_vec(raw.data, 4096).unwrap(), &data);
+        raw.session.remove_mem_region(&extra).unwrap();
+    }
+    let unknown = Region::new(GPA + (8 << 30), 1 << 20).unwrap();
+    assert!(raw.session.remove_mem_region(&unknown).is_err());
+}
+
+#[test]
+fn a_buffer_may_cross_from_one_region_to_the_next() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut raw = Raw::new(&daemon);
+    let next = Region::new(GPA + MEMORY, 1 << 20).unwrap();
+    raw.session.add_mem_region(&next).unwrap();
+    let data = pattern(0, 16, 3);
+    let (first, second) = data.split_at(5000);
+    raw.region.write(raw.region.end() - 5000, first).unwrap();
+    next.write(next.gpa(), second).unwrap();
+    let across = Desc::readable(raw.region.end() - 5000, data.len() as u32);
+    let done = raw.request(T_OUT, 0, &[raw.header_desc(), across, raw.status_desc()]);
+    assert_eq!(done, Outcome::Used { len: 1, status: Status::Ok });
+    raw.region.write(raw.region.end() - 5000, &[0; 5000]).unwrap();
+    next.write(next.gpa(), &vec![0; second.len()]).unwrap();
+    let across = across.with(vhost_user_zram_frontend::spec::DESC_WRITE);
+    let done = raw.request(T_IN, 0, &[raw.header_desc(), across, raw.status_desc()]);
+    assert_eq!(done, Outcome::Used { len: data.len() as u32 + 1, status: Status::Ok });
+    let mut got = raw.region.read_vec(raw.region.end() - 5000, 5000).unwrap();
+    got.extend(next.read_vec(next.gpa(), second.len()).unwrap());
+    expect_same(0, &got, &data);
+}
+
+/// A store that never served has no idea what a running guest has on its disk: it must not show a blank
+/// one.
+#[test]
+fn a_ring_in_use_is_refused_by_a_daemon_that_never_served() {
+    for (base, used) in [(5, 5), (0, 5), (5, 0), (0xffff, 0xffff)] {
+        let daemon = Daemon::start("16M", &[]);
+        let mut session = daemon.session();
+        let region = Region::new(GPA, MEMORY).unwrap();
+        session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+        let queue = Queue::new(0, &region, SIZE, true).unwrap();
+        queue.ring().set_used_idx(used).unwrap();
+        queue.ring().set_avail_idx(base.max(used)).unwrap();
+        let started = session.set_up(&queue, base).and_then(|()| session.enable(0, true));
+        if started.is_ok() {
+            // Taken, but then it has to be stopped before anything is answered.
+            queue.ring().set_avail_idx(base.max(used).wrapping_add(1)).unwrap();
+            queue.kick().unwrap();
+            wait_until("the ring to be stopped", || {
+                queue.err_event().take() > 0
+                    || session.wire().wait_closed(std::time::Duration::ZERO).is_ok()
+            });
+            assert_eq!(queue.ring().used_idx().unwrap(), used);
+        }
+        drop(session);
+        // A new guest is welcome, and after it one that comes back is, too.
+        let mut client = daemon.client();
+        write_pattern(client.blk(), 0, 8, 1);
+    }
+}
+
+/// A guest need not have used all of its queues: one that stands at 0 says nothing of the others.
+#[test]
+fn a_fresh_ring_does_not_vouch_for_one_in_use() {
+    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
+    let mut session = daemon.session();
+    let region = Region::new(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let fresh = Queue::new(0, &region, SIZE, true).unwrap();
+    session.set_up(&fresh, 0).unwrap();
+    let used = Queue::new(1, &region, SIZE, true).unwrap();
+    used.ring().set_used_idx(7).unwrap();
+    used.ring().set_avail_idx(7).unwrap();
+    let started = session
+        .set_up(&used, 7)
+        .and_then(|()| session.enable(0, true))
+        .and_then(|()| session.enable(1, true));
+    if started.is_ok() {
+        used.ring().set_avail_idx(8).unwrap();
+        used.kick().unwrap();
+        wait_until("the ring to be stopped", || {
+            assert_eq!(used.ring().used_idx().unwrap(), 7, "a blank disk was shown");
+            used.err_event().take() > 0
+                || session.wire().wait_closed(std::time::Duration::ZERO).is_ok()
+        });
+    }
+}
+
+/// Twenty front ends in a row die under load, each with the ring of the one before, and nothing that was
+/// asked is lost or done in a mix: the rings' memory lives on, as with QEMU's `reconnect`.
+#[test]
+fn requests_of_a_lost_session_are_finished_in_the_next() {
+    let daemon = Daemon::start("64M", &[]);
+    let options = session_options();
+    let mut session = Session::connect(daemon.socket(), &options).unwrap();
+    let region = Region::new(GPA, 64 << 20).unwrap();
+    let queue = Queue::new(0, &region, 128, session.has(feature::EVENT_IDX)).unwrap();
+    let mut blk = Blk::new(queue, 64, 16 << 10, session.has(feature::INDIRECT)).unwrap();
+    let mut random = vhost_user_zram_frontend::Random::new(20);
+    let mut expected = vec![0; 1024];
+    for round in 1..=20_u64 {
+        session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+        // QEMU sends an index read at the moment of the hang-up, which may be older than the ring's.
+        let stale = blk.queue().used_idx();
+        session.set_up(blk.queue(), stale).unwrap();
+        session.enable(0, true).unwrap();
+        // First what the last round left behind.
+        while blk.busy() > 0 {
+            assert_eq!(blk.wait(common::LIMIT).unwrap().status, Status::Ok);
+        }
+        for (at, generation) in expected.iter().enumerate().filter(|(_, g)| **g > 0).take(50) {
+            expect_pattern(&mut blk, at as u64 * 32, 32, *generation);
+        }
+        let mut taken = HashSet::new();
+        for _ in 0..random.below(400) + 50 {
+            let Some(tag) = blk.acquire() else {
+                let done = blk.wait(common::LIMIT).unwrap();
+                assert_eq!(done.status, Status::Ok);
+                taken.remove(&done.user);
+                continue;
+            };
+            let place = random.below(expected.len() as u64);
+            // Two writes to one place may be done in either order.
+            if !taken.insert(place) {
+                blk.release(tag);
+                continue;
+            }
+            expected[place as usize] = round;
+            let buffer = blk.buffer(tag);
+            region.write(buffer, &pattern(place * 32, 32, round)).unwrap();
+            blk.submit_shaped(tag, Op::Out, place * 32, 16 << 10, &Shape::default(), place)
+                .unwrap();
+            blk.publish().unwrap();
+        }
+        session.hang_up();
+        session = Session::connect(daemon.socket(), &options).unwrap();
+    }
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    session.start(blk.queue()).unwrap();
+    while blk.busy() > 0 {
+        assert_eq!(blk.wait(common::LIMIT).unwrap().status, Status::Ok);
+    }
+    for (at, generation) in expected.iter().enumerate() {
+        match generation {
+            0 => expect_zeroes(&mut blk, at as u64 * 32, 32),
+            _ => expect_pattern(&mut blk, at as u64 * 32, 32, *generation),
+        }
+    }
+}
+
+/// SIGTERM under load: what was taken is finished and published, then the socket closes.
+#[test]
+fn a_daemon_that_ends_finishes_what_it_took() {
+    for _ in 0..5 {
+        let daemon = Daemon::start("64M", &[]);
+        let mut client = daemon.client();
+        let mut submitted = 0;
+        while let Some(tag) = client.blk().acquire() {
+            let sector = 256 * tag.index() as u64;
+            client
+                .blk()
+                .submit_shaped(tag, Op::Out, sector, 64 << 10, &Shape::default(), 0)
+                .unwrap();
+            submitted += 1;
+        }
+        client.blk().publish().unwrap();
+        let (status, stdout, _) = daemon.terminate();
+        assert!(status.success(), "{status:?}");
+        assert!(stdout.iter().any(|line| line.starts_with("summary:")), "{stdout:?}");
+        client.session.wire().wait_closed(common::LIMIT).unwrap();
+        let mut back = 0;
+        while let Some(done) = client.blk().reap().unwrap() {
+            assert_eq!(done.status, Status::Ok);
+            back += 1;
+        }
+        assert!(back <= submitted);
+    }
+}
+
+#[test]
+fn statistics_count_what_was_done() {
+    let mut daemon = Daemon::start("16M", &[]);
+    let before = daemon.stats();
+    assert!(!before.is_empty());
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 2048, 1);
+    let after = daemon.stats();
+    assert!(after.keys().all(|key| before.contains_key(key)), "{before:?} {after:?}");
+    assert_ne!(before, after);
+}
+
+#[test]
+fn an_idle_session_may_end_at_any_message() {
+    let daemon = Daemon::start("16M", &[]);
+    write_pattern(daemon.client().blk(), 0, 8, 1);
+    for step in 0..6 {
+        let mut session = Session::unnegotiated(daemon.stream(), common::LIMIT).unwrap();
+        let region = Region::new(GPA, MEMORY).unwrap();
+        let queue = Queue::new(0, &region, SIZE, true).unwrap();
+        let done = (|| -> Result<(), Error> {
+            if step > 0 {
+                session.negotiate(&session_options())?;
+            }
+            if step > 1 {
+                session.set_mem_table(&[Arc::clone(&region)])?;
+            }
+            if step > 2 {
+                session.set_up(&queue, 0)?;
+            }
+            if step > 3 {
+                session.enable(0, true)?;
+            }
+            if step > 4 {
+                session.stop(0)?;
+            }
+            Ok(())
+        })();
+        done.unwrap();
+        session.hang_up();
+        expect_pattern(daemon.client().blk(), 0, 8, 1);
+    }
+}
