@@ -54,10 +54,15 @@ impl Payload for Piece<'_> {
 }
 
 /// Writes the image at `path` to the start of the disk; its last page is filled up with zeroes.
+/// False if `stopped` said so before the end.
 ///
 /// # Errors
 /// The image cannot be read, is longer than the disk, or the disk cannot store it.
-pub(super) fn load(device: &Device, path: &Path) -> Result<(), LoadError> {
+pub(super) fn load(
+    device: &Device,
+    path: &Path,
+    stopped: impl Fn() -> bool,
+) -> Result<bool, LoadError> {
     let mut file = File::open(path)?;
     // A block device has no length of its own; what it holds shows when it is read.
     let length = file.metadata()?.len();
@@ -73,7 +78,10 @@ pub(super) fn load(device: &Device, path: &Path) -> Result<(), LoadError> {
         let read = read_full(&mut file, &mut chunk)?;
         if read == 0 {
             log::info!("loaded {at} bytes from {}", path.display());
-            return Ok(());
+            return Ok(true);
+        }
+        if stopped() {
+            return Ok(false);
         }
         let padded = read.next_multiple_of(PAGE_SIZE);
         chunk[read..padded].fill(0);

@@ -94,11 +94,16 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     // What the user got wrong is said before a long load, not after it.
     let source = Source::prepare(&settings.endpoint)?;
     let device = Arc::new(Device::new(&settings.device)?);
-    if let Some(path) = &settings.load {
-        load::load(&device, path)
-            .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
-    }
     watch_signals(signals, Arc::clone(&stop), Arc::clone(&device));
+    if let Some(path) = &settings.load {
+        let stopped = || is_readable(stop.as_fd());
+        let loaded = load::load(&device, path, stopped)
+            .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
+        if !loaded {
+            say(format_args!("summary: {}", device.report()));
+            return Ok(());
+        }
+    }
     let source = source.open()?;
     say(format_args!(
         "ready: socket={} size={} algorithm={} queues={}",
@@ -191,6 +196,11 @@ fn next_connection(listener: &Bound, stop: BorrowedFd<'_>) -> Option<UnixStream>
             }
         }
     }
+}
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Sleeps, unless the daemon is to stop.

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +60,7 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
+    match connect_at_once(path) {
         // The file outlives its daemon if that was killed.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         // A full backlog is a sign of life.
@@ -68,6 +70,14 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
         }
         Err(error) => Err(io(error)),
     }
+}
+
+/// Connects, or fails at once: a stopped daemon with a full backlog would be waited for.
+fn connect_at_once(path: &Path) -> io::Result<()> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(())
 }
 
 /// A listening socket; its file is removed with it, if it is still ours.

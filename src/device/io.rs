@@ -292,9 +292,10 @@ impl<P: Payload> Io<'_, P> {
             self.prepared = Some(Prepared { device, content });
         }
         let ticket = ready!(device.table.poll_lock(index, &mut self.waiter, cx));
-        if let (Some(ticket), Some(prepared)) = (ticket, self.prepared.take()) {
-            prepared.install(ticket);
-        }
+        let (Some(ticket), Some(prepared)) = (ticket, self.prepared.take()) else {
+            unreachable!("the slot was made to exist, and the page was prepared");
+        };
+        prepared.install(ticket);
         Poll::Ready(Ok(()))
     }
 
@@ -313,7 +314,7 @@ impl<P: Payload> Io<'_, P> {
         }
         device.table.ensure(index)?;
         let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx)) else {
-            return Poll::Ready(Ok(()));
+            unreachable!("the slot was made to exist");
         };
         // An early return drops the ticket: the slot keeps what it has.
         device.decode(index, ticket.word().content(), lane)?;

@@ -124,9 +124,17 @@ impl Device {
         self.served.load(Ordering::Acquire)
     }
 
-    /// A guest's ring was started on this disk.
+    /// A request of a guest was taken.
     pub fn mark_served(&self) {
-        self.served.store(true, Ordering::Release);
+        // Loaded first: it is asked for each batch, and true but once.
+        if !self.served.load(Ordering::Relaxed) {
+            self.served.store(true, Ordering::Release);
+        }
+    }
+
+    /// What a guest's rings say can no longer be relied on.
+    pub fn forget_served(&self) {
+        self.served.store(false, Ordering::Release);
     }
 
     /// What the disk holds and what that takes, now.

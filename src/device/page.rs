@@ -66,8 +66,14 @@ impl Device {
         let page = &mut *lane.page;
         match content {
             Content::Empty => page.fill(0),
-            Content::Same(pattern) => fill(page, &pattern.to_le_bytes()),
-            Content::SameWide(object) => fill(page, self.pool.read(object.place, object.length)),
+            Content::Same(0) => page.fill(0),
+            Content::Same(pattern) => {
+                fill(page, (u64::from(pattern) << 32 | u64::from(pattern)).to_le_bytes())
+            }
+            Content::SameWide(object) => {
+                let bytes = self.pool.read(object.place, object.length);
+                fill(page, bytes.first_chunk().copied().unwrap_or_default());
+            }
             Content::Object(_, object) => {
                 let bytes = self.pool.read(object.place, object.length);
                 if object.is_huge() {
@@ -89,9 +95,9 @@ fn same_filled(page: &Page) -> Option<[u8; 8]> {
     (rest.last_chunk::<8>() == Some(first) && page[..PAGE_SIZE - 8] == *rest).then_some(*first)
 }
 
-fn fill(page: &mut Page, pattern: &[u8]) {
-    for piece in page.chunks_mut(pattern.len()) {
-        piece.copy_from_slice(&pattern[..piece.len()]);
+fn fill(page: &mut Page, word: [u8; 8]) {
+    for piece in page.chunks_exact_mut(8) {
+        piece.copy_from_slice(&word);
     }
 }
 
@@ -104,7 +110,7 @@ mod tests {
         let word = *b"12345678";
         let mut page = [0; PAGE_SIZE];
         assert_eq!(same_filled(&page), Some([0; 8]));
-        fill(&mut page, &word);
+        fill(&mut page, word);
         assert_eq!(same_filled(&page), Some(word));
         for at in [0, 7, 8, 2048, PAGE_SIZE - 9, PAGE_SIZE - 8, PAGE_SIZE - 1] {
             page[at] ^= 1;
@@ -112,7 +118,9 @@ mod tests {
             page[at] ^= 1;
         }
         // A pattern of 16 bytes is not one of 8.
-        fill(&mut page, b"1234567812345679");
+        for piece in page.chunks_exact_mut(16) {
+            piece.copy_from_slice(b"1234567812345679");
+        }
         assert_eq!(same_filled(&page), None);
     }
 }

@@ -4,6 +4,7 @@
 //! brought to rest before anything that they use is changed.
 
 use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
@@ -36,6 +37,10 @@ struct Staged {
     error_event: Option<File>,
     /// A queue thread serves it.
     started: bool,
+    /// It was started before in this session, so its indexes are of this session's making.
+    known: bool,
+    /// Its rings went away with a piece of guest memory, and may come back with one.
+    lost: bool,
 }
 
 /// The front end's requests, carried out.
@@ -49,11 +54,13 @@ pub(super) struct Handler {
     acked_features: u64,
     owned: bool,
     soft_refusal: bool,
+    /// Whether a guest had been served from this disk when the session began.
+    had_served: bool,
 }
 
 /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
 fn refuse<T>(why: impl std::fmt::Display) -> Result<T> {
-    log::warn!("the front end is refused: {why}");
+    super::limited::warn(format_args!("the front end is refused: {why}"));
     Err(Error::InvalidParam)
 }
 
@@ -67,6 +74,7 @@ impl Handler {
     ) -> Self {
         let config = ConfigSpace::new(&shared.options, shared.device.sectors());
         let staged = vrings.iter().map(|_| Staged::default()).collect();
+        let had_served = shared.device.has_served();
         Self {
             shared,
             memory,
@@ -77,6 +85,7 @@ impl Handler {
             acked_features: 0,
             owned: false,
             soft_refusal: false,
+            had_served,
         }
     }
 
@@ -107,6 +116,11 @@ impl Handler {
             healthy &= worker.join();
         }
         healthy
+    }
+
+    /// Makes the disk refuse rings that are in use, until a guest starts anew.
+    pub(super) fn forget_served(&self) {
+        self.shared.device.forget_served();
     }
 
     fn worker(&self, ring: usize) -> Result<&Worker> {
@@ -164,8 +178,8 @@ impl Handler {
             // Without protocol features there is no enable message (vhost-user, "Ring states").
             vring.set_enabled(true);
         }
-        self.shared.device.mark_served();
-        self.staged[ring].started = true;
+        let staged = &mut self.staged[ring];
+        (staged.started, staged.known, staged.lost) = (true, true, false);
         self.worker(ring)?.send(Command::Start { ring, kick, error_event });
         Ok(())
     }
@@ -189,11 +203,11 @@ impl Handler {
         let Some(used) = used else {
             return refuse(format_args!("the used ring of queue {ring} cannot be read"));
         };
-        if (base != 0 || used != 0) && !self.shared.device.has_served() {
-            log::error!(
+        if (base != 0 || used != 0) && !self.had_served && !self.staged[ring].known {
+            super::limited::warn(format_args!(
                 "queue {ring} is in use already (base {base}, used index {used}), and this disk \
                  never served a guest: what the guest wrote is not here, so it is not served"
-            );
+            ));
             return Err(Error::InvalidParam);
         }
         if base != used {
@@ -237,9 +251,21 @@ impl Handler {
         }
         drop(resting);
         for ring in gone {
-            log::warn!("queue {ring} is stopped: its rings are no longer in guest memory");
+            super::limited::warn(format_args!(
+                "queue {ring} is stopped: its rings are no longer in guest memory"
+            ));
             self.stop(ring)?;
-            self.staged[ring].addresses = None;
+            self.staged[ring].lost = true;
+            if let Some(event) = &mut self.staged[ring].error_event {
+                let _ = event.write(&1_u64.to_ne_bytes());
+            }
+        }
+        // A front end that changes a region takes it away and gives it back, and says nothing
+        // more of the rings in it.
+        for ring in 0..self.vrings.len() {
+            if self.staged[ring].lost && self.still_lies_in_memory(ring) {
+                self.start_if_complete(ring)?;
+            }
         }
         changed.or_else(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
@@ -254,8 +280,10 @@ impl Handler {
         let queue = state.get_queue();
         let shared = self.memory.shared();
         let now = addresses.map(|addr| self.memory.guest_address(addr));
+        // `is_valid` wants a ring that is ready, which a lost one is not; it is checked again when
+        // it is started.
         now == [Some(queue.desc_table()), Some(queue.used_ring()), Some(queue.avail_ring())]
-            && queue.is_valid(&*shared.memory())
+            && (!queue.ready() || queue.is_valid(&*shared.memory()))
     }
 }
 

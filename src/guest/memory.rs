@@ -128,13 +128,17 @@ impl From<&VhostUserSingleMemoryRegion> for Layout {
 pub(super) struct MemoryMap {
     regions: Vec<(Layout, Arc<Region>)>,
     shared: SharedMemory,
-    alarm: EventFd,
+    alarm: Arc<EventFd>,
 }
 
 impl MemoryMap {
     /// No memory yet; a region that is lost later is signalled through `alarm`.
     pub(super) fn new(alarm: EventFd) -> Self {
-        Self { regions: Vec::new(), shared: SharedMemory::new(Memory::new()), alarm }
+        Self {
+            regions: Vec::new(),
+            shared: SharedMemory::new(Memory::new()),
+            alarm: Arc::new(alarm),
+        }
     }
 
     /// The memory as queue threads see it; follows all changes.

@@ -7,20 +7,19 @@ use std::task::{Context, Poll, Waker};
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
-use vm_memory::GuestMemoryLoadGuard;
+use vm_memory::{GuestMemoryBackend, GuestMemoryLoadGuard};
 
 use super::chain::{Chain, DescriptorTable, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
-use super::memory::{Memory, SharedMemory};
+use super::memory::{Memory, Region, SharedMemory};
 use super::request::{Finished, GuestBytes, Reply, Request, Status, Taken, deliver_id, snapshot};
 use super::ring::{self, Heads, RingError};
-use crate::device::{Device, Io, IoError, Lane};
+use crate::device::{Device, Io, IoError, Lane, Op};
 
 /// Batches that a queue is served before the thread looks at its other queues.
 const BATCHES_PER_TURN: usize = 4;
-/// Data bytes after which a batch is published although there is more: a guest should not wait
-/// for the last of many large requests to see the first.
+/// Data bytes of a batch after which the turn ends, and the next batch is a smaller one.
 const BATCH_BYTES: u64 = 256 * 1024;
 
 /// The state of a ring that the session sets and the queue thread uses.
@@ -66,6 +65,8 @@ pub(super) struct QueueServer<'d> {
     wakers: Vec<Option<Waker>>,
     /// Used index when the driver was last asked whether it wants an interrupt.
     signalled: u16,
+    /// Heads to take at once; fewer when requests are large.
+    batch_limit: usize,
     scratch: Scratch,
 }
 
@@ -97,6 +98,7 @@ impl<'d> QueueServer<'d> {
             waiting_count: 0,
             wakers: Vec::new(),
             signalled: 0,
+            batch_limit: ring::BATCH,
             scratch: Scratch::default(),
         }
     }
@@ -152,19 +154,30 @@ impl<'d> QueueServer<'d> {
             let mut taken = std::mem::take(&mut self.scratch.taken);
             let queue = state.get_queue_mut();
             let table = ring::descriptors(queue);
-            let mut outcome = ring::take_batch(queue, memory, &mut self.heads, &mut taken);
+            let limit = self.batch_limit;
+            let outcome = ring::take_batch(queue, memory, &mut self.heads, limit, &mut taken);
             let any = !taken.is_empty();
+            if any {
+                // From now on the disk is one that a guest has seen.
+                self.shared.device.mark_served();
+            }
             let mut bytes = 0;
             // All that was taken is worked off and given back, also if the ring is broken.
             for taken in taken.drain(..) {
                 bytes += self.begin(taken, table, memory, lane);
-                if bytes >= BATCH_BYTES {
-                    outcome = outcome.and(self.publish(state, memory));
-                    bytes = 0;
-                }
             }
             self.scratch.taken = taken;
             outcome.and(self.publish(state, memory))?;
+            // Large requests are taken few at a time: the ring is locked meanwhile, and the guest
+            // should not wait for the last of them to see the first.
+            self.batch_limit = if bytes >= BATCH_BYTES {
+                (limit / 4).max(1)
+            } else {
+                (limit * 2).min(ring::BATCH)
+            };
+            if bytes >= BATCH_BYTES {
+                return Ok(Turn::More);
+            }
             if !any && !state.enable_notification().map_err(unreachable)? {
                 return Ok(Turn::Idle);
             }
@@ -206,6 +219,13 @@ impl<'d> QueueServer<'d> {
                 taken.finish(0)
             }
             Ok(()) => match Request::parse(memory, chain, &self.shared.options) {
+                // Memory that was lost reads as zeroes, which may look like a request; what it
+                // would change is not changed.
+                Request::Io { op, reply, .. }
+                    if op != Op::Read && memory.iter().any(Region::is_lost) =>
+                {
+                    reply.finish(memory, taken, Status::IoErr)
+                }
                 Request::Io { op, sector, bytes, data, reply } => {
                     self.refill_chain();
                     let payload = GuestBytes::new(memory.clone(), data);
@@ -260,7 +280,11 @@ impl<'d> QueueServer<'d> {
         let payload = io.into_payload();
         let finished = reply.finish(payload.memory(), taken, status);
         self.scratch.finished.push(finished);
-        self.scratch.segments.push(payload.into_segments());
+        let segments = payload.into_segments();
+        // A discard has none to give back, and a spare more than a batch needs is never used.
+        if segments.capacity() != 0 && self.scratch.segments.len() < ring::BATCH {
+            self.scratch.segments.push(segments);
+        }
     }
 
     /// Gives the chain vectors again for those that a request took with it.
@@ -291,7 +315,7 @@ impl<'d> QueueServer<'d> {
 
     /// Stops a ring that makes no sense, visibly.
     fn break_down(&mut self, error: RingError) {
-        log::warn!("queue {} is stopped: {error}", self.index);
+        super::limited::warn(format_args!("queue {} is stopped: {error}", self.index));
         self.running = false;
         if let Some(event) = &mut self.error_event {
             let _ = event.write(&1_u64.to_ne_bytes());

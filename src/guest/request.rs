@@ -206,7 +206,7 @@ impl Request {
         match header.kind {
             VIRTIO_BLK_T_IN => {
                 // Data in the wrong direction cannot be meant.
-                if output != 0 || !is_data_length(input, options) {
+                if output != 0 || !is_data(memory, &chain.writable, options) {
                     return refused(Status::IoErr);
                 }
                 let data = std::mem::take(&mut chain.writable);
@@ -214,13 +214,14 @@ impl Request {
                 Request::Io { op: Op::Read, sector: header.sector, bytes: input, data, reply }
             }
             VIRTIO_BLK_T_OUT => {
-                if options.read_only || input != 0 || !is_data_length(output, options) {
+                if options.read_only || input != 0 || !is_data(memory, &chain.readable, options) {
                     return refused(Status::IoErr);
                 }
                 let data = std::mem::take(&mut chain.readable);
                 Request::Io { op: Op::Write, sector: header.sector, bytes: output, data, reply }
             }
             VIRTIO_BLK_T_FLUSH => Request::Flush { reply },
+            VIRTIO_BLK_T_GET_ID if output != 0 => refused(Status::IoErr),
             VIRTIO_BLK_T_GET_ID => {
                 let data = std::mem::take(&mut chain.writable);
                 let reply = Reply { data: input.min(options.id().len() as u64) as u32, ..reply };
@@ -233,8 +234,13 @@ impl Request {
     }
 }
 
-fn is_data_length(bytes: u64, options: &GuestOptions) -> bool {
-    bytes.is_multiple_of(SECTOR_SIZE) && bytes <= options.max_request_bytes()
+/// Whether data can be moved as a whole: of a length that may be, and all of it within reach. A
+/// request is refused before it has moved a byte, not in the middle.
+fn is_data(memory: &Memory, segments: &[Segment], options: &GuestOptions) -> bool {
+    let bytes = total(segments);
+    bytes.is_multiple_of(SECTOR_SIZE)
+        && bytes <= options.max_request_bytes()
+        && segments.iter().all(|segment| memory.check_range(segment.addr, segment.len as usize))
 }
 
 /// Takes the header off the front of the readable part.

@@ -60,11 +60,12 @@ pub(super) fn descriptors(queue: &Queue) -> DescriptorTable {
     DescriptorTable { addr: GuestAddress(queue.desc_table()), size: queue.size() }
 }
 
-/// Takes up to [`BATCH`] heads. An error ends the ring; what was taken before it is in `batch`.
+/// Takes up to `limit` heads. An error ends the ring; what was taken before it is in `batch`.
 pub(super) fn take_batch(
     queue: &mut Queue,
     memory: &Memory,
     heads: &mut Heads,
+    limit: usize,
     batch: &mut Vec<Taken>,
 ) -> Result<(), RingError> {
     let size = queue.size();
@@ -72,7 +73,7 @@ pub(super) fn take_batch(
         virtio_queue::Error::InvalidAvailRingIndex => RingError::AvailableIndex,
         _ => RingError::Unreachable,
     })?;
-    for chain in available.take(BATCH) {
+    for chain in available.take(limit) {
         let head = chain.head_index();
         if head >= size {
             return Err(RingError::HeadOutOfRange(head));

@@ -174,6 +174,9 @@ impl Session {
         if sync::lock(&self.handler).shut_down() {
             end
         } else {
+            // What it took may not have been published, so used indexes do not say what was done:
+            // rings that are in use must not be taken up again.
+            sync::lock(&self.handler).forget_served();
             SessionEnd::Refused(SessionError::QueueThread)
         }
     }

@@ -11,8 +11,8 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -48,7 +48,7 @@ static WATCHED: [Watched; REGIONS] = [const {
 pub(super) struct Watch {
     slot: usize,
     /// Kept open: the handler writes to its raw descriptor.
-    _alarm: EventFd,
+    _alarm: Arc<EventFd>,
 }
 
 impl Watch {
@@ -56,9 +56,8 @@ impl Watch {
     ///
     /// # Errors
     /// The handler cannot be installed, or too many ranges are watched.
-    pub(super) fn new(start: usize, len: usize, alarm: &EventFd) -> io::Result<Self> {
+    pub(super) fn new(start: usize, len: usize, alarm: &Arc<EventFd>) -> io::Result<Self> {
         install()?;
-        let alarm = alarm.try_clone()?;
         let free = WATCHED.iter().position(|watched| !watched.taken.swap(true, Ordering::AcqRel));
         let slot = free.ok_or_else(|| io::Error::other("too many guest memory regions"))?;
         let watched = &WATCHED[slot];
@@ -66,7 +65,7 @@ impl Watch {
         watched.alarm.store(alarm.as_raw_fd(), Ordering::Relaxed);
         watched.start.store(start, Ordering::Relaxed);
         watched.len.store(len, Ordering::Release);
-        Ok(Self { slot, _alarm: alarm })
+        Ok(Self { slot, _alarm: Arc::clone(alarm) })
     }
 
     /// Whether the range, or a part of it, was lost.

@@ -62,6 +62,14 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// A session that fails half-way leaves no thread behind.
+    fn drop(&mut self) {
+        self.send(Command::Quit);
+        self.join();
+    }
+}
+
 /// The end of the thread, by unwinding too: nobody may wait for its answers, and the session is
 /// told if its queues are dead.
 struct End {

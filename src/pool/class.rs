@@ -97,10 +97,11 @@ impl Class {
         assert_eq!(within % self.object_bytes, 0, "{place:?} is no object of this class");
         let span = self.spans.get_mut(&id);
         let span = span.expect("a freed object lies in a span of its class");
+        let was_full = span.count() == self.capacity;
         span.give_back(within / self.object_bytes);
         if span.count() == 0 {
             self.retire(id, arena, budget, source);
-        } else {
+        } else if was_full {
             self.partial.insert(id);
         }
     }

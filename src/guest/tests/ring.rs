@@ -34,7 +34,7 @@ fn take(
     heads: &mut Heads,
 ) -> (Vec<u16>, Result<(), RingError>) {
     let mut batch = Vec::new();
-    let outcome = take_batch(queue, memory, heads, &mut batch);
+    let outcome = take_batch(queue, memory, heads, BATCH, &mut batch);
     let numbers = batch.into_iter().map(|taken| taken.finish(0).head).collect();
     (numbers, outcome)
 }
@@ -56,7 +56,7 @@ fn heads_are_taken_in_batches_and_published_with_one_index() {
     let all: Vec<u16> = (0..40).rev().collect();
     offer(&memory, start, &all);
     let mut batch = Vec::new();
-    take_batch(&mut queue, &memory, &mut heads, &mut batch).unwrap();
+    take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
     assert_eq!(batch.len(), BATCH);
     let mut finished: Vec<_> = batch.drain(..).map(|taken| taken.finish(513)).collect();
     memory.write_obj(start, GuestAddress(USED + 2)).unwrap();
@@ -102,7 +102,7 @@ fn a_head_can_be_taken_again_once_it_was_given_back() {
     for round in 0..200 {
         offer(&memory, round, &[7]);
         let mut batch = Vec::new();
-        take_batch(&mut queue, &memory, &mut heads, &mut batch).unwrap();
+        take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
         let mut finished = batch.drain(..).map(|taken: Taken| taken.finish(1)).collect();
         put_batch(&mut queue, &memory, &mut heads, &mut finished).unwrap();
         assert_eq!(used_index(&memory), round + 1);
