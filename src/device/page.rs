@@ -68,7 +68,7 @@ impl Device {
             Content::Empty => page.fill(0),
             Content::Same(0) => page.fill(0),
             Content::Same(pattern) => {
-                fill(page, (u64::from(pattern) << 32 | u64::from(pattern)).to_le_bytes())
+                fill(page, (u64::from(pattern) << 32 | u64::from(pattern)).to_le_bytes());
             }
             Content::SameWide(object) => {
                 let bytes = self.pool.read(object.place, object.length);
