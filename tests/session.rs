@@ -190,6 +190,51 @@ fn memory_slots_come_and_go() {
     assert!(raw.session.remove_mem_region(&unknown).is_err());
 }
 
+/// QEMU changes a region by taking it away and giving it back, and says nothing more of the rings.
+#[test]
+fn a_ring_goes_on_when_its_memory_was_away() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut raw = Raw::new(&daemon);
+    for generation in 1..4 {
+        let (region, data) = (Arc::clone(&raw.region), raw.data);
+        region.write(data, &pattern(8, 8, generation)).unwrap();
+        let write = [raw.header_desc(), Desc::readable(data, 4096), raw.status_desc()];
+        let done = raw.request(T_OUT, 8, &write);
+        assert_eq!(done, Outcome::Used { len: 1, status: Status::Ok });
+        raw.queue.err_event().take();
+        raw.session.remove_mem_region(&region).unwrap();
+        assert!(raw.queue.err_event().take() > 0, "the stop is to be seen");
+        raw.session.add_mem_region(&region).unwrap();
+        region.write(data, &[0xee; 4096]).unwrap();
+        let read = [raw.header_desc(), Desc::writable(data, 4096), raw.status_desc()];
+        let done = raw.request(T_IN, 8, &read);
+        assert_eq!(done, Outcome::Used { len: 4097, status: Status::Ok });
+        expect_same(8, &region.read_vec(data, 4096).unwrap(), &pattern(8, 8, generation));
+    }
+}
+
+/// What a guest does all the time with `-o discard`; each used to leave a little behind.
+#[test]
+fn discards_between_reads_take_no_memory() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut client = daemon.client();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let mut rounds = |count| {
+        for _ in 0..count {
+            client.blk().discard(0, 8).unwrap();
+            client.blk().read_vec(0, 4096).unwrap();
+        }
+    };
+    rounds(2_000);
+    let before = resident();
+    rounds(20_000);
+    assert!(resident() < before + 1024, "{before} KiB became {} KiB", resident());
+}
+
 #[test]
 fn a_buffer_may_cross_from_one_region_to_the_next() {
     let daemon = Daemon::start("16M", &[]);
