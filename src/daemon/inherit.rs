@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage};
 use nix::sys::socket::{getsockname, getsockopt, sockopt};
 
@@ -50,6 +50,11 @@ pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
     // SAFETY: open, as just seen, and given to this process to own; asked for once, at the start.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(owned.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        .map_err(|_| refused("it cannot be taken over"))?;
+    // The parent may have polled it; replies are written with blocking calls.
+    let flags = fcntl(owned.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    flags
+        .and_then(|flags| fcntl(owned.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)))
         .map_err(|_| refused("it cannot be taken over"))?;
     Ok(if listening {
         Inherited::Listening(owned.into())

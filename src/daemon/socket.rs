@@ -52,6 +52,7 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
     if !directory.is_dir() {
         return Err(SocketError::NoDirectory(directory.into()));
     }
+    UnixAddr::new(path).map_err(|errno| io(errno.into()))?;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(io(error)),

@@ -10,8 +10,8 @@ use crate::slot::{Content, Ticket, Waiter, Word};
 use crate::store::StoreError;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
-/// Pages that one poll works off before it lets others have the thread: about a millisecond of
-/// compression.
+/// Pages that one poll works off before it lets others have the thread: about a millisecond with
+/// lz4, several with zstd.
 const PAGES_PER_POLL: u32 = 256;
 
 /// Bytes of a page, as an address on the disk counts them.

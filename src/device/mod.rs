@@ -25,7 +25,7 @@ use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 /// What a device is made of; fixed for its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceConfig {
-    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 16 TiB.
+    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 1 GiB less than 16 TiB.
     pub size: u64,
     /// The codec of all writes.
     pub codec: CodecSpec,

@@ -1,4 +1,4 @@
-//! A sparse shared mapping of an anonymous file. The only place with `mmap`.
+//! A sparse shared mapping of an anonymous file. The only place that maps the disk's memory.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -49,7 +49,11 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice, over no other memory.
         let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), 0) }
             .map_err(|errno| fail(errno.into()))?;
-        Ok(Self { file, base: base.cast(), len: size.get() })
+        let mapping = Self { file, base: base.cast(), len: size.get() };
+        // A kernel before 5.14 cannot populate; it is better told now than at every write.
+        mapping.populate(0, HOST_PAGE)?;
+        mapping.punch(0, HOST_PAGE).map_err(fail)?;
+        Ok(mapping)
     }
 
     /// Size in bytes.
