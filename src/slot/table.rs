@@ -42,7 +42,7 @@ impl SlotTable {
     }
 
     /// Takes the lock of a slot, or queues for it; `None` if the slot is in a part of the table
-    /// that does not exist, so it is empty. See [`super::lock`] for the rules.
+    /// that does not exist, so it is empty. The rules stand at the top of `slot/lock.rs`.
     pub fn poll_lock<'a>(
         &'a self,
         index: u64,
