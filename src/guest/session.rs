@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -239,7 +240,11 @@ impl Session {
 
     /// Handles one message; false if the peer hung up in the middle of it.
     fn handle_message(&mut self) -> Result<bool, SessionError> {
-        match self.connection.handle_request() {
+        // The ring state's mutex is poisoned by a queue thread that dies while it holds it, and the
+        // crate unwraps; that must end this session and not the disk.
+        let connection = &mut self.connection;
+        let handled = catch_unwind(AssertUnwindSafe(|| connection.handle_request()));
+        match handled.map_err(|_| SessionError::QueueThread)? {
             Ok(()) => Ok(true),
             Err(VhostError::Disconnected | VhostError::PartialMessage) => Ok(false),
             Err(_) if sync::lock(&self.handler).take_soft_refusal() => Ok(true),
