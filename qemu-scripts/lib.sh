@@ -164,7 +164,15 @@ reconnect_option() {
 accel_args() {
     case $1 in
     kvm) echo "-accel kvm -cpu host" ;;
-    tcg) echo "-accel tcg,thread=multi -cpu max" ;;
+    tcg)
+        # QEMU 7.2 emulates cmpxchg16b with wrong flags, and kernels from 6.12 on, which use it in
+        # their allocator, panic. Without the feature they take another way.
+        if version_at_least "$(qemu_version "$QEMU")" 8.0; then
+            echo "-accel tcg,thread=multi -cpu max"
+        else
+            echo "-accel tcg,thread=multi -cpu max,-cx16"
+        fi
+        ;;
     *) die "unknown accelerator '$1' (kvm or tcg)" ;;
     esac
 }
