@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser};
 use vhost_user_zram::codec::CodecSpec;
 use vhost_user_zram::daemon::{Endpoint, Settings};
-use vhost_user_zram::device::DeviceConfig;
+use vhost_user_zram::device::{DeviceConfig, MemoryKind};
 use vhost_user_zram::guest::GuestOptions;
 
 /// Exit code of a command line that makes no sense, as of most programs.
@@ -20,7 +20,7 @@ const USAGE: u8 = 2;
 /// host memory.
 ///
 /// The daemon stays in the foreground. SIGTERM or SIGINT ends it, SIGUSR1 prints a line of
-/// statistics. The disk's contents live as long as the daemon.
+/// statistics, SIGUSR2 compacts the disk's memory and says when that is done. The disk's contents live as long as the daemon.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
@@ -76,6 +76,20 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     mem_limit: u64,
 
+    /// Memory that is left free for the rest of the host, or of the daemon's control group, in bytes
+    /// or with a suffix: writes that would need it fail [default: a 32nd of it, at most 512M].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    host_reserve: Option<u64>,
+
+    /// Keep the disk in unlinked files in DIR, which has to be on a tmpfs, so that its size bounds
+    /// the disk. Without this, in anonymous memory.
+    #[arg(long, value_name = "DIR")]
+    memory_dir: Option<PathBuf>,
+
+    /// Lock the disk's pages in memory, so that the host never swaps them out.
+    #[arg(long)]
+    mlock: bool,
+
     /// How much is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: log::LevelFilter,
@@ -101,6 +115,7 @@ impl Args {
                 size: self.size.get(),
                 codec: self.algorithm,
                 mem_limit: self.mem_limit,
+                memory: MemoryKind::new(self.memory_dir, self.mlock),
             },
             guest: GuestOptions {
                 num_queues: self.num_queues,
@@ -110,6 +125,7 @@ impl Args {
                 read_only: self.read_only,
             },
             load: self.load,
+            host_reserve: self.host_reserve,
         }
     }
 }

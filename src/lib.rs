@@ -8,6 +8,7 @@
 //! | 8 | `main.rs` | arguments, exit codes |
 //! | 7 | [`daemon`] | lifecycle: signals, sockets, the disk |
 //! | 5 | [`guest`] | vhost-user session, virtqueues, virtio-blk requests |
+//! | 5 | [`upkeep`] | background work: giving memory back, watching the host |
 //! | 4 | [`device`] | a zram device: sectors to slots |
 //! | 2 | [`slot`] | slot table, slot word, sleepable lock |
 //! | 2 | [`pool`] | variable-size objects in an arena |
@@ -17,7 +18,8 @@
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
-// Under loom only what is model-checked is built: the lock, its word and its wait queues.
+// Under loom only what is model-checked is built: the lock, its word and its wait queues, and what
+// the pool shares without a mutex.
 #[cfg(not(loom))]
 pub mod codec;
 #[cfg(not(loom))]
@@ -26,7 +28,6 @@ pub mod daemon;
 pub mod device;
 #[cfg(not(loom))]
 pub mod guest;
-#[cfg(not(loom))]
 pub mod pool;
 pub mod slot;
 #[cfg(not(loom))]
@@ -34,3 +35,5 @@ pub mod stats;
 pub mod store;
 pub mod sync;
 pub mod units;
+#[cfg(not(loom))]
+pub mod upkeep;

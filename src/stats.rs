@@ -30,7 +30,7 @@ impl<T: Default> Default for Sharded<T> {
 impl<T> Sharded<T> {
     /// The calling thread's shard.
     pub fn local(&self) -> &T {
-        &self.shards[shard_of_this_thread() % SHARDS].0
+        &self.shards[thread_number() % SHARDS].0
     }
 
     /// Sum of one counter over all shards.
@@ -63,16 +63,17 @@ impl Counter {
     }
 }
 
-fn shard_of_this_thread() -> usize {
+/// A number of the calling thread, small and its own: the first thread that asks has 0.
+pub fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
+        static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };
     }
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    NUMBER.with(|number| {
+        if number.get() == usize::MAX {
+            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
         }
-        shard.get()
+        number.get()
     })
 }
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 pub use loom::{
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -18,7 +18,7 @@ pub use loom::{
 pub use std::{
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
 };

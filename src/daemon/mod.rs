@@ -19,8 +19,9 @@ use nix::sys::signal::{SigSet, Signal};
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::socket::{Bound, SocketError};
-use crate::device::{Device, DeviceConfig, DeviceError};
+use crate::device::{Compactor, Device, DeviceConfig, DeviceError, Effort};
 use crate::guest::{GuestOptions, Server, SessionEnd};
+use crate::upkeep::{Host, Upkeep};
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once.
 const REST: Duration = Duration::from_millis(100);
@@ -54,6 +55,9 @@ pub struct Settings {
     pub guest: GuestOptions,
     /// A raw image that fills the disk at the start.
     pub load: Option<PathBuf>,
+    /// Memory of the host, or of the daemon's control group, that is left free, in bytes. `None`
+    /// is a part of it ([`crate::upkeep::default_reserve`]).
+    pub host_reserve: Option<u64>,
 }
 
 /// Why the daemon cannot start, or cannot go on.
@@ -76,6 +80,9 @@ pub enum DaemonError {
     /// Something that every process can have.
     #[error("the daemon cannot be set up")]
     Setup(#[source] nix::Error),
+    /// A thread could not be started.
+    #[error("the daemon cannot start its threads")]
+    Thread(#[source] std::io::Error),
     /// The one connection that was inherited ended badly.
     #[error("the session failed")]
     Session(#[source] crate::guest::SessionError),
@@ -83,8 +90,9 @@ pub enum DaemonError {
 
 /// Runs the daemon to its end: SIGTERM or SIGINT, or the hang-up of an inherited connection.
 ///
-/// Prints one `ready:` line when front ends can come, one `stats:` line at each SIGUSR1, and one
-/// `summary:` line at the end, all to stdout.
+/// Prints one `ready:` line when front ends can come, one `stats:` line at each SIGUSR1, one
+/// `compacted:` line when the compaction is done that SIGUSR2 asks for, and one `summary:` line at
+/// the end, all to stdout.
 ///
 /// # Errors
 /// The daemon cannot start; nothing was left behind.
@@ -94,6 +102,8 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     // What the user got wrong is said before a long load, not after it.
     let source = Source::prepare(&settings.endpoint)?;
     let device = Arc::new(Device::new(&settings.device)?);
+    let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
+    let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
     watch_signals(signals, Arc::clone(&stop), Arc::clone(&device));
     if let Some(path) = &settings.load {
         let stopped = || is_readable(stop.as_fd());
@@ -114,6 +124,7 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     ));
     let server = Server::new(Arc::clone(&device), settings.guest.clone());
     let ended = serve(source, &server, stop.as_fd());
+    drop(upkeep);
     say(format_args!("summary: {}", device.report()));
     ended
 }
@@ -212,19 +223,23 @@ fn pause(stop: BorrowedFd<'_>, time: Duration) {
 /// Blocks the signals that the daemon waits for, in this thread and all that it will start.
 fn block_signals() -> nix::Result<SigSet> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2] {
         signals.add(signal);
     }
     signals.thread_block()?;
     Ok(signals)
 }
 
-/// A thread that turns signals into a stop or a line of statistics.
+/// A thread that turns signals into a stop, a line of statistics, or a compaction.
 fn watch_signals(signals: SigSet, stop: Arc<EventFd>, device: Arc<Device>) {
     thread::spawn(move || {
         loop {
             match signals.wait() {
                 Ok(Signal::SIGUSR1) => say(format_args!("stats: {}", device.report())),
+                Ok(Signal::SIGUSR2) => {
+                    let done = device.compact(&mut Compactor::default(), Effort::Full);
+                    say(format_args!("compacted: pages={} objects={}", done.pages, done.moves));
+                }
                 Ok(_) => {
                     if let Err(errno) = stop.write(1) {
                         log::error!("the daemon cannot be stopped: {errno}");

@@ -1,7 +1,7 @@
 //! What a device counts, under the kernel's names.
 
 use crate::pool::PoolUsage;
-use crate::slot::Content;
+use crate::slot::{Content, TableUsage};
 use crate::stats::{Counter, Sharded};
 use crate::units::PAGE_SIZE;
 
@@ -99,14 +99,22 @@ pub struct Report {
     pub mem_used_max: u64,
     /// Pages filled with one repeated 8-byte word.
     pub same_pages: u64,
-    /// Pages freed by compaction.
+    /// Host pages given back by compaction.
     pub pages_compacted: u64,
     /// Pages stored raw.
     pub huge_pages: u64,
     /// Pages stored raw since the start, the overwritten ones included.
     pub huge_pages_since: u64,
-    /// Bytes of slot table and of the pool's bookkeeping, beside the arena.
+    /// All memory beside the arena that grows with what is stored: the sum of the next four.
     pub metadata_bytes: u64,
+    /// Bytes of the slot table that exist.
+    pub table_bytes: u64,
+    /// Bytes of the bitmap that says which parts of the table exist.
+    pub table_index_bytes: u64,
+    /// Bytes of the pool's notes on spans and regions.
+    pub span_bytes: u64,
+    /// Bytes of the threads' caches of free places.
+    pub cache_bytes: u64,
     /// Requests that ended well, by kind.
     pub reads: u64,
     /// See `reads`.
@@ -126,7 +134,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn collect(all: &Sharded<Figures>, pool: &PoolUsage, table_bytes: u64) -> Self {
+    pub(super) fn collect(all: &Sharded<Figures>, pool: &PoolUsage, table: TableUsage) -> Self {
         Self {
             orig_data_size: all.total(|f| &f.pages_stored) * PAGE_SIZE as u64,
             compr_data_size: all.total(|f| &f.compr_data_size),
@@ -134,10 +142,14 @@ impl Report {
             mem_limit: pool.limit,
             mem_used_max: pool.arena_bytes_max,
             same_pages: all.total(|f| &f.same_pages),
-            pages_compacted: 0,
+            pages_compacted: pool.pages_compacted,
             huge_pages: all.total(|f| &f.huge_pages),
             huge_pages_since: all.total(|f| &f.huge_pages_since),
-            metadata_bytes: pool.metadata_bytes + table_bytes,
+            metadata_bytes: table.words + table.index + pool.span_bytes + pool.cache_bytes,
+            table_bytes: table.words,
+            table_index_bytes: table.index,
+            span_bytes: pool.span_bytes,
+            cache_bytes: pool.cache_bytes,
             reads: all.total(|f| &f.reads),
             writes: all.total(|f| &f.writes),
             discards: all.total(|f| &f.discards),
@@ -149,7 +161,7 @@ impl Report {
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 18] {
+    fn pairs(&self) -> [(&'static str, u64); 22] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -161,6 +173,10 @@ impl Report {
             ("huge_pages", self.huge_pages),
             ("huge_pages_since", self.huge_pages_since),
             ("metadata_bytes", self.metadata_bytes),
+            ("table_bytes", self.table_bytes),
+            ("table_index_bytes", self.table_index_bytes),
+            ("span_bytes", self.span_bytes),
+            ("cache_bytes", self.cache_bytes),
             ("reads", self.reads),
             ("writes", self.writes),
             ("discards", self.discards),

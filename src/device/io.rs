@@ -288,7 +288,7 @@ impl<P: Payload> Io<'_, P> {
             // The guest may change its buffer at any time: one copy, and all that follows from it.
             self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
             device.table.ensure(index)?;
-            let content = device.encode(lane)?;
+            let content = device.encode(index, lane)?;
             self.prepared = Some(Prepared { device, content });
         }
         let ticket = ready!(device.table.poll_lock(index, &mut self.waiter, cx));
@@ -323,7 +323,7 @@ impl<P: Payload> Io<'_, P> {
         } else {
             self.payload.fetch(self.at - self.start, &mut lane.page[part])?;
         }
-        let new = device.encode(lane)?;
+        let new = device.encode(index, lane)?;
         device.replace(ticket, new);
         Poll::Ready(Ok(()))
     }

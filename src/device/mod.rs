@@ -4,21 +4,26 @@
 //! which are polled: a step that would have to wait (for a slot that somebody else holds) returns
 //! `Pending` and has arranged to be woken. Nothing here blocks.
 
+mod compact;
 mod figures;
 mod io;
 mod page;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use self::compact::Compactor;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, IoError, Op, Payload, PayloadFault};
 pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec};
-use crate::pool::Pool;
+pub use crate::pool::{Compaction, Effort};
+use crate::pool::{LastRound, Pool};
 use crate::slot::{Content, Object, SlotTable};
 use crate::stats::Sharded;
+pub use crate::store::MemoryKind;
 use crate::store::{Arena, Place, StoreError, Words};
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
@@ -31,6 +36,8 @@ pub struct DeviceConfig {
     pub codec: CodecSpec,
     /// Most bytes of arena memory; 0 is no limit (zram's `mem_limit`). Rounded up to a page.
     pub mem_limit: u64,
+    /// Where the memory of table and arena comes from.
+    pub memory: MemoryKind,
 }
 
 /// Why a device could not be made.
@@ -60,6 +67,8 @@ pub struct Device {
     size: u64,
     table: SlotTable,
     pool: Pool,
+    /// Held by a writer that compacts because a limit is reached.
+    reclaiming: Mutex<LastRound>,
     codec: Codec,
     figures: Sharded<Figures>,
     served: AtomicBool,
@@ -77,13 +86,15 @@ impl Device {
         }
         let size = config.size.next_multiple_of(PAGE_SIZE as u64);
         let codec = Codec::new(config.codec)?;
-        let table = SlotTable::new(Words::new(size / PAGE_SIZE as u64)?);
-        let arena = Arena::new(Pool::address_space_for(size))?;
+        let pages = size / PAGE_SIZE as u64;
+        let table = SlotTable::new(Words::new(pages, &config.memory)?);
+        let arena = Arena::new(Pool::address_space_for(size), &config.memory)?;
         let limit = config.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0);
         Ok(Self {
             size,
             table,
-            pool: Pool::new(arena, limit),
+            pool: Pool::new(arena, pages, limit),
+            reclaiming: Mutex::default(),
             codec,
             figures: Sharded::default(),
             served: AtomicBool::new(false),
@@ -139,7 +150,7 @@ impl Device {
 
     /// What the disk holds and what that takes, now.
     pub fn report(&self) -> Report {
-        Report::collect(&self.figures, &self.pool.usage(), self.table.resident_bytes())
+        Report::collect(&self.figures, &self.pool.usage(), self.table.usage())
     }
 
     fn free(&self, object: Object) {
@@ -158,6 +169,12 @@ impl Device {
     fn check(&self) -> Result<(), String> {
         let mut expected = figures::Expected::default();
         self.table.for_each(|_, word| expected.add(word.content()));
-        expected.compare(&self.figures)
+        expected.compare(&self.figures)?;
+        let mut objects = 0;
+        self.table.for_each(|_, word| objects += u64::from(word.content().object().is_some()));
+        if objects != self.pool.objects() {
+            return Err(format!("slots name {objects} objects of {}", self.pool.objects()));
+        }
+        self.pool.check()
     }
 }

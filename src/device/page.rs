@@ -30,10 +30,11 @@ impl Lane {
 }
 
 impl Device {
-    /// Stores the page in `lane.page` as a content that no slot has yet.
-    pub(super) fn encode(&self, lane: &mut Lane) -> Result<Content, IoError> {
+    /// Stores the page in `lane.page` as a content for the slot `index`, which does not name it
+    /// yet.
+    pub(super) fn encode(&self, index: u64, lane: &mut Lane) -> Result<Content, IoError> {
         if let Some(word) = same_filled(&lane.page) {
-            return self.encode_same(word);
+            return self.encode_same(index, word);
         }
         let compressed = self
             .codec
@@ -43,16 +44,16 @@ impl Device {
             Some(length) => (PRIMARY, &lane.object[..length]),
             None => (0, &lane.page[..]),
         };
-        let place = self.pool.store(bytes)?;
+        let place = self.store(index, bytes)?;
         Ok(Content::Object(codec, Object { place, length: bytes.len() }))
     }
 
-    fn encode_same(&self, word: [u8; 8]) -> Result<Content, IoError> {
+    fn encode_same(&self, index: u64, word: [u8; 8]) -> Result<Content, IoError> {
         let [a, b, c, d, rest @ ..] = word;
         if [a, b, c, d] == rest {
             return Ok(Content::Same(u32::from_le_bytes(rest)));
         }
-        let place = self.pool.store(&word)?;
+        let place = self.store(index, &word)?;
         Ok(Content::SameWide(Object { place, length: word.len() }))
     }
 

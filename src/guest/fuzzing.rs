@@ -16,7 +16,7 @@ use super::memory::for_tests;
 use super::queue::{QueueServer, Shared, Turn, Vring};
 use super::session::Server;
 use crate::codec::CodecSpec;
-use crate::device::{Device, DeviceConfig};
+use crate::device::{Device, DeviceConfig, MemoryKind};
 
 /// Bytes of the fuzzed guest's memory, which the input fills from the start on.
 const MEMORY: u64 = 64 * 1024;
@@ -26,7 +26,8 @@ const USED: u64 = 0x200;
 const SIZE: u16 = 16;
 
 static DEVICE: LazyLock<Arc<Device>> = LazyLock::new(|| {
-    let config = DeviceConfig { size: 1 << 20, codec: CodecSpec::default(), mem_limit: 0 };
+    let (codec, memory) = (CodecSpec::default(), MemoryKind::default());
+    let config = DeviceConfig { size: 1 << 20, codec, mem_limit: 0, memory };
     Arc::new(Device::new(&config).expect("a small disk"))
 });
 

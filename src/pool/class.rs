@@ -1,131 +1,438 @@
-//! A size class: objects of one length range, in spans of its own.
+//! A size class: all objects of one shape.
 
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 
-use super::span::{SPAN_BYTES, Span, SpanId, SpanSource};
-use super::{Budget, PoolError};
-use crate::store::{Arena, Place};
-use crate::units::PAGE_SIZE;
+use super::bits::Bits;
+use super::budget::Budget;
+use super::layout::{Shape, region_of};
+use super::region::Regions;
+use super::span::Span;
+use super::{PoolError, RebuildError};
+use crate::store::{Arena, HOST_PAGE, Place};
 
-/// Bytes between the object sizes of neighbouring classes.
-const CLASS_STEP: usize = 32;
+/// Pages committed ahead of a growing class, at most: a batch of host pages costs a third a page
+/// of what single ones do.
+const MOST_AHEAD: u64 = 16;
 
-/// Number of classes: objects of 32, 64, ... 4096 bytes.
-pub(super) const CLASSES: usize = PAGE_SIZE / CLASS_STEP;
+/// A class commits, and under load keeps, this part of its pages more than it needs.
+const SPARE_PART: u64 = 64;
 
-/// The class of objects of this length, 1..=4096 bytes.
-pub(super) fn class_of(length: usize) -> usize {
-    length.div_ceil(CLASS_STEP) - 1
+/// What all classes of a pool share.
+#[derive(Clone, Copy)]
+pub(super) struct Common<'a> {
+    pub(super) arena: &'a Arena,
+    pub(super) budget: &'a Budget,
+    pub(super) regions: &'a Regions,
 }
 
-/// Span numbers are dense small integers: multiplying spreads them, and there is nobody to attack
-/// the table with chosen keys.
-#[derive(Default)]
-struct SpanHasher(u64);
+/// Number of an object in its class: its span's number and its own there. Ordered as they are
+/// filled, lowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Number {
+    pub(super) span: usize,
+    pub(super) object: u32,
+}
 
-impl Hasher for SpanHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
+impl Number {
+    /// Above all objects.
+    pub(super) const END: Number = Number { span: usize::MAX, object: 0 };
+}
 
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
+/// The state of a class, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    /// Objects in use, cached places included.
+    pub(super) objects: u64,
+    /// Host pages committed.
+    pub(super) pages: u64,
+    /// Whole pages more than the objects would need if they lay side by side.
+    pub(super) excess: u64,
+    /// How often the class was changed.
+    pub(super) changes: u64,
+}
 
-    fn write_u32(&mut self, n: u32) {
-        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+impl Load {
+    /// Pages that a class in use may have too many.
+    pub(super) fn spare(self) -> u64 {
+        self.pages / SPARE_PART
     }
 }
 
 /// All spans of one class. A class is used under its mutex.
 pub(super) struct Class {
-    object_bytes: u64,
-    /// Objects in a span.
-    capacity: u32,
-    spans: HashMap<SpanId, Span, BuildHasherDefault<SpanHasher>>,
-    /// Spans with a free object; the lowest is used first, so high ones run empty.
-    partial: BTreeSet<SpanId>,
+    number: usize,
+    shape: Shape,
+    /// Where its spans lie: `region_spans` of them in each region.
+    regions: Vec<u32>,
+    spans: Vec<Span>,
+    /// Spans with an object that is not in use.
+    open: Bits,
+    /// Spans that may have committed pages without objects.
+    loose: Bits,
+    objects: u64,
+    pages: u64,
+    changes: u64,
 }
 
 impl Class {
-    pub(super) fn new(class: usize) -> Self {
-        let object_bytes = ((class + 1) * CLASS_STEP) as u64;
-        let capacity = (SPAN_BYTES / object_bytes) as u32;
-        Self { object_bytes, capacity, spans: HashMap::default(), partial: BTreeSet::new() }
-    }
-
-    /// Takes an object's place; its memory is committed.
-    pub(super) fn allocate(
-        &mut self,
-        arena: &Arena,
-        budget: &Budget,
-        source: &SpanSource,
-    ) -> Result<Place, PoolError> {
-        let id = match self.partial.first() {
-            Some(id) => *id,
-            None => {
-                let id = source.take()?;
-                self.spans.insert(id, Span::new(self.capacity));
-                self.partial.insert(id);
-                id
-            }
-        };
-        let span = self.spans.get_mut(&id).expect("a partial span is one of the class");
-        let taken = span.take(id, self.object_bytes, arena, budget);
-        if span.count() == self.capacity {
-            self.partial.remove(&id);
-        } else if span.count() == 0 {
-            // A fresh span that could not be committed.
-            self.retire(id, arena, budget, source);
+    pub(super) fn new(number: usize, shape: Shape) -> Self {
+        Self {
+            number,
+            shape,
+            regions: Vec::new(),
+            spans: Vec::new(),
+            open: Bits::default(),
+            loose: Bits::default(),
+            objects: 0,
+            pages: 0,
+            changes: 0,
         }
-        taken
     }
 
-    /// Frees the object at `place`; an emptied span goes back to the host.
-    pub(super) fn free(
+    pub(super) fn load(&self) -> Load {
+        let needed = (self.objects * self.shape.object_bytes()).div_ceil(HOST_PAGE);
+        Load {
+            objects: self.objects,
+            pages: self.pages,
+            excess: self.pages - needed,
+            changes: self.changes,
+        }
+    }
+
+    /// Takes the lowest place that is not in use; its memory is committed.
+    pub(super) fn allocate(&mut self, common: Common<'_>) -> Result<Place, PoolError> {
+        let span = match self.open.first() {
+            Some(span) => span,
+            None => self.grow(common)?,
+        };
+        let object = self.spans[span].first_free();
+        let Some(object) = object else { unreachable!("an open span has a free object") };
+        let committed = self.commit(Number { span, object }, common);
+        if let Err(error) = committed {
+            self.drop_bare_end(common.regions);
+            return Err(error);
+        }
+        Ok(self.take(Number { span, object }))
+    }
+
+    /// Takes the lowest place that is not in use and whose memory is committed already, if that is
+    /// the lowest of all.
+    pub(super) fn allocate_committed(&mut self) -> Option<Place> {
+        let span = self.open.first()?;
+        let object = self.spans[span].first_free()?;
+        let mut pages = self.shape.pages_of(object);
+        pages
+            .all(|page| self.spans[span].is_committed(page))
+            .then(|| self.take(Number { span, object }))
+    }
+
+    /// Takes the lowest place that is not in use, if it is lower than the object at `place`.
+    pub(super) fn allocate_below(
         &mut self,
         place: Place,
-        arena: &Arena,
-        budget: &Budget,
-        source: &SpanSource,
-    ) {
-        let id = (place.offset() / SPAN_BYTES) as SpanId;
-        let within = place.offset() % SPAN_BYTES;
-        assert_eq!(within % self.object_bytes, 0, "{place:?} is no object of this class");
-        let span = self.spans.get_mut(&id);
-        let span = span.expect("a freed object lies in a span of its class");
-        let was_full = span.count() == self.capacity;
-        span.give_back(within / self.object_bytes);
-        if span.count() == 0 {
-            self.retire(id, arena, budget, source);
-        } else if was_full {
-            self.partial.insert(id);
+        common: Common<'_>,
+    ) -> Result<Option<Place>, PoolError> {
+        let limit = self.find(place, common.regions);
+        let Some(span) = self.open.first() else { return Ok(None) };
+        let Some(object) = self.spans[span].first_free() else { return Ok(None) };
+        if limit.is_none_or(|limit| Number { span, object } >= limit) {
+            return Ok(None);
+        }
+        self.commit(Number { span, object }, common)?;
+        Ok(Some(self.take(Number { span, object })))
+    }
+
+    /// Frees the object at `place`. Its memory stays until it is trimmed, or used again.
+    pub(super) fn free(&mut self, place: Place, regions: &Regions) {
+        let number = self.find(place, regions);
+        let number = number.unwrap_or_else(|| panic!("{place:?} is no object of this class"));
+        self.spans[number.span].give_back(number.object);
+        self.objects -= 1;
+        self.changes += 1;
+        self.open.set(number.span);
+        self.loose.set(number.span);
+    }
+
+    /// Gives pages without objects back to the host, those of the highest spans first, until there
+    /// are at most `keep` pages more than needed. Returns how many were given back.
+    pub(super) fn trim(&mut self, keep: u64, common: Common<'_>) -> std::io::Result<u64> {
+        let before = self.pages;
+        let mut end = usize::MAX;
+        while self.load().excess > keep
+            && let Some(span) = self.loose.last_below(end)
+        {
+            end = span;
+            if self.trim_span(span, keep, common)? {
+                self.loose.clear(span);
+            }
+        }
+        self.drop_bare_end(common.regions);
+        Ok(before - self.pages)
+    }
+
+    /// The highest objects in use below `end`, highest first, at most as many as fit in `into`
+    /// (which is emptied first).
+    pub(super) fn uppermost(&self, mut end: Number, most: usize, into: &mut Vec<(Number, Place)>) {
+        into.clear();
+        while into.len() < most {
+            if end.object == 0 || end.span >= self.spans.len() {
+                let Some(span) = end.span.min(self.spans.len()).checked_sub(1) else { return };
+                end = Number { span, object: super::layout::SPAN_OBJECTS };
+            }
+            let found = self.spans[end.span].last_used_below(end.object);
+            end.object = found.unwrap_or(0);
+            if let Some(object) = found {
+                into.push((end, self.place(Number { span: end.span, object })));
+            }
         }
     }
 
-    fn retire(&mut self, id: SpanId, arena: &Arena, budget: &Budget, source: &SpanSource) {
-        let Some(span) = self.spans.get_mut(&id) else { return };
-        if span.decommit(id, arena, budget) {
-            self.spans.remove(&id);
-            self.partial.remove(&id);
-            source.give_back(id);
-        } else {
-            self.partial.insert(id);
+    /// Takes the place of an object that a table names, at a rebuild. Its pages count as committed.
+    pub(super) fn adopt(&mut self, place: Place, common: Common<'_>) -> Result<(), RebuildError> {
+        let region = region_of(place);
+        let overlap = RebuildError::Overlap { offset: place.offset() };
+        match common.regions.owner(region) {
+            Some((class, _)) if class != self.number => return Err(overlap),
+            Some(_) => {}
+            None => {
+                if !common.regions.claim(region, self.number, self.regions.len()) {
+                    return Err(overlap);
+                }
+                self.regions.push(region);
+            }
         }
+        let Some(number) = self.number_of(place, common.regions) else { return Err(overlap) };
+        while self.spans.len() <= number.span {
+            self.open.set(self.spans.len());
+            self.spans.push(Span::default());
+        }
+        let span = &mut self.spans[number.span];
+        if span.is_used(number.object) {
+            return Err(overlap);
+        }
+        for page in self.shape.pages_of(number.object) {
+            if !span.is_committed(page) {
+                span.set_committed(page..page + 1, true);
+                self.pages += 1;
+                common.budget.adopt(HOST_PAGE);
+            }
+        }
+        self.take(number);
+        Ok(())
+    }
+
+    /// Gives back all memory of the class's regions that no object lies on, committed or not: what
+    /// an earlier process left behind.
+    pub(super) fn punch_unused(&self, common: Common<'_>) -> std::io::Result<()> {
+        for (position, region) in self.regions.iter().enumerate() {
+            for within in 0..self.shape.region_spans() {
+                let span = self.spans.get(position * self.shape.region_spans() + within);
+                for bare in runs(0..self.shape.span_pages(), |page| {
+                    span.is_none_or(|span| !span.is_committed(page))
+                }) {
+                    let offset = self.shape.page_offset(*region, within, bare.start);
+                    common.arena.decommit(offset, bare.len() as u64 * HOST_PAGE)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn heap_bytes(&self) -> u64 {
-        let entry = size_of::<(SpanId, Span)>() + 1;
-        let spans: u64 = self.spans.values().map(Span::heap_bytes).sum();
-        let partial = self.partial.len() * size_of::<SpanId>() * 3 / 2;
-        spans + (self.spans.capacity() * entry + partial) as u64
+        let spans = self.spans.capacity() * size_of::<Span>();
+        let regions = self.regions.capacity() * size_of::<u32>();
+        (spans + regions) as u64 + self.open.heap_bytes() + self.loose.heap_bytes()
     }
 
-    #[cfg(test)]
-    pub(super) fn objects(&self) -> u64 {
-        self.spans.values().map(|span| u64::from(span.count())).sum()
+    /// The number of the object at `place`, if a span of this class has it.
+    fn find(&self, place: Place, regions: &Regions) -> Option<Number> {
+        self.number_of(place, regions).filter(|number| number.span < self.spans.len())
+    }
+
+    fn number_of(&self, place: Place, regions: &Regions) -> Option<Number> {
+        let (class, position) = regions.owner(region_of(place))?;
+        if class != self.number {
+            return None;
+        }
+        let (span, object) = self.shape.position(place)?;
+        Some(Number { span: position * self.shape.region_spans() + span, object })
+    }
+
+    fn place(&self, number: Number) -> Place {
+        let per_region = self.shape.region_spans();
+        let region = self.regions[number.span / per_region];
+        self.shape.place(region, number.span % per_region, number.object)
+    }
+
+    /// Adds a span, which is bare, and a region for it if need be.
+    fn grow(&mut self, common: Common<'_>) -> Result<usize, PoolError> {
+        let span = self.spans.len();
+        if span == self.regions.len() * self.shape.region_spans() {
+            self.regions.push(common.regions.take(self.number, self.regions.len())?);
+        }
+        self.spans.push(Span::default());
+        self.open.set(span);
+        Ok(span)
+    }
+
+    fn take(&mut self, number: Number) -> Place {
+        let span = &mut self.spans[number.span];
+        span.take(number.object);
+        if span.is_full() {
+            self.open.clear(number.span);
+        }
+        self.objects += 1;
+        self.changes += 1;
+        self.place(number)
+    }
+
+    /// Makes the pages of an object exist, and some ahead of it.
+    fn commit(&mut self, number: Number, common: Common<'_>) -> Result<(), PoolError> {
+        let needed = self.shape.pages_of(number.object);
+        let span = &self.spans[number.span];
+        if needed.clone().all(|page| span.is_committed(page)) {
+            return Ok(());
+        }
+        let missing = runs(needed.clone(), |page| !span.is_committed(page));
+        for run in missing {
+            // Ahead only where the class grows, not in the holes of a span.
+            let mut ahead = run.end;
+            if run.end == needed.end {
+                let most = run.end + (self.pages / SPARE_PART).min(MOST_AHEAD) as u32;
+                let span = &self.spans[number.span];
+                let most = most.min(self.shape.span_pages());
+                while ahead < most && !span.is_committed(ahead) {
+                    ahead += 1;
+                }
+            }
+            let more = self.commit_run(number.span, run.start..ahead, common);
+            match more {
+                // There may be room for what is needed where there is none for more.
+                Err(_) if ahead > run.end => self.commit_run(number.span, run, common)?,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn commit_run(
+        &mut self,
+        span: usize,
+        pages: Range<u32>,
+        common: Common<'_>,
+    ) -> Result<(), PoolError> {
+        let bytes = pages.len() as u64 * HOST_PAGE;
+        common.budget.reserve(bytes)?;
+        if let Err(error) = common.arena.commit(self.page_offset(span, pages.start), bytes) {
+            common.budget.release(bytes);
+            return Err(error.into());
+        }
+        self.pages += pages.len() as u64;
+        self.loose.set(span);
+        self.spans[span].set_committed(pages, true);
+        Ok(())
+    }
+
+    /// Gives pages of one span back, from its end on. False if it keeps some that no object lies
+    /// on.
+    fn trim_span(&mut self, number: usize, keep: u64, common: Common<'_>) -> std::io::Result<bool> {
+        let span = &self.spans[number];
+        if span.pages() == 0 {
+            return Ok(true);
+        }
+        let bare = runs(0..self.shape.span_pages(), |page| {
+            span.is_committed(page) && !span.any_used(self.shape.objects_on(page))
+        });
+        for run in bare.into_iter().rev() {
+            let excess = self.load().excess.saturating_sub(keep);
+            let given = run.end - (run.len() as u64).min(excess) as u32..run.end;
+            if !given.is_empty() {
+                let bytes = given.len() as u64 * HOST_PAGE;
+                common.arena.decommit(self.page_offset(number, given.start), bytes)?;
+                common.budget.release(bytes);
+                self.pages -= given.len() as u64;
+                self.spans[number].set_committed(given.clone(), false);
+            }
+            if given != run {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn drop_bare_end(&mut self, regions: &Regions) {
+        let before = self.spans.len();
+        while self.spans.last().is_some_and(Span::is_bare) {
+            self.spans.pop();
+        }
+        if self.spans.len() == before {
+            return;
+        }
+        self.open.truncate(self.spans.len());
+        self.loose.truncate(self.spans.len());
+        while self.regions.len() > self.spans.len().div_ceil(self.shape.region_spans()) {
+            let region = self.regions.pop();
+            region.into_iter().for_each(|region| regions.give_back(region));
+        }
+        // What a mass of freed objects needed is not kept for ever.
+        if self.spans.capacity() > 64 && self.spans.len() < self.spans.capacity() / 4 {
+            self.spans.shrink_to(self.spans.len() * 2);
+        }
+    }
+
+    fn page_offset(&self, span: usize, page: u32) -> u64 {
+        let per_region = self.shape.region_spans();
+        self.shape.page_offset(self.regions[span / per_region], span % per_region, page)
+    }
+}
+
+/// The runs of neighbouring pages of a range for which `wanted` holds.
+fn runs(range: Range<u32>, wanted: impl Fn(u32) -> bool) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for page in range.filter(|page| wanted(*page)) {
+        match runs.last_mut() {
+            Some(run) if run.end == page => run.end += 1,
+            _ => runs.push(page..page + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+impl Class {
+    /// Compares what is written down twice; the first contradiction is the error.
+    pub(super) fn check(&self, regions: &Regions) -> Result<(), String> {
+        let fail = |what: &str| Err(format!("class {}: {what}", self.number));
+        let count: u64 = self.spans.iter().map(|span| u64::from(span.count())).sum();
+        if count != self.objects {
+            return fail(&format!("{count} objects in spans, {} counted", self.objects));
+        }
+        let pages: u64 = self.spans.iter().map(|span| u64::from(span.pages())).sum();
+        if pages != self.pages {
+            return fail(&format!("{pages} pages in spans, {} counted", self.pages));
+        }
+        if self.regions.len() != self.spans.len().div_ceil(self.shape.region_spans()) {
+            return fail("there are more regions than spans need");
+        }
+        for (position, region) in self.regions.iter().enumerate() {
+            if regions.owner(*region) != Some((self.number, position)) {
+                return fail("a region has another owner");
+            }
+        }
+        for (number, span) in self.spans.iter().enumerate() {
+            if self.open.contains(number) == span.is_full() {
+                return fail(&format!("span {number} is open and full, or neither"));
+            }
+            for page in 0..self.shape.span_pages() {
+                let used = span.any_used(self.shape.objects_on(page));
+                if used && !span.is_committed(page) {
+                    return fail("an object lies on a page that is not committed");
+                }
+                if !used && span.is_committed(page) && !self.loose.contains(number) {
+                    return fail("a bare page that no trim will find");
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -1,154 +1,136 @@
-//! Spans: the pieces of the arena that classes carve objects from.
+//! A span's bookkeeping: which of its objects are in use, which of its host pages exist.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::ops::Range;
 
-use crate::store::{Arena, Place};
-use crate::sync;
+use super::layout::SPAN_OBJECTS;
 
-use super::{Budget, PoolError};
+/// Host pages of the longest span.
+const MAX_PAGES: usize = 257;
 
-/// Bytes of a span.
-pub(super) const SPAN_BYTES: u64 = 64 * 1024;
-
-/// Bytes committed at a time: a batch of host pages costs a third a page of what single ones do.
-const COMMIT_BYTES: u64 = 16 * 1024;
-
-/// Number of a span in the arena.
-pub(super) type SpanId = u32;
-
-/// A span that belongs to a class.
-#[derive(Debug)]
+/// 256 objects and the pages they lie on; 80 bytes.
+#[derive(Debug, Default)]
 pub(super) struct Span {
-    /// One bit for each object that is in use.
-    used: Box<[u64]>,
-    /// Objects in use.
-    count: u32,
-    /// Bytes committed, from the start; grows as higher objects are used for the first time.
-    committed: u64,
+    /// One bit for each object in use.
+    used: [u64; SPAN_OBJECTS as usize / 64],
+    /// One bit for each host page that is committed.
+    committed: [u64; MAX_PAGES.div_ceil(64)],
+    count: u16,
+    pages: u16,
 }
 
 impl Span {
-    pub(super) fn new(capacity: u32) -> Self {
-        let used = vec![0; capacity.div_ceil(64) as usize].into_boxed_slice();
-        Self { used, count: 0, committed: 0 }
-    }
-
+    /// Objects in use.
     pub(super) fn count(&self) -> u32 {
-        self.count
+        u32::from(self.count)
     }
 
-    /// Takes the lowest free object of a span that is not full, committing its memory first.
-    pub(super) fn take(
-        &mut self,
-        id: SpanId,
-        object_bytes: u64,
-        arena: &Arena,
-        budget: &Budget,
-    ) -> Result<Place, PoolError> {
-        let group = self.used.iter().position(|bits| *bits != u64::MAX);
-        let Some(group) = group else { unreachable!("span {id} is full") };
-        let bit = self.used[group].trailing_ones();
-        let index = group as u64 * 64 + u64::from(bit);
-        let start = index * object_bytes;
-        self.commit_up_to(start + object_bytes, id, arena, budget)?;
-        self.used[group] |= 1 << bit;
+    pub(super) fn is_full(&self) -> bool {
+        self.count() == SPAN_OBJECTS
+    }
+
+    /// Neither objects nor memory.
+    pub(super) fn is_bare(&self) -> bool {
+        self.count == 0 && self.pages == 0
+    }
+
+    /// Host pages committed.
+    pub(super) fn pages(&self) -> u32 {
+        u32::from(self.pages)
+    }
+
+    /// The lowest object that is not in use.
+    pub(super) fn first_free(&self) -> Option<u32> {
+        let group = self.used.iter().position(|bits| *bits != u64::MAX)?;
+        Some(group as u32 * 64 + self.used[group].trailing_ones())
+    }
+
+    pub(super) fn is_used(&self, object: u32) -> bool {
+        self.used[(object / 64) as usize] >> (object % 64) & 1 == 1
+    }
+
+    /// Marks a free object as used.
+    pub(super) fn take(&mut self, object: u32) {
+        debug_assert!(!self.is_used(object));
+        self.used[(object / 64) as usize] |= 1 << (object % 64);
         self.count += 1;
-        Ok(Place::from_offset(u64::from(id) * SPAN_BYTES + start))
     }
 
-    /// Marks an object as free.
-    pub(super) fn give_back(&mut self, index: u64) {
-        let (group, bit) = ((index / 64) as usize, index % 64);
-        let was_used = self.used[group] >> bit & 1 == 1;
-        assert!(was_used, "object {index} of a span was freed twice");
-        self.used[group] &= !(1 << bit);
+    /// Marks a used object as free.
+    pub(super) fn give_back(&mut self, object: u32) {
+        assert!(self.is_used(object), "object {object} of a span was freed twice");
+        self.used[(object / 64) as usize] &= !(1 << (object % 64));
         self.count -= 1;
     }
 
-    /// Gives all memory of a span without objects back to the host. True if the host took it; if
-    /// not, the span has to stay where it is.
-    pub(super) fn decommit(&mut self, id: SpanId, arena: &Arena, budget: &Budget) -> bool {
-        debug_assert_eq!(self.count, 0);
-        match arena.decommit(u64::from(id) * SPAN_BYTES, SPAN_BYTES) {
-            Ok(()) => {
-                budget.release(self.committed);
-                self.committed = 0;
-                true
+    /// The highest used object below `end`.
+    pub(super) fn last_used_below(&self, end: u32) -> Option<u32> {
+        let mut group = (end / 64) as usize;
+        let mut bits = self.used.get(group).map_or(0, |bits| bits & !(u64::MAX << (end % 64)));
+        while bits == 0 {
+            group = group.checked_sub(1)?;
+            bits = self.used[group];
+        }
+        Some(group as u32 * 64 + bits.ilog2())
+    }
+
+    /// Whether an object of the range is in use.
+    pub(super) fn any_used(&self, objects: Range<u32>) -> bool {
+        self.last_used_below(objects.end).is_some_and(|last| last >= objects.start)
+    }
+
+    pub(super) fn is_committed(&self, page: u32) -> bool {
+        self.committed[(page / 64) as usize] >> (page % 64) & 1 == 1
+    }
+
+    pub(super) fn set_committed(&mut self, pages: Range<u32>, committed: bool) {
+        for page in pages {
+            debug_assert_ne!(self.is_committed(page), committed);
+            self.committed[(page / 64) as usize] ^= 1 << (page % 64);
+            if committed {
+                self.pages += 1;
+            } else {
+                self.pages -= 1;
             }
-            Err(error) => {
-                log::warn!("cannot give {SPAN_BYTES} bytes back to the host: {error}");
-                false
-            }
         }
-    }
-
-    pub(super) fn heap_bytes(&self) -> u64 {
-        size_of_val(&*self.used) as u64
-    }
-
-    fn commit_up_to(
-        &mut self,
-        end: u64,
-        id: SpanId,
-        arena: &Arena,
-        budget: &Budget,
-    ) -> Result<(), PoolError> {
-        if end <= self.committed {
-            return Ok(());
-        }
-        let target = end.next_multiple_of(COMMIT_BYTES).min(SPAN_BYTES);
-        let more = target - self.committed;
-        budget.reserve(more)?;
-        let offset = u64::from(id) * SPAN_BYTES + self.committed;
-        if let Err(error) = arena.commit(offset, more) {
-            budget.release(more);
-            return Err(error.into());
-        }
-        self.committed = target;
-        Ok(())
     }
 }
 
-/// Hands out spans that no class has, the lowest first, so that the arena stays dense.
-pub(super) struct SpanSource {
-    total: u64,
-    state: Mutex<Free>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[derive(Default)]
-struct Free {
-    /// Spans given back, all below `next`.
-    returned: BTreeSet<SpanId>,
-    /// The first span that was never handed out.
-    next: SpanId,
-}
-
-impl SpanSource {
-    pub(super) fn new(total: u64) -> Self {
-        Self { total, state: Mutex::default() }
+    #[test]
+    fn bookkeeping_of_256_objects_takes_80_bytes() {
+        assert_eq!(size_of::<Span>(), 80);
     }
 
-    pub(super) fn take(&self) -> Result<SpanId, PoolError> {
-        let mut free = sync::lock(&self.state);
-        if let Some(id) = free.returned.pop_first() {
-            return Ok(id);
+    #[test]
+    fn objects_are_found_from_both_ends() {
+        let mut span = Span::default();
+        assert_eq!(span.last_used_below(256), None);
+        for object in 0..256 {
+            assert_eq!(span.first_free(), Some(object));
+            span.take(object);
         }
-        let id = free.next;
-        if u64::from(id) >= self.total || id == SpanId::MAX {
-            return Err(PoolError::AddressSpace { bytes: self.total * SPAN_BYTES });
+        assert!(span.is_full());
+        assert_eq!(span.first_free(), None);
+        for object in [0, 63, 64, 200] {
+            span.give_back(object);
         }
-        free.next += 1;
-        Ok(id)
+        assert_eq!(span.first_free(), Some(0));
+        assert_eq!(span.last_used_below(256), Some(255));
+        assert_eq!(span.last_used_below(65), Some(62));
+        assert!(!span.any_used(63..65));
+        assert!(span.any_used(63..66));
+        assert_eq!(span.count(), 252);
     }
 
-    pub(super) fn give_back(&self, id: SpanId) {
-        sync::lock(&self.state).returned.insert(id);
-    }
-
-    pub(super) fn heap_bytes(&self) -> u64 {
-        // A B-tree keeps its nodes between half full and full.
-        let returned = sync::lock(&self.state).returned.len();
-        (returned * size_of::<SpanId>() * 3 / 2) as u64
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn freeing_twice_is_noticed() {
+        let mut span = Span::default();
+        span.take(7);
+        span.give_back(7);
+        span.give_back(7);
     }
 }

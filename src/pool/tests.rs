@@ -1,118 +1,289 @@
-use std::collections::HashMap;
+//! Walks of the pool against a plain model: every object's bytes, every limit, every rebuild.
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::{Arena, HOST_PAGE, MemoryKind, Place};
+use crate::units::PAGE_SIZE;
 
-const MIB: u64 = 1 << 20;
+const REGION: u64 = 16 << 20;
 
-fn pool(bytes: u64, limit: u64) -> Pool {
-    Pool::new(Arena::new(bytes).unwrap(), limit)
+fn arena(bytes: u64) -> Arena {
+    Arena::new(bytes, &MemoryKind::default()).unwrap()
 }
 
-#[test]
-fn every_length_has_a_class_it_fits_in() {
-    for length in 1..=PAGE_SIZE {
-        let class = class_of(length);
-        assert!(class < CLASSES);
-        assert!((class + 1) * 32 >= length && class * 32 < length);
-    }
+fn pool(pages: u64, limit: u64) -> Pool {
+    Pool::new(arena(Pool::address_space_for(pages * PAGE_SIZE as u64)), pages, limit)
 }
 
-#[test]
-fn memory_comes_with_objects_and_goes_with_them() {
-    let pool = pool(64 * MIB, 0);
-    let places: Vec<_> = (0..1000).map(|_| pool.store(&[7; 1500]).unwrap()).collect();
-    let full = pool.usage().arena_bytes;
-    assert!(full >= 1000 * 1500);
-    assert!(full <= 1000 * 1600, "{full} bytes for 1000 objects of 1500");
-    for place in places {
-        pool.free(place, 1500);
-    }
-    assert_eq!(pool.usage().arena_bytes, 0);
-    assert_eq!(pool.objects(), 0);
-    assert!(pool.usage().arena_bytes_max >= full);
-}
-
-#[test]
-fn the_limit_holds_and_a_refused_object_leaves_nothing_behind() {
-    let pool = pool(64 * MIB, MIB);
-    let mut places = Vec::new();
-    let refused = loop {
-        match pool.store(&[1; 3000]) {
-            Ok(place) => places.push(place),
-            Err(error) => break error,
-        }
+/// Bytes that only this object has.
+fn content(seed: u32, length: usize) -> Vec<u8> {
+    let mut state = u64::from(seed) << 20 | length as u64;
+    let next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
     };
-    assert!(matches!(refused, PoolError::Limit { limit: MIB }));
-    assert!(pool.usage().arena_bytes <= MIB);
-    assert_eq!(pool.objects(), places.len() as u64);
-    // Other classes are refused too, and one freed span is enough to go on.
-    assert!(pool.store(&[2; 100]).is_err());
-    for place in places.drain(..) {
-        pool.free(place, 3000);
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+/// Objects by the number of their owner, as a table would name them.
+#[derive(Default)]
+struct Model {
+    objects: Vec<Option<(Place, usize)>>,
+}
+
+impl Model {
+    fn store(&mut self, pool: &Pool, length: usize) -> Result<(), PoolError> {
+        let owner = self.objects.len() as u32;
+        let place = pool.store(&content(owner, length), owner)?;
+        self.objects.push(Some((place, length)));
+        Ok(())
     }
-    assert!(pool.store(&[2; 100]).is_ok());
-}
 
-#[test]
-fn writers_together_do_not_overshoot_the_limit() {
-    let pool = pool(64 * MIB, MIB);
-    std::thread::scope(|scope| {
-        for length in [100, 700, 1500, 4000] {
-            let pool = &pool;
-            scope.spawn(move || while pool.store(&vec![9; length]).is_ok() {});
+    /// Frees the object that `choice` falls on.
+    fn free(&mut self, pool: &Pool, choice: usize) {
+        let count = self.objects.len().max(1);
+        for at in (0..count).map(|step| (choice + step) % count) {
+            if let Some((place, length)) = self.objects.get_mut(at).and_then(Option::take) {
+                pool.free(place, length);
+                return;
+            }
         }
-    });
-    assert!(pool.usage().arena_bytes <= MIB);
-    assert!(pool.usage().arena_bytes_max <= MIB);
+    }
+
+    /// Compacts, refusing every `busy`-th candidate.
+    fn compact(&mut self, pool: &Pool, effort: Effort, busy: usize) -> Compaction {
+        let mut seen = 0;
+        pool.compact(effort, &mut LastRound::default(), |owner, from| {
+            seen += 1;
+            let object = self.objects.get_mut(owner as usize).and_then(Option::as_mut);
+            let Some((place, length)) = object.filter(|object| object.0 == from) else {
+                return Move::Busy;
+            };
+            if busy > 0 && seen % busy == 0 {
+                return Move::Busy;
+            }
+            let Some(to) = pool.relocate(from, *length) else { return Move::NoPlace };
+            assert!(to != from);
+            *place = to;
+            pool.vacate(from, *length);
+            Move::Moved
+        })
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(Named)) {
+        for (owner, object) in (0..).zip(&self.objects) {
+            if let Some((place, length)) = *object {
+                visit(Named { owner, place, length });
+            }
+        }
+    }
+
+    fn check(&self, pool: &Pool) {
+        pool.check().unwrap();
+        let mut live = 0;
+        self.visit(&mut |Named { owner, place, length }| {
+            assert_eq!(pool.read(place, length), content(owner, length));
+            live += 1;
+        });
+        assert_eq!(pool.objects(), live);
+    }
 }
 
-#[test]
-fn address_space_is_an_error_when_used_up() {
-    let pool = pool(2 * SPAN_BYTES, 0);
-    let stored = (0..).take_while(|_| pool.store(&[3; PAGE_SIZE]).is_ok()).count();
-    assert_eq!(stored, 32);
-    let error = pool.store(&[3; PAGE_SIZE]).unwrap_err();
-    assert!(matches!(error, PoolError::AddressSpace { .. }));
+#[derive(Debug, Clone)]
+enum Step {
+    Store { length: usize, count: usize },
+    Free { choice: usize, count: usize },
+    Compact { effort: Effort, busy: usize },
+    Drain,
+    Rebuild,
 }
 
-#[test]
-#[should_panic(expected = "freed twice")]
-fn freeing_twice_is_caught() {
-    let pool = pool(MIB, 0);
-    let kept = pool.store(&[0; 64]).unwrap();
-    let place = pool.store(&[0; 64]).unwrap();
-    assert_ne!(kept, place);
-    pool.free(place, 64);
-    pool.free(place, 64);
+fn any_step() -> impl Strategy<Value = Step> {
+    let length = prop_oneof![1..=PAGE_SIZE, Just(PAGE_SIZE), Just(8), 1000..1100_usize];
+    let effort = prop_oneof![
+        Just(Effort::Upkeep),
+        Just(Effort::Full),
+        (1..200_000_u64, 0..200_u64).prop_map(|(bytes, moves)| Effort::Enough { bytes, moves }),
+    ];
+    prop_oneof![
+        4 => (length, 1..300_usize).prop_map(|(length, count)| Step::Store { length, count }),
+        4 => (any::<usize>(), 1..300_usize)
+            .prop_map(|(choice, count)| Step::Free { choice: choice / 2, count }),
+        2 => (effort, 0..4_usize).prop_map(|(effort, busy)| Step::Compact { effort, busy }),
+        1 => Just(Step::Drain),
+        1 => Just(Step::Rebuild),
+    ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    /// A random walk against a model: all live objects keep their bytes.
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
     #[test]
-    fn objects_keep_their_bytes(
-        steps in prop::collection::vec((any::<u16>(), 1..=PAGE_SIZE, any::<u8>()), 1..400)
+    fn like_a_plain_list_of_objects(
+        pages in prop_oneof![Just(64_u64), Just(4096), Just(1 << 20)],
+        steps in prop::collection::vec(any_step(), 1..40),
     ) {
-        let pool = pool(16 * MIB, 0);
-        let mut model: HashMap<u64, (Place, Vec<u8>)> = HashMap::new();
-        for (key, length, fill) in steps {
-            let key = u64::from(key % 64);
-            if let Some((place, bytes)) = model.remove(&key) {
-                prop_assert_eq!(pool.read(place, bytes.len()), &bytes[..]);
-                pool.free(place, bytes.len());
-            } else {
-                let bytes: Vec<u8> = (0..length).map(|i| fill.wrapping_add(i as u8)).collect();
-                let place = pool.store(&bytes).unwrap();
-                model.insert(key, (place, bytes));
+        let (mut pool, mut model) = (pool(pages, 0), Model::default());
+        for step in steps {
+            match step {
+                Step::Store { length, count } => {
+                    for _ in 0..count {
+                        model.store(&pool, length).unwrap();
+                    }
+                }
+                Step::Free { choice, count } => {
+                    for number in 0..count {
+                        model.free(&pool, choice.wrapping_add(number * 17));
+                    }
+                }
+                Step::Compact { effort, busy } => {
+                    model.compact(&pool, effort, busy);
+                    if (effort, busy) == (Effort::Full, 0) {
+                        prop_assert!(pool.loads().all(|load| load.excess == 0), "not dense");
+                    }
+                }
+                Step::Drain => pool.drain_caches(),
+                Step::Rebuild => {
+                    let before = pool.objects();
+                    let Pool { arena, .. } = pool;
+                    pool = Pool::rebuild(arena, pages, 0, |visit| model.visit(visit)).unwrap();
+                    prop_assert_eq!(pool.objects(), before);
+                }
             }
+            model.check(&pool);
         }
-        prop_assert_eq!(pool.objects(), model.len() as u64);
-        for (place, bytes) in model.into_values() {
-            prop_assert_eq!(pool.read(place, bytes.len()), &bytes[..]);
-            pool.free(place, bytes.len());
+        for choice in 0..model.objects.len() {
+            model.free(&pool, choice);
         }
+        model.compact(&pool, Effort::Full, 0);
         prop_assert_eq!(pool.usage().arena_bytes, 0);
     }
+}
+
+#[test]
+fn writers_together_never_exceed_the_limit() {
+    const LIMIT: u64 = 1 << 20;
+    let pool = pool(1 << 20, LIMIT);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let pool = &pool;
+            scope.spawn(move || {
+                for seed in 0..2000 {
+                    let length = 500 + (seed * 37 + thread * 911) % 3500;
+                    let _ = pool.store(&vec![7; length as usize], 0);
+                    assert!(pool.arena.allocated_bytes() <= LIMIT);
+                }
+            });
+        }
+    });
+    assert!(matches!(pool.store(&[7; 4096], 0), Err(PoolError::Limit { limit: LIMIT })));
+    let usage = pool.usage();
+    assert!(usage.arena_bytes_max <= LIMIT && usage.arena_bytes_max > LIMIT / 2);
+    pool.drain_caches();
+    pool.check().unwrap();
+}
+
+#[test]
+fn what_the_host_can_bear_is_a_limit_that_moves() {
+    let pool = pool(1 << 10, 0);
+    pool.allow_more(8 * HOST_PAGE);
+    let stored = (0..20).map_while(|seed| pool.store(&content(seed, 4000), seed).ok()).count();
+    assert!((7..=8).contains(&stored), "{stored}");
+    assert!(matches!(pool.store(&[1; 4000], 0), Err(PoolError::HostShort)));
+    pool.allow_more(2 * HOST_PAGE);
+    pool.store(&[1; 4000], 0).unwrap();
+    pool.check().unwrap();
+}
+
+#[test]
+fn address_space_ends_with_an_error_and_goes_round() {
+    let pool = Pool::new(arena(2 * REGION), 1 << 20, 0);
+    let mut model = Model::default();
+    model.store(&pool, 100).unwrap();
+    model.store(&pool, 200).unwrap();
+    let refused = model.store(&pool, 300);
+    assert!(matches!(refused, Err(PoolError::AddressSpace { bytes }) if bytes == 2 * REGION));
+    model.check(&pool);
+    model.free(&pool, 0);
+    model.compact(&pool, Effort::Full, 0);
+    model.store(&pool, 300).unwrap();
+    model.check(&pool);
+}
+
+#[test]
+fn compaction_gives_back_what_was_freed_and_leaves_one_page_a_class_at_most() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for number in 0..20_000 {
+        model.store(&pool, 1000 + number % 64).unwrap();
+    }
+    model.compact(&pool, Effort::Full, 0);
+    let before = pool.usage();
+    let full = before.arena_bytes;
+    for owner in (0..model.objects.len()).filter(|owner| owner % 2 == 0) {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    let done = model.compact(&pool, Effort::Full, 0);
+    let left = pool.usage();
+    assert_eq!(left.pages_compacted - before.pages_compacted, done.pages);
+    // Five classes, the cut ends of which may differ by a page each.
+    assert!(left.arena_bytes.abs_diff(full / 2) <= 10 * HOST_PAGE, "{full} {left:?}");
+    assert!(done.moves > 0 && !done.more);
+    model.check(&pool);
+    assert_eq!(model.compact(&pool, Effort::Full, 0).pages, 0);
+}
+
+#[test]
+fn a_class_in_use_keeps_a_margin_and_one_at_rest_does_not() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for _ in 0..10_000 {
+        model.store(&pool, 1500).unwrap();
+    }
+    let pages = pool.loads().map(|load| load.pages).sum::<u64>();
+    // One page in a hundred, which is less than twice the margin of a 64th.
+    for choice in 0..100 {
+        model.free(&pool, choice * 97);
+    }
+    let mut last = LastRound::default();
+    let round = |last: &mut LastRound| pool.compact(Effort::Upkeep, last, |_, _| Move::Busy);
+    assert_eq!(round(&mut last), Compaction { pages: 0, moves: 0, more: true });
+    assert_eq!(pool.loads().map(|load| load.pages).sum::<u64>(), pages);
+    // Nothing happened since: the pages that are bare go, and the objects are asked for.
+    let rested = round(&mut last);
+    assert!(rested.more, "all candidates were busy");
+    assert!(rested.pages > 0);
+    model.check(&pool);
+}
+
+#[test]
+fn a_contradiction_in_the_table_is_an_error_of_the_rebuild() {
+    let build = |change: fn(&mut Vec<Named>)| {
+        let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+        for length in [100, 100, 3000] {
+            model.store(&pool, length).unwrap();
+        }
+        let mut named = Vec::new();
+        model.visit(&mut |object| named.push(object));
+        change(&mut named);
+        let Pool { arena, .. } = pool;
+        let visit = |visit: &mut dyn FnMut(Named)| named.iter().copied().for_each(visit);
+        Pool::rebuild(arena, 1 << 18, 0, visit).map(|pool| pool.check().unwrap()).err()
+    };
+    assert_eq!(build(|_| ()), None);
+    let twice = build(|named| named[1].place = named[0].place);
+    assert!(matches!(twice, Some(RebuildError::Overlap { .. })));
+    let class = build(|named| named[0].length = 2000);
+    assert!(matches!(class, Some(RebuildError::Overlap { .. } | RebuildError::Place { .. })));
+    let within = build(|named| named[2].place = Place::from_units(named[2].place.units() + 1));
+    assert!(matches!(within, Some(RebuildError::Place { .. })));
+    let outside = build(|named| named[2].place = Place::from_units((1 << 41) - 1));
+    assert!(matches!(outside, Some(RebuildError::Place { .. })));
+    let length = build(|named| named[2].length = 5000);
+    assert!(matches!(length, Some(RebuildError::Place { length: 5000, .. })));
+    // An object on a page that nobody ever wrote.
+    let hole =
+        build(|named| named[2].place = Place::from_offset(named[2].place.offset() + 188 * 4096));
+    assert!(matches!(hole, Some(RebuildError::Missing { missing: 4096 | 8192 })), "{hole:?}");
 }

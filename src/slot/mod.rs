@@ -12,5 +12,5 @@ mod word;
 
 pub use self::lock::{Ticket, Waiter};
 #[cfg(not(loom))]
-pub use table::SlotTable;
+pub use table::{SlotTable, TableUsage};
 pub use word::{Content, Object, Word};

@@ -17,6 +17,15 @@ pub struct SlotTable {
     lot: ParkingLot,
 }
 
+/// What a table takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableUsage {
+    /// Slot words that exist.
+    pub words: u64,
+    /// Notes on which of them exist.
+    pub index: u64,
+}
+
 impl SlotTable {
     /// The table over `words`, all of it empty unless the mapping says otherwise.
     pub fn new(words: Words) -> Self {
@@ -55,9 +64,9 @@ impl SlotTable {
         }
     }
 
-    /// Takes the lock of a slot if it is free and exists.
+    /// Takes the lock of a slot if it is free and exists; any index is allowed.
     pub fn try_lock(&self, index: u64) -> Option<Ticket<'_>> {
-        self.slot(index)?.try_lock()
+        (index < self.len()).then(|| self.slot(index))??.try_lock()
     }
 
     /// Makes the part of the table exist in which `index` lies, so that the slot can be written.
@@ -74,9 +83,9 @@ impl SlotTable {
         self.words.next_existing(index)
     }
 
-    /// Bytes of the table that exist.
-    pub fn resident_bytes(&self) -> u64 {
-        self.words.resident_bytes()
+    /// What the table takes.
+    pub fn usage(&self) -> TableUsage {
+        TableUsage { words: self.words.resident_bytes(), index: self.words.index_bytes() }
     }
 
     /// Calls `visit` with every slot that is not empty, in order, without locking. Exact when

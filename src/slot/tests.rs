@@ -5,11 +5,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use super::*;
-use crate::store::{Place, Words};
+use crate::store::{MemoryKind, Place, Words};
 use crate::sync;
 
 fn table(slots: u64) -> SlotTable {
-    let table = SlotTable::new(Words::new(slots).unwrap());
+    let table = SlotTable::new(Words::new(slots, &MemoryKind::default()).unwrap());
     for index in 0..slots {
         table.ensure(index).unwrap();
     }
@@ -42,7 +42,7 @@ fn object(units: u64) -> Word {
 
 #[test]
 fn a_slot_that_does_not_exist_is_empty_and_cannot_be_locked() {
-    let table = SlotTable::new(Words::new(1024).unwrap());
+    let table = SlotTable::new(Words::new(1024, &MemoryKind::default()).unwrap());
     assert_eq!(table.peek(7), Some(Content::Empty));
     assert!(table.try_lock(7).is_none());
     let (_, waker) = bell();

@@ -128,6 +128,14 @@ impl Word {
         }
     }
 
+    /// The same word, flags and all, with its object at another place. The word has an object.
+    #[must_use]
+    pub fn moved_to(self, place: Place) -> Word {
+        debug_assert!(self.content().object().is_some());
+        let rest = self.data().0 & !(u64::MAX << PLACE_SHIFT);
+        Word(rest | place.units() << PLACE_SHIFT)
+    }
+
     /// Whether the lock bit is set.
     pub fn is_locked(self) -> bool {
         self.0 & LOCKED != 0
@@ -185,6 +193,19 @@ mod tests {
             let word = Word(Word::new(content).0 | LOCKED | WAITERS);
             prop_assert_eq!(word.content(), content);
             prop_assert_eq!(word.data(), Word::new(content));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn moving_changes_the_place_alone(content in any_content(), place in any_place()) {
+            let flags = 0b111 << 4;
+            let word = Word(Word::new(content).0 | flags);
+            if let Some(object) = content.object() {
+                let moved = word.moved_to(place);
+                prop_assert_eq!(moved.content().object(), Some(Object { place, ..object }));
+                prop_assert_eq!(moved.moved_to(object.place), word);
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 use std::io;
 
 use super::mapping::Mapping;
-use super::{HOST_PAGE, Place, StoreError};
+use super::{HOST_PAGE, MemoryKind, Place, StoreError};
+use crate::sync::{AtomicU32, Ordering};
 
 /// A sparse range of shared memory for objects.
 ///
@@ -19,8 +20,8 @@ impl Arena {
     ///
     /// # Errors
     /// The host refuses the mapping.
-    pub fn new(len: u64) -> Result<Self, StoreError> {
-        Ok(Self { mapping: Mapping::new("arena", len.min(Place::LIMIT_BYTES))? })
+    pub fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
+        Ok(Self { mapping: Mapping::new("arena", len.min(Place::LIMIT_BYTES), kind)? })
     }
 
     /// Address space in bytes.
@@ -56,14 +57,29 @@ impl Arena {
         self.mapping.punch(offset, len)
     }
 
-    /// Writes a new object, whose bytes no slot names yet, to committed memory.
-    pub fn write(&self, place: Place, bytes: &[u8]) {
-        self.mapping.write(place.offset(), bytes);
+    /// The 32-bit word at the start of a place, in committed memory. It may be read at any time,
+    /// whoever owns the place.
+    pub fn tag(&self, place: Place) -> &AtomicU32 {
+        self.mapping.half_word(place.offset())
+    }
+
+    /// Writes a new object, whose bytes no slot names yet, to committed memory, `skip` bytes after
+    /// the start of its place.
+    pub fn write(&self, place: Place, skip: usize, bytes: &[u8]) {
+        self.mapping.write(place.offset() + skip as u64, bytes);
     }
 
     /// The bytes of an object, read in place. The caller holds the lock of the slot that names it,
     /// or has just written it.
-    pub fn read(&self, place: Place, len: usize) -> &[u8] {
-        self.mapping.bytes(place.offset(), len)
+    pub fn read(&self, place: Place, skip: usize, len: usize) -> &[u8] {
+        self.mapping.bytes(place.offset() + skip as u64, len)
+    }
+
+    /// Copies a tag and the object after it to another place, whose bytes no slot names yet. The
+    /// caller holds the lock of the slot that names the first.
+    pub fn copy(&self, from: Place, to: Place, skip: usize, len: usize) {
+        let tag = self.tag(from).load(Ordering::Relaxed);
+        self.tag(to).store(tag, Ordering::Relaxed);
+        self.write(to, skip, self.read(from, skip, len));
     }
 }

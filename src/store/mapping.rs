@@ -1,4 +1,4 @@
-//! A sparse shared mapping of an anonymous file. The only place that maps the disk's memory.
+//! A sparse shared mapping of a file in memory. The only place that maps the disk's memory.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -9,13 +9,12 @@ use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
-use super::{HOST_PAGE, StoreError};
-use crate::sync::AtomicU64;
+use super::{HOST_PAGE, MemoryKind, StoreError};
+use crate::sync::{AtomicU32, AtomicU64};
 
-/// A memfd mapped whole, shared and writable, whose pages exist only once populated or written.
+/// A file mapped whole, shared and writable, whose pages exist only once populated or written.
 #[derive(Debug)]
 pub(super) struct Mapping {
     file: File,
@@ -32,17 +31,14 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// A new mapping of `len` bytes, rounded up to a host page, all holes.
-    pub(super) fn new(what: &'static str, len: u64) -> Result<Self, StoreError> {
+    pub(super) fn new(what: &'static str, len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
         let len = len.max(1).next_multiple_of(HOST_PAGE);
         let fail = |source: io::Error| StoreError::Map { what, bytes: len, source };
         let size = usize::try_from(len)
             .ok()
             .and_then(NonZeroUsize::new)
             .ok_or_else(|| fail(io::ErrorKind::OutOfMemory.into()))?;
-        let name = format!("zram-{what}");
-        let file = memfd_create(name.as_str(), MFdFlags::MFD_CLOEXEC)
-            .map_err(|errno| fail(errno.into()))?;
-        let file = File::from(file);
+        let file = kind.file(what).map_err(fail)?;
         file.set_len(len).map_err(fail)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
@@ -50,6 +46,13 @@ impl Mapping {
         let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), 0) }
             .map_err(|errno| fail(errno.into()))?;
         let mapping = Self { file, base: base.cast(), len: size.get() };
+        if kind.is_locked() {
+            // SAFETY: locking pages of our own mapping, as they come to exist, changes no byte.
+            let locked = unsafe { libc::mlock2(base.as_ptr(), size.get(), libc::MLOCK_ONFAULT) };
+            if locked != 0 {
+                return Err(StoreError::Lock { what, source: io::Error::last_os_error() });
+            }
+        }
         // A kernel before 5.14 cannot populate; it is better told now than at every write.
         mapping.populate(0, HOST_PAGE)?;
         mapping.punch(0, HOST_PAGE).map_err(fail)?;
@@ -103,6 +106,15 @@ impl Mapping {
         // SAFETY: `range` checked the bounds, the mapping lives as long as `self`, any bytes are
         // valid `u8`, and nobody writes them (see above).
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
+    }
+
+    /// The half word of 4 bytes at `offset`, a multiple of 4.
+    pub(super) fn half_word(&self, offset: u64) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4), "a half word at {offset}");
+        let at = self.range(offset, 4).cast::<AtomicU32>();
+        // SAFETY: within the mapping, aligned to 4 (the base is page-aligned), any bytes are a
+        // valid value, and bytes used as half words are never accessed but atomically.
+        unsafe { at.as_ref() }
     }
 
     /// The word of 8 bytes with this number.

@@ -7,6 +7,8 @@
 #[cfg(not(loom))]
 mod arena;
 #[cfg(not(loom))]
+mod kind;
+#[cfg(not(loom))]
 mod mapping;
 mod place;
 #[cfg(all(test, not(loom)))]
@@ -16,6 +18,8 @@ mod words;
 
 #[cfg(not(loom))]
 pub use arena::Arena;
+#[cfg(not(loom))]
+pub use kind::MemoryKind;
 pub use place::Place;
 #[cfg(not(loom))]
 pub use words::Words;
@@ -34,6 +38,14 @@ pub enum StoreError {
         what: &'static str,
         /// Its size.
         bytes: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A mapping could not be locked in memory.
+    #[error("the {what} cannot be locked in memory")]
+    Lock {
+        /// Which mapping.
+        what: &'static str,
         /// Why.
         source: std::io::Error,
     },

@@ -5,7 +5,7 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn looking_at_words_that_do_not_exist_allocates_nothing() {
-    let words = Words::new(64 * MIB).unwrap();
+    let words = Words::new(64 * MIB, &MemoryKind::default()).unwrap();
     let before = words.resident_bytes();
     for index in (0..words.len()).step_by(511) {
         assert!(words.get(index).is_none());
@@ -16,7 +16,7 @@ fn looking_at_words_that_do_not_exist_allocates_nothing() {
 
 #[test]
 fn a_word_exists_from_ensure_on_with_its_neighbours_of_the_page() {
-    let words = Words::new(10_000).unwrap();
+    let words = Words::new(10_000, &MemoryKind::default()).unwrap();
     words.ensure(5000).unwrap();
     words.get(5000).unwrap().store(7, Ordering::Relaxed);
     let first = 5000 / 512 * 512;
@@ -31,7 +31,7 @@ fn a_word_exists_from_ensure_on_with_its_neighbours_of_the_page() {
 
 #[test]
 fn the_last_page_of_words_ends_at_len() {
-    let words = Words::new(513).unwrap();
+    let words = Words::new(513, &MemoryKind::default()).unwrap();
     words.ensure(512).unwrap();
     assert_eq!(words.next_existing(0), 512);
     assert_eq!(words.next_existing(513), 513);
@@ -39,23 +39,23 @@ fn the_last_page_of_words_ends_at_len() {
 
 #[test]
 fn committed_pages_are_counted_and_given_back() {
-    let arena = Arena::new(16 * MIB).unwrap();
+    let arena = Arena::new(16 * MIB, &MemoryKind::default()).unwrap();
     assert_eq!(arena.allocated_bytes(), 0);
     arena.commit(MIB, 64 * 1024).unwrap();
     assert_eq!(arena.allocated_bytes(), 64 * 1024);
     let place = Place::from_offset(MIB + 16);
-    arena.write(place, b"object");
-    assert_eq!(arena.read(place, 6), b"object");
+    arena.write(place, 4, b"object");
+    assert_eq!(arena.read(place, 4, 6), b"object");
     arena.decommit(MIB, 64 * 1024).unwrap();
     assert_eq!(arena.allocated_bytes(), 0);
     // A committed page is zero: nothing of the old object shows.
     arena.commit(MIB, 4096).unwrap();
-    assert_eq!(arena.read(place, 6), [0; 6]);
+    assert_eq!(arena.read(place, 4, 6), [0; 6]);
 }
 
 #[test]
 #[should_panic(expected = "outside of a mapping")]
 fn bounds_are_checked() {
-    let arena = Arena::new(MIB).unwrap();
-    let _ = arena.read(Place::from_offset(MIB - 16), 17);
+    let arena = Arena::new(MIB, &MemoryKind::default()).unwrap();
+    let _ = arena.read(Place::from_offset(MIB - 16), 4, 13);
 }

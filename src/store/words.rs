@@ -1,7 +1,7 @@
 //! The mapping of a slot table: 8-byte words of which only the touched parts exist.
 
 use super::mapping::Mapping;
-use super::{HOST_PAGE, StoreError};
+use super::{HOST_PAGE, MemoryKind, StoreError};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Words of one host page.
@@ -24,13 +24,13 @@ impl Words {
     ///
     /// # Errors
     /// The host refuses the mapping.
-    pub fn new(len: u64) -> Result<Self, StoreError> {
+    pub fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
         let bytes = len.checked_mul(8).ok_or_else(|| StoreError::Map {
             what: "table",
             bytes: u64::MAX,
             source: std::io::ErrorKind::OutOfMemory.into(),
         })?;
-        let mapping = Mapping::new("table", bytes)?;
+        let mapping = Mapping::new("table", bytes, kind)?;
         let pages = mapping.len() / HOST_PAGE;
         let existing = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(Self { mapping, len, existing })
@@ -54,7 +54,8 @@ impl Words {
         (bits >> (page % 64) & 1 == 1).then(|| self.mapping.word(index))
     }
 
-    /// Makes the part exist in which `index` lies.
+    /// Makes the part exist in which `index` lies, and some of what follows if much of what comes
+    /// before exists: a table that is filled in order is populated in batches.
     ///
     /// # Errors
     /// The host has no memory for it.
@@ -63,8 +64,21 @@ impl Words {
             return Ok(());
         }
         let page = index / WORDS_PER_PAGE;
-        self.mapping.populate(page * HOST_PAGE, HOST_PAGE)?;
-        self.existing[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Release);
+        let (group, bit) = ((page / 64) as usize, page % 64);
+        let bits = self.existing[group].load(Ordering::Acquire);
+        // Neighbours below that exist without a gap; an eighth of them is populated ahead.
+        let below = (bits << (63 - bit) << 1).leading_ones();
+        let last = self.mapping.len() / HOST_PAGE;
+        let end = (page + u64::from(below / 8).max(1)).min(last).min((group as u64 + 1) * 64);
+        let holes = (page + 1..end).take_while(|next| bits >> (next % 64) & 1 == 0).count() as u64;
+        self.populate(page, 1 + holes).or_else(|_| self.populate(page, 1))
+    }
+
+    /// Makes some pages of one group exist.
+    fn populate(&self, page: u64, count: u64) -> Result<(), StoreError> {
+        self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)?;
+        let bits = (u64::MAX >> (64 - count)) << (page % 64);
+        self.existing[(page / 64) as usize].fetch_or(bits, Ordering::Release);
         Ok(())
     }
 
@@ -85,9 +99,13 @@ impl Words {
         index.max(page * WORDS_PER_PAGE).min(self.len)
     }
 
-    /// Bytes that exist: table pages and the bits beside them.
+    /// Bytes of the words that exist.
     pub fn resident_bytes(&self) -> u64 {
-        let bits = size_of_val(&*self.existing) as u64;
-        self.mapping.allocated_bytes() + bits
+        self.mapping.allocated_bytes()
+    }
+
+    /// Bytes of the bits that say what exists.
+    pub fn index_bytes(&self) -> u64 {
+        size_of_val(&*self.existing) as u64
     }
 }

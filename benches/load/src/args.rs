@@ -38,6 +38,12 @@ pub enum Command {
         #[arg(long, default_value = "1G", value_parser = parse_size)]
         size: u64,
     },
+    /// Discards the whole disk behind a vhost-user-blk socket.
+    Discard {
+        /// The socket.
+        #[arg(long, value_name = "SOCKET")]
+        vhost: PathBuf,
+    },
     /// Writes a corpus to a file, for --corpus-file.
     Corpus {
         /// Kind of data.

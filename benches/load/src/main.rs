@@ -60,6 +60,10 @@ fn act(args: Args) -> Result<bool> {
             fs::write(&output, data).with_context(|| output.display().to_string())?;
             Ok(true)
         }
+        Some(args::Command::Discard { vhost }) => {
+            vhost::discard(&vhost).context("discard")?;
+            Ok(true)
+        }
         None => measure(&args.run),
     }
 }

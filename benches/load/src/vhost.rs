@@ -100,3 +100,20 @@ pub fn open(path: &Path, need: &Need) -> Result<Target> {
         capacity: config.capacity * SECTOR,
     })
 }
+
+/// Discards the whole disk behind the socket at `path`.
+pub fn discard(path: &Path) -> Result<()> {
+    let mut client = Client::connect(path, &ClientOptions::default())?;
+    let Some(queue) = client.queues.first_mut() else {
+        return Err(TargetError::Unfit("there is no queue".into()));
+    };
+    let sectors = client.session.blk_config()?.capacity;
+    let most = u64::from(u32::MAX / 2);
+    let mut at = 0;
+    while at < sectors {
+        let count = (sectors - at).min(most);
+        queue.discard(at, count as u32)?;
+        at += count;
+    }
+    Ok(())
+}

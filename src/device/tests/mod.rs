@@ -1,3 +1,5 @@
+mod compact;
+
 use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
@@ -10,7 +12,9 @@ const SECTOR: usize = SECTOR_SIZE as usize;
 
 fn device_with(pages: u64, codec: &str, mem_limit: u64) -> Device {
     let size = pages * PAGE_SIZE as u64;
-    Device::new(&DeviceConfig { size, codec: codec.parse().unwrap(), mem_limit }).unwrap()
+    let codec = codec.parse().unwrap();
+    let memory = MemoryKind::default();
+    Device::new(&DeviceConfig { size, codec, mem_limit, memory }).unwrap()
 }
 
 fn device(pages: u64) -> Device {
@@ -75,6 +79,11 @@ fn run(
 fn free(device: &Device, lane: &mut Lane, op: Op, sector: u64, sectors: u64) {
     let mut io = device.request(op, sector, sectors * SECTOR_SIZE, Gone).unwrap();
     sync::block_on(|cx| io.poll(lane, cx)).unwrap();
+}
+
+/// Gives back all memory that can be had.
+fn compact(device: &Device) {
+    device.compact(&mut Compactor::default(), Effort::Full);
 }
 
 fn read(device: &Device, lane: &mut Lane, sector: u64, sectors: usize) -> Vec<u8> {
@@ -214,7 +223,8 @@ fn freeing_everything_gives_all_memory_back() {
     free(&device, &mut lane, Op::Discard, 0, 4096 * 8);
     let report = device.report();
     assert_eq!((report.orig_data_size, report.compr_data_size), (0, 0));
-    assert_eq!(report.mem_used_total, 0);
+    compact(&device);
+    assert_eq!(device.report().mem_used_total, 0);
     device.check().unwrap();
 }
 
@@ -284,7 +294,7 @@ fn a_damaged_object_is_an_error_and_not_other_data() {
     let device = device(4);
     let mut lane = device.lane().unwrap();
     run(&device, &mut lane, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
-    let place = device.pool.store(&[0xff; 100]).unwrap();
+    let place = device.pool.store(&[0xff; 100], 0).unwrap();
     let ticket = device.table.try_lock(0).unwrap();
     ticket.release(crate::slot::Word::new(Content::Object(0, Object { place, length: 100 })));
     let failed = run(&device, &mut lane, Op::Read, 0, vec![0; PAGE_SIZE]);
@@ -334,6 +344,7 @@ fn a_write_that_is_dropped_while_it_waits_leaves_no_object() {
     assert!(write.poll(&mut lane, &cx).is_pending());
     assert!(device.report().mem_used_total > before);
     drop(write);
+    compact(&device);
     assert_eq!(device.report().mem_used_total, before);
     drop(held);
     assert_eq!(read(&device, &mut lane, 0, 8), text(1, PAGE_SIZE));
@@ -394,6 +405,7 @@ fn writers_readers_and_discards_on_few_slots_leak_nothing_and_tear_nothing() {
     device.check().unwrap();
     let mut lane = device.lane().unwrap();
     free(&device, &mut lane, Op::Discard, 0, 24);
+    compact(&device);
     let report = device.report();
     assert_eq!((report.orig_data_size, report.compr_data_size), (0, 0));
     assert_eq!(report.mem_used_total, 0, "an object was lost");
@@ -423,11 +435,21 @@ fn partial_writes_of_one_page_by_many_threads_all_arrive() {
 #[test]
 fn impossible_sizes_are_errors() {
     for size in [0, u64::MAX, 64 << 40] {
-        let config = DeviceConfig { size, codec: CodecSpec::default(), mem_limit: 0 };
+        let config = DeviceConfig {
+            size,
+            codec: CodecSpec::default(),
+            mem_limit: 0,
+            memory: MemoryKind::default(),
+        };
         assert!(matches!(Device::new(&config), Err(DeviceError::Size { .. })));
     }
     assert_eq!(device_with(1, "lz4", 0).size(), 4096);
-    let odd = DeviceConfig { size: 4097, codec: CodecSpec::default(), mem_limit: 0 };
+    let odd = DeviceConfig {
+        size: 4097,
+        codec: CodecSpec::default(),
+        mem_limit: 0,
+        memory: MemoryKind::default(),
+    };
     assert_eq!(Device::new(&odd).unwrap().size(), 8192);
 }
 

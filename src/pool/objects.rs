@@ -1,0 +1,221 @@
+//! Storing, reading and freeing objects.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+
+use super::PoolError;
+use super::bell::Bell;
+use super::budget::Budget;
+use super::cache::Caches;
+use super::class::{Class, Common, Load};
+use super::layout::{Classes, REGION_BYTES, TAG_BYTES};
+use super::region::Regions;
+use crate::store::{Arena, Place};
+use crate::sync;
+use crate::units::PAGE_SIZE;
+
+/// What the pool takes, in bytes unless it says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolUsage {
+    /// Bytes of the arena that exist, by the file's allocated blocks (`mm_stat` mem_used_total).
+    pub arena_bytes: u64,
+    /// The most that was ever committed at once (`mm_stat` mem_used_max).
+    pub arena_bytes_max: u64,
+    /// The limit on committed bytes; 0 is none (`mm_stat` mem_limit).
+    pub limit: u64,
+    /// Host pages given back by compaction since the start (`mm_stat` pages_compacted).
+    pub pages_compacted: u64,
+    /// Heap of spans and regions.
+    pub span_bytes: u64,
+    /// Heap of the threads' caches of places.
+    pub cache_bytes: u64,
+}
+
+/// A pool of objects of 1 to [`PAGE_SIZE`] bytes.
+pub struct Pool {
+    pub(super) arena: Arena,
+    pub(super) budget: Budget,
+    pub(super) regions: Regions,
+    pub(super) kinds: Classes,
+    pub(super) classes: Box<[Mutex<Class>]>,
+    caches: Caches,
+    bell: Bell,
+    pub(super) pages_compacted: AtomicU64,
+}
+
+impl Pool {
+    /// A pool in `arena`, which is empty, for a disk of `pages` pages. At most `limit` bytes are
+    /// ever committed; 0 is no limit.
+    pub fn new(arena: Arena, pages: u64, limit: u64) -> Self {
+        let kinds = Classes::for_pages(pages);
+        let classes =
+            (0..kinds.count()).map(|class| Mutex::new(Class::new(class, kinds.shape(class))));
+        Self {
+            budget: Budget::new(limit),
+            regions: Regions::new(arena.len()),
+            kinds,
+            classes: classes.collect(),
+            caches: Caches::new(kinds.count()),
+            bell: Bell::new(),
+            pages_compacted: AtomicU64::new(0),
+            arena,
+        }
+    }
+
+    /// Address space that a pool needs so that `bytes` bytes of pages fit however they are
+    /// distributed over classes, and while they move: twice the bytes, and two regions for each
+    /// class.
+    pub fn address_space_for(bytes: u64) -> u64 {
+        let classes = Classes::for_pages(bytes / PAGE_SIZE as u64).count() as u64;
+        bytes.saturating_mul(2).saturating_add(2 * classes * REGION_BYTES)
+    }
+
+    /// Stores a new object of 1 to [`PAGE_SIZE`] bytes, and beside it the number of its owner: of
+    /// the slot that will name it.
+    ///
+    /// # Errors
+    /// A limit is reached, the address space used up, or the host out of memory. Nothing has
+    /// changed then.
+    pub fn store(&self, object: &[u8], owner: u32) -> Result<Place, PoolError> {
+        let place = self.allocate(object.len())?;
+        // Compaction may look at it at any time, and then finds that the owner does not name it.
+        self.arena.tag(place).store(owner, Ordering::Relaxed);
+        self.arena.write(place, TAG_BYTES, object);
+        Ok(place)
+    }
+
+    /// Frees an object that was stored here with this length and that nobody reads any more.
+    pub fn free(&self, place: Place, length: usize) {
+        debug_assert!((1..=PAGE_SIZE).contains(&length));
+        let number = self.kinds.of(length);
+        self.caches.with(number, |magazine| {
+            if magazine.push(place) {
+                return;
+            }
+            let mut class = sync::lock(&self.classes[number]);
+            class.free(place, &self.regions);
+            // Half of them with it: the class is not asked again for as many as these.
+            for _ in 0..magazine.resize(class.load().objects) {
+                let Some(place) = magazine.pop() else { break };
+                class.free(place, &self.regions);
+            }
+        });
+        self.bell.ring();
+    }
+
+    /// The bytes of a stored object. The caller owns it: it holds the lock of the slot that names
+    /// it, so nobody frees it meanwhile.
+    pub fn read(&self, place: Place, length: usize) -> &[u8] {
+        self.arena.read(place, TAG_BYTES, length)
+    }
+
+    /// A place for an object of this length, out of the calling thread's cache if it has one.
+    pub(super) fn allocate(&self, length: usize) -> Result<Place, PoolError> {
+        debug_assert!((1..=PAGE_SIZE).contains(&length));
+        let number = self.kinds.of(length);
+        let place = self.caches.with(number, |magazine| {
+            if let Some(place) = magazine.pop() {
+                return Ok(place);
+            }
+            let mut class = sync::lock(&self.classes[number]);
+            let place = class.allocate(self.common())?;
+            for _ in 0..magazine.resize(class.load().objects) {
+                // Only what costs no memory; nor is more of a hole filled than is needed.
+                let Some(place) = class.allocate_committed() else { break };
+                if !magazine.push(place) {
+                    class.free(place, &self.regions);
+                    break;
+                }
+            }
+            Ok(place)
+        });
+        self.bell.ring();
+        place
+    }
+
+    /// Frees an object past the caches.
+    pub(super) fn free_at_once(&self, place: Place, length: usize) {
+        sync::lock(&self.classes[self.kinds.of(length)]).free(place, &self.regions);
+    }
+
+    /// Returns what all threads keep at hand to the classes.
+    pub fn drain_caches(&self) {
+        self.caches.drain(|class, place| {
+            sync::lock(&self.classes[class]).free(place, &self.regions);
+        });
+    }
+
+    /// What each class has.
+    pub(super) fn loads(&self) -> impl Iterator<Item = Load> {
+        self.classes.iter().map(|class| sync::lock(class).load())
+    }
+
+    pub(super) fn common(&self) -> Common<'_> {
+        Common { arena: &self.arena, budget: &self.budget, regions: &self.regions }
+    }
+
+    /// Who is woken when there may be something to give back: once, until
+    /// [`Pool::answer`] is called.
+    pub fn set_waker(&self, waker: Waker) {
+        self.bell.set_waker(waker);
+    }
+
+    /// Whether anything was allocated or freed since the last call.
+    pub fn answer(&self) -> bool {
+        self.bell.answer()
+    }
+
+    /// The host can bear `bytes` more than are committed now; writes that need more are refused.
+    pub fn allow_more(&self, bytes: u64) {
+        self.budget.allow_more(bytes);
+    }
+
+    /// What the pool takes now.
+    pub fn usage(&self) -> PoolUsage {
+        let classes: u64 = self.classes.iter().map(|class| sync::lock(class).heap_bytes()).sum();
+        PoolUsage {
+            arena_bytes: self.arena.allocated_bytes(),
+            arena_bytes_max: self.budget.committed_max(),
+            limit: self.budget.limit(),
+            pages_compacted: self.pages_compacted.load(Ordering::Relaxed),
+            span_bytes: classes + size_of_val(&*self.classes) as u64 + self.regions.heap_bytes(),
+            cache_bytes: self.caches.heap_bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// Checks every class, and that the arena has as many pages as the classes say; nobody may be
+    /// using the pool. The first contradiction is the error.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for class in &self.classes {
+            sync::lock(class).check(&self.regions)?;
+        }
+        let pages: u64 = self.loads().map(|load| load.pages).sum();
+        let (file, budget) = (self.arena.allocated_bytes(), self.budget.committed());
+        let bytes = pages * crate::store::HOST_PAGE;
+        if bytes != file || bytes != budget {
+            return Err(format!("{bytes} bytes in classes, {file} in the file, {budget} reserved"));
+        }
+        Ok(())
+    }
+
+    /// The arena, without what is known of it.
+    pub(crate) fn into_arena(self) -> Arena {
+        self.arena
+    }
+
+    /// What lies after an object on its last page.
+    pub(crate) fn bytes_after(&self, place: Place, length: usize) -> &[u8] {
+        let end = place.offset() + (TAG_BYTES + length) as u64;
+        let rest = end.next_multiple_of(crate::store::HOST_PAGE) - end;
+        self.arena.read(place, TAG_BYTES + length, rest as usize)
+    }
+
+    /// Objects in use, those in caches not counted.
+    pub(crate) fn objects(&self) -> u64 {
+        self.loads().map(|load| load.objects).sum::<u64>() - self.caches.len()
+    }
+}

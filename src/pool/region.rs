@@ -1,0 +1,141 @@
+//! Regions: pieces of the arena's address space, each of one class at a time.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::PoolError;
+use super::layout::REGION_BYTES;
+use crate::sync;
+
+/// Who has which region. A region's entry is written under the mutex of the class that has it, or
+/// gets it.
+pub(super) struct Regions {
+    /// For each region 0, or 1 + class in the low half and its position in the class in the high.
+    owners: Box<[AtomicU64]>,
+    free: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    /// Regions given back, all below `next`.
+    returned: BTreeSet<u32>,
+    /// The first region that nobody ever had.
+    next: u32,
+}
+
+impl Regions {
+    pub(super) fn new(arena_bytes: u64) -> Self {
+        let count = (arena_bytes / REGION_BYTES) as usize;
+        let owners = (0..count).map(|_| AtomicU64::new(0)).collect();
+        Self { owners, free: Mutex::default() }
+    }
+
+    /// The region of the lowest number that nobody has.
+    pub(super) fn take(&self, class: usize, position: usize) -> Result<u32, PoolError> {
+        let mut free = sync::lock(&self.free);
+        let region = match free.returned.pop_first() {
+            Some(region) => region,
+            None if (free.next as usize) < self.owners.len() => {
+                free.next += 1;
+                free.next - 1
+            }
+            None => {
+                let bytes = self.owners.len() as u64 * REGION_BYTES;
+                return Err(PoolError::AddressSpace { bytes });
+            }
+        };
+        self.set_owner(region, class, position);
+        Ok(region)
+    }
+
+    /// Takes a particular region, if nobody has it.
+    pub(super) fn claim(&self, region: u32, class: usize, position: usize) -> bool {
+        let mut free = sync::lock(&self.free);
+        if region as usize >= self.owners.len() {
+            return false;
+        }
+        if region >= free.next {
+            let skipped = free.next..region;
+            free.returned.extend(skipped);
+            free.next = region + 1;
+        } else if !free.returned.remove(&region) {
+            return false;
+        }
+        self.set_owner(region, class, position);
+        true
+    }
+
+    pub(super) fn give_back(&self, region: u32) {
+        let mut free = sync::lock(&self.free);
+        self.owners[region as usize].store(0, Ordering::Relaxed);
+        free.returned.insert(region);
+    }
+
+    /// The class that has the region, and the region's position in that class.
+    pub(super) fn owner(&self, region: u32) -> Option<(usize, usize)> {
+        let owner = self.owners.get(region as usize)?.load(Ordering::Relaxed);
+        let class = (owner as u32).checked_sub(1)?;
+        Some((class as usize, (owner >> 32) as usize))
+    }
+
+    /// Runs of regions that nobody has, as offsets and lengths in bytes.
+    pub(super) fn unowned(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for region in 0..self.owners.len() as u32 {
+            if self.owner(region).is_some() {
+                continue;
+            }
+            let offset = u64::from(region) * REGION_BYTES;
+            match runs.last_mut() {
+                Some((start, len)) if *start + *len == offset => *len += REGION_BYTES,
+                _ => runs.push((offset, REGION_BYTES)),
+            }
+        }
+        runs
+    }
+
+    /// Heap that was ever touched; entries of regions beyond cost address space only.
+    pub(super) fn heap_bytes(&self) -> u64 {
+        let free = sync::lock(&self.free);
+        // A B-tree keeps its nodes between half full and full.
+        let returned = free.returned.len() * size_of::<u32>() * 3 / 2;
+        (free.next as usize * size_of::<AtomicU64>() + returned) as u64
+    }
+
+    fn set_owner(&self, region: u32, class: usize, position: usize) {
+        let owner = (class as u64 + 1) | ((position as u64) << 32);
+        self.owners[region as usize].store(owner, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_region_is_handed_out_and_an_end_is_an_error() {
+        let regions = Regions::new(3 * REGION_BYTES);
+        assert_eq!(regions.take(5, 0).unwrap(), 0);
+        assert_eq!(regions.take(6, 0).unwrap(), 1);
+        assert_eq!(regions.take(5, 1).unwrap(), 2);
+        assert!(matches!(regions.take(5, 2), Err(PoolError::AddressSpace { .. })));
+        assert_eq!(regions.owner(2), Some((5, 1)));
+        regions.give_back(1);
+        assert_eq!(regions.owner(1), None);
+        assert_eq!(regions.unowned(), [(REGION_BYTES, REGION_BYTES)]);
+        assert_eq!(regions.take(7, 0).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_claimed_region_leaves_those_before_it_free() {
+        let regions = Regions::new(8 * REGION_BYTES);
+        assert!(regions.claim(3, 1, 0));
+        assert!(!regions.claim(3, 2, 0));
+        assert!(regions.claim(1, 2, 0));
+        assert!(!regions.claim(8, 2, 1));
+        assert_eq!(regions.take(4, 0).unwrap(), 0);
+        assert_eq!(regions.take(4, 1).unwrap(), 2);
+        assert_eq!(regions.take(4, 2).unwrap(), 4);
+    }
+}
