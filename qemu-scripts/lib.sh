@@ -267,13 +267,19 @@ compile() {
 # --- the daemon's figures -----------------------------------------------------------------------
 
 # daemon_stats PID LOG: sends SIGUSR1 and prints the new stats line.
-daemon_stats() {
+daemon_stats() { daemon_says USR1 stats "$@"; }
+
+# daemon_compact PID LOG: sends SIGUSR2 and prints what the compaction did, when it is done.
+daemon_compact() { daemon_says USR2 compacted "$@"; }
+
+# daemon_says SIGNAL WORD PID LOG: sends the signal and prints the new line that begins with WORD.
+daemon_says() {
     local before i
-    before=$(grep -ac '^stats: ' "$2" || true)
-    kill -USR1 "$1" 2>/dev/null || return 1
-    for ((i = 0; i < 100; i++)); do
-        if [ "$(grep -ac '^stats: ' "$2" || true)" -gt "$before" ]; then
-            grep -a '^stats: ' "$2" | tail -n 1
+    before=$(grep -ac "^$2: " "$4" || true)
+    kill -"$1" "$3" 2>/dev/null || return 1
+    for ((i = 0; i < 200; i++)); do
+        if [ "$(grep -ac "^$2: " "$4" || true)" -gt "$before" ]; then
+            grep -a "^$2: " "$4" | tail -n 1
             return
         fi
         sleep 0.05

@@ -80,8 +80,8 @@ impl Pool {
         let mut wasting: Vec<(usize, Load)> =
             self.loads().enumerate().filter(|(_, load)| load.excess > 0).collect();
         wasting.sort_unstable_by_key(|(_, load)| std::cmp::Reverse(load.excess));
-        let mut done = Compaction::default();
-        done.more = effort == Effort::Upkeep && !all_rest;
+        let more = effort == Effort::Upkeep && !all_rest;
+        let mut done = Compaction { more, ..Compaction::default() };
         let (enough, mut moves) = match effort {
             Effort::Enough { bytes, moves } => (bytes.div_ceil(HOST_PAGE), moves),
             Effort::Upkeep | Effort::Full => (u64::MAX, u64::MAX),

@@ -37,7 +37,9 @@ impl MemoryKind {
         let mut options = OpenOptions::new();
         let nameless = OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
         options.read(true).write(true).mode(0o600).custom_flags(nameless.bits());
-        let file = options.open(dir)?;
+        let file = options
+            .open(dir)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))?;
         // Elsewhere pages would be written to a disk, and a hole would cost its space.
         if fstatfs(&file)?.filesystem_type() != TMPFS_MAGIC {
             let text = format!("{} is not on a tmpfs", dir.display());

@@ -1,0 +1,200 @@
+//! What the disk's memory is, how it is bounded, and that it comes back.
+
+mod common;
+
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use common::{
+    LIMIT,
+    daemon::{BINARY, Daemon, TempDir},
+    disk::{expect_pattern, expect_zeroes, write_pattern},
+};
+use nix::sys::signal::Signal;
+use vhost_user_zram_frontend::{Blk, Op, Random, Shape, Status};
+
+const MIB: u64 = 1 << 20;
+/// Sectors of a page.
+const PAGE: u64 = 8;
+
+/// Bytes that do not compress.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    (0..512).flat_map(|_| random.next_u64().to_le_bytes()).collect()
+}
+
+/// Writes a page that does not compress; false if the daemon says that it cannot.
+fn write_noise(blk: &mut Blk, page: u64) -> bool {
+    match blk.run_with(Op::Out, page * PAGE, &noise(page)).unwrap().status {
+        Status::Ok => true,
+        Status::IoErr => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_noise(blk: &mut Blk, page: u64) -> bool {
+    let mut data = vec![0; 4096];
+    blk.read(page * PAGE, &mut data).unwrap();
+    data == noise(page)
+}
+
+/// A field of `/proc/PID/status` in bytes.
+fn memory(daemon: &Daemon, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    let kib: u64 = line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap();
+    kib * 1024
+}
+
+#[test]
+fn freed_memory_comes_back_by_itself() {
+    let mut daemon = Daemon::start("64M", &[]);
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 32 << 11, 1);
+    assert!(daemon.stats()["mem_used_total"] > 8 * MIB);
+    client.blk().discard(0, 64 << 11).unwrap();
+    let began = Instant::now();
+    while daemon.stats()["mem_used_total"] > 0 {
+        assert!(began.elapsed() < LIMIT, "the memory does not come back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn sigusr2_compacts_at_once() {
+    let mut daemon = Daemon::start("64M", &[]);
+    let mut client = daemon.client();
+    for page in 0..2048 {
+        assert!(write_noise(client.blk(), page));
+    }
+    for page in (0..2048).step_by(2) {
+        client.blk().discard(page * PAGE, 8).unwrap();
+    }
+    daemon.signal(Signal::SIGUSR2);
+    let line = daemon.stdout.wait_for("compacted:", 0, LIMIT).expect("a line when it is done");
+    assert!(line.contains("pages=") && line.contains("objects="), "{line}");
+    let stats = daemon.stats();
+    assert!(stats["mem_used_total"] <= 1024 * 4112 + 4096, "{stats:?}");
+    assert!(stats["pages_compacted"] >= 1000, "{stats:?}");
+    for page in (1..2048).step_by(2) {
+        assert!(is_noise(client.blk(), page));
+    }
+}
+
+/// In a mount namespace of its own, on a tmpfs of 8 MiB: what does not fit is an error, and all else
+/// is as it was. A daemon that touched a page without asking would be killed by SIGBUS.
+#[test]
+fn a_tmpfs_too_small_for_the_disk_gives_errors_and_loses_nothing() {
+    let dir = TempDir::new();
+    let small = dir.join("small");
+    fs::create_dir(&small).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--map-root-user", "sh", "-euc"]);
+    command.arg(r#"mount -t tmpfs -o size=8m none "$1"; shift; exec "$@""#).arg("sh").arg(&small);
+    command.arg(BINARY).arg("--socket-path").arg(dir.join("socket"));
+    command.args(["--size", "1G", "--memory-dir"]).arg(&small);
+    let mut daemon = Daemon::spawn(command, dir);
+    let mut client = daemon.client();
+    let blk = client.blk();
+    // Far apart, so that the table grows too: a page of it for each.
+    let spread = |number: u64| number * 512 % (1 << 18) + number / 512;
+    let stored: Vec<bool> = (0..4096).map(|number| write_noise(blk, spread(number))).collect();
+    let count = stored.iter().filter(|stored| **stored).count();
+    assert!((1000..2048).contains(&count), "{count} pages in 8 MiB");
+    for (number, stored) in (0..).zip(&stored) {
+        if *stored {
+            assert!(is_noise(blk, spread(number)));
+        } else {
+            expect_zeroes(blk, spread(number) * PAGE, 8);
+        }
+    }
+    // Same-filled pages of a part of the table that exists need nothing.
+    blk.write(spread(0) * PAGE, &[7; 4096]).unwrap();
+    // What is given up makes room again.
+    for (number, stored) in (0..).zip(&stored) {
+        if *stored && number % 2 == 1 {
+            blk.discard(spread(number) * PAGE, 8).unwrap();
+        }
+    }
+    daemon.signal(Signal::SIGUSR2);
+    daemon.stdout.wait_for("compacted:", 0, LIMIT).expect("compaction");
+    let again = (0..).zip(&stored).filter(|(_, stored)| !**stored).map(|(number, _)| number);
+    for number in again.take(count / 4) {
+        assert!(write_noise(blk, spread(number)), "page {number}");
+    }
+    let stats = daemon.stats();
+    assert_eq!(stats["failed_writes"], 4096 - count as u64);
+    assert_eq!(stats["failed_reads"], 0);
+    assert!(stats["mem_used_total"] + stats["table_bytes"] <= 8 * MIB);
+    assert!(daemon.is_alive());
+}
+
+#[test]
+fn a_memory_directory_has_to_be_on_a_tmpfs() {
+    let dir = TempDir::new();
+    let start = |memory: &str| {
+        let output = Command::new(BINARY)
+            .arg("--socket-path")
+            .arg(dir.join("socket"))
+            .args(["--size", "1M", "--memory-dir", memory])
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert_eq!(output.status.code(), Some(1));
+        stderr
+    };
+    // No file system of a build is a tmpfs, or this says so.
+    let elsewhere = start(env!("CARGO_TARGET_TMPDIR"));
+    assert!(
+        elsewhere.contains("is not on a tmpfs") || elsewhere.contains("not supported"),
+        "{elsewhere}"
+    );
+    assert!(start("/nowhere").contains("/nowhere: No such file"));
+}
+
+#[test]
+fn locked_pages_are_counted_as_locked() {
+    let daemon = Daemon::start("64M", &["--mlock"]);
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 8 << 11, 1);
+    expect_pattern(client.blk(), 0, 8 << 11, 1);
+    // The mappings count with all their address space, and only pages that exist are there.
+    assert!(memory(&daemon, "VmLck") >= 64 * MIB);
+    assert!(memory(&daemon, "VmRSS") < 32 * MIB);
+}
+
+#[test]
+fn a_host_that_would_fall_below_its_reserve_gets_errors() {
+    let mut daemon = Daemon::start("64M", &["--host-reserve", "1000T"]);
+    let mut client = daemon.client();
+    for page in 0..16 {
+        assert!(!write_noise(client.blk(), page));
+    }
+    // Zeroes need no object.
+    client.blk().write(0, &[0; 4096]).unwrap();
+    expect_zeroes(client.blk(), 0, 16 * 8);
+    let done = client.blk().run(Op::Flush, 0, 0, &Shape::default()).unwrap();
+    assert_eq!(done.status, Status::Ok);
+    assert_eq!(daemon.stats()["mem_used_total"], 0);
+}
+
+#[test]
+fn a_large_disk_starts_with_next_to_no_memory_and_reading_adds_none() {
+    let mut daemon = Daemon::start("1T", &[]);
+    let before = daemon.stats();
+    assert_eq!(before["mem_used_total"] + before["table_bytes"], 0);
+    let resident = memory(&daemon, "RssAnon") + memory(&daemon, "RssShmem");
+    let mut client = daemon.client();
+    for gib in 0..1024 {
+        expect_zeroes(client.blk(), gib << 21, 256);
+    }
+    let after = daemon.stats();
+    assert_eq!(after["metadata_bytes"], before["metadata_bytes"]);
+    drop(client);
+    let now = memory(&daemon, "RssAnon") + memory(&daemon, "RssShmem");
+    assert!(now < resident + 8 * MIB, "{resident} {now}");
+}
