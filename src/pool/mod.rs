@@ -16,6 +16,8 @@
 mod bell;
 #[cfg(not(loom))]
 mod bits;
+// Its model needs but a part of it.
+#[cfg_attr(loom, allow(dead_code))]
 mod budget;
 #[cfg(not(loom))]
 mod cache;
