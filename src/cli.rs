@@ -11,6 +11,7 @@ use clap::{ArgGroup, Parser};
 use vhost_user_zram::codec::CodecSpec;
 use vhost_user_zram::daemon::{Endpoint, Settings};
 use vhost_user_zram::device::{DeviceConfig, MemoryKind};
+use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
 use vhost_user_zram::guest::GuestOptions;
 
 /// Exit code of a command line that makes no sense, as of most programs.
@@ -76,6 +77,30 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     mem_limit: u64,
 
+    /// Who compresses: auto (workers if the codec is slow, or the request large and workers idle),
+    /// inline (the queue's thread), or offload (workers).
+    #[arg(long, value_name = "POLICY", default_value = "auto")]
+    engine: Policy,
+
+    /// Threads that compress beside those of the queues [default: one for each CPU].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    engine_workers: Option<u16>,
+
+    /// Pages that may wait for a worker.
+    #[arg(long, value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u16).range(1..=16384))]
+    engine_queue: u16,
+
+    /// CPUs that workers run on, such as 2-3,6 [default: all].
+    #[arg(long, value_name = "LIST")]
+    engine_cpus: Option<Cpus>,
+
+    /// Experiment: make the engine behave like a device, such as
+    /// latency=50us,per-kib=5us,reorder=8,refuse=10%,fail=1%,corrupt=0.1%,hang=0.1%,die=0.1%,timeout=100ms,seed=1.
+    /// Implies offload unless --engine says otherwise.
+    #[arg(long, value_name = "MODEL")]
+    engine_model: Option<EngineModel>,
+
     /// Memory that is left free for the rest of the host, or of the daemon's control group, in bytes
     /// or with a suffix: writes that would need it fail [default: a 32nd of it, at most 512M].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -109,6 +134,18 @@ impl Args {
         };
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
+        let defaults = EngineConfig::default();
+        let engine = EngineConfig {
+            policy: match self.engine {
+                Policy::Auto if self.engine_model.is_some() => Policy::Offload,
+                policy => policy,
+            },
+            workers: self.engine_workers.map_or(defaults.workers, usize::from),
+            depth: usize::from(self.engine_queue),
+            cpus: self.engine_cpus.unwrap_or_default(),
+            model: self.engine_model,
+            ..defaults
+        };
         Settings {
             endpoint,
             device: DeviceConfig {
@@ -116,6 +153,7 @@ impl Args {
                 codec: self.algorithm,
                 mem_limit: self.mem_limit,
                 memory: MemoryKind::new(self.memory_dir, self.mlock),
+                engine,
             },
             guest: GuestOptions {
                 num_queues: self.num_queues,

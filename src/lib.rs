@@ -10,6 +10,7 @@
 //! | 5 | [`guest`] | vhost-user session, virtqueues, virtio-blk requests |
 //! | 5 | [`upkeep`] | background work: giving memory back, watching the host |
 //! | 4 | [`device`] | a zram device: sectors to slots |
+//! | 3 | [`engine`] | asynchronous compression: submit, complete, refuse, fail |
 //! | 2 | [`slot`] | slot table, slot word, sleepable lock |
 //! | 2 | [`pool`] | variable-size objects in an arena |
 //! | 1 | [`store`] | the shared mappings of one disk |
@@ -26,6 +27,7 @@ pub mod codec;
 pub mod daemon;
 #[cfg(not(loom))]
 pub mod device;
+pub mod engine;
 #[cfg(not(loom))]
 pub mod guest;
 pub mod pool;

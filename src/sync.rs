@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 #[cfg(loom)]
 pub use loom::{
     sync::{
-        Mutex, MutexGuard,
+        Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -17,7 +17,7 @@ pub use loom::{
 #[cfg(not(loom))]
 pub use std::{
     sync::{
-        Mutex, MutexGuard,
+        Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -29,6 +29,11 @@ pub use std::{
 /// queue thread that dies must not take the disk with it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits on `condition`, with the same view of panics as [`lock`].
+pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condition.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A waker that unparks one thread.

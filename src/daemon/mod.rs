@@ -45,7 +45,7 @@ impl std::fmt::Display for Endpoint {
 }
 
 /// All that a daemon is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Where front ends come from.
     pub endpoint: Endpoint,

@@ -1,5 +1,6 @@
 //! What a device counts, under the kernel's names.
 
+use crate::engine::EngineReport;
 use crate::pool::PoolUsage;
 use crate::slot::{Content, TableUsage};
 use crate::stats::{Counter, Sharded};
@@ -131,10 +132,17 @@ pub struct Report {
     pub failed_writes: u64,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: u64,
+    /// What the engine did.
+    pub engine: EngineReport,
 }
 
 impl Report {
-    pub(super) fn collect(all: &Sharded<Figures>, pool: &PoolUsage, table: TableUsage) -> Self {
+    pub(super) fn collect(
+        all: &Sharded<Figures>,
+        pool: &PoolUsage,
+        table: TableUsage,
+        engine: EngineReport,
+    ) -> Self {
         Self {
             orig_data_size: all.total(|f| &f.pages_stored) * PAGE_SIZE as u64,
             compr_data_size: all.total(|f| &f.compr_data_size),
@@ -158,10 +166,11 @@ impl Report {
             failed_reads: all.total(|f| &f.failed_reads),
             failed_writes: all.total(|f| &f.failed_writes),
             notify_free: all.total(|f| &f.notify_free),
+            engine,
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 22] {
+    fn pairs(&self) -> [(&'static str, u64); 34] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -185,6 +194,18 @@ impl Report {
             ("failed_reads", self.failed_reads),
             ("failed_writes", self.failed_writes),
             ("notify_free", self.notify_free),
+            ("engine_jobs", self.engine.jobs),
+            ("engine_batches", self.engine.batches),
+            ("engine_completed", self.engine.completed),
+            ("engine_refusals", self.engine.refusals),
+            ("engine_waits", self.engine.waits),
+            ("engine_fallbacks", self.engine.fallbacks),
+            ("engine_failures", self.engine.failures),
+            ("engine_corruptions", self.engine.corruptions),
+            ("engine_timeouts", self.engine.timeouts),
+            ("engine_deaths", self.engine.deaths),
+            ("engine_depth", self.engine.depth),
+            ("engine_depth_max", self.engine.deepest),
         ]
     }
 }
@@ -195,6 +216,7 @@ impl std::fmt::Display for Report {
             let blank = if at == 0 { "" } else { " " };
             write!(f, "{blank}{name}={value}")?;
         }
+        write!(f, " engine_service_us={}", self.engine.histogram())?;
         Ok(())
     }
 }

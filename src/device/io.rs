@@ -2,20 +2,27 @@
 
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use super::modify::Modify;
+use super::offload::Offload;
+use super::page::MAX_OBJECT;
 use super::{Device, Lane};
 use crate::codec::CodecError;
+use crate::engine::{Job, Work};
 use crate::pool::PoolError;
 use crate::slot::{Content, Ticket, Waiter, Word};
 use crate::store::StoreError;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
-/// Pages that one poll works off before it lets others have the thread: about a millisecond with
-/// lz4, several with zstd.
+/// Pages that one poll works off at most before it lets others have the thread.
 const PAGES_PER_POLL: u32 = 256;
 
+/// Time that one poll takes for compressing, about: fewer pages if each is slow.
+const TIME_PER_POLL: Duration = Duration::from_millis(1);
+
 /// Bytes of a page, as an address on the disk counts them.
-const PAGE: u64 = PAGE_SIZE as u64;
+pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 
 /// What a request does with its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,13 +103,17 @@ pub enum IoError {
 }
 
 /// A content that is stored and that no slot names yet. Dropping it frees the object.
-struct Prepared<'d> {
+pub(super) struct Prepared<'d> {
     device: &'d Device,
     content: Content,
 }
 
-impl Prepared<'_> {
-    fn install(mut self, ticket: Ticket<'_>) {
+impl<'d> Prepared<'d> {
+    pub(super) fn new(device: &'d Device, content: Content) -> Self {
+        Self { device, content }
+    }
+
+    pub(super) fn install(mut self, ticket: Ticket<'_>) {
         let new = std::mem::replace(&mut self.content, Content::Empty);
         self.device.replace(ticket, new);
     }
@@ -120,18 +131,26 @@ impl Drop for Prepared<'_> {
 ///
 /// Poll it until it is ready. One that is dropped before leaves each of its pages either done or
 /// untouched.
+///
+/// Its pages are begun in order. Those whose codec work is handed to the engine are finished as
+/// they come back, and what is begun after them does not wait.
 pub struct Io<'d, P> {
-    device: &'d Device,
-    op: Op,
-    payload: P,
+    pub(super) device: &'d Device,
+    pub(super) op: Op,
+    pub(super) payload: P,
     /// First byte of the range on the disk.
-    start: u64,
-    /// Next byte to be worked off.
-    at: u64,
+    pub(super) start: u64,
+    /// Next byte to be begun.
+    pub(super) at: u64,
     /// One past the last byte.
     end: u64,
-    waiter: Option<Waiter<'d>>,
+    /// Pages below this one are handed over, those from there to `planned` are not.
+    handed: u64,
+    planned: u64,
+    pub(super) waiter: Option<Waiter<'d>>,
     prepared: Option<Prepared<'d>>,
+    pub(super) modify: Option<Modify<'d>>,
+    pub(super) offload: Offload<'d>,
 }
 
 impl Device {
@@ -150,7 +169,20 @@ impl Device {
         self.check_range(sector, bytes).inspect_err(|_| self.count_failure(op))?;
         let start = sector * SECTOR_SIZE;
         let end = start + bytes;
-        Ok(Io { device: self, op, payload, start, at: start, end, waiter: None, prepared: None })
+        Ok(Io {
+            device: self,
+            op,
+            payload,
+            start,
+            at: start,
+            end,
+            handed: 0,
+            planned: 0,
+            waiter: None,
+            prepared: None,
+            modify: None,
+            offload: Offload::default(),
+        })
     }
 
     fn check_range(&self, sector: u64, bytes: u64) -> Result<(), IoError> {
@@ -165,7 +197,7 @@ impl Device {
     }
 
     /// Puts `new` in place of what the slot holds, in one step, and frees what it held.
-    fn replace(&self, ticket: Ticket<'_>, new: Content) {
+    pub(super) fn replace(&self, ticket: Ticket<'_>, new: Content) {
         let old = ticket.word().content();
         ticket.release(Word::new(new));
         self.account(old, new);
@@ -189,31 +221,35 @@ impl Device {
         };
         counter.inc();
     }
+
+    /// Pages that one poll may begin, so that it takes about a millisecond.
+    fn pages_per_poll(&self, op: Op) -> u32 {
+        let each = self.engine.compress_cost().as_nanos() as u32;
+        match op {
+            Op::Write if each > 0 => {
+                (TIME_PER_POLL.as_nanos() as u32 / each).clamp(1, PAGES_PER_POLL)
+            }
+            _ => PAGES_PER_POLL,
+        }
+    }
 }
 
-impl<P: Payload> Io<'_, P> {
+impl<'d, P: Payload> Io<'d, P> {
     /// Works the request off as far as it goes without waiting.
     ///
-    /// `Pending` means that it waits for a slot, or gave the thread back after a fair share of
-    /// work; the waker of `cx` fires when it can go on. Not to be called again once ready.
+    /// `Pending` means that it waits for a slot or for the engine, or gave the thread back after a
+    /// fair share of work; the waker of `cx` fires when it can go on. Not to be called again once
+    /// ready.
     ///
     /// # Errors
     /// See [`IoError`]. The request is over then.
     pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
-        let mut share = PAGES_PER_POLL;
-        while self.at < self.end {
-            if share == 0 {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            share -= 1;
-            if let Err(error) = ready!(self.step(lane, cx)) {
-                self.device.count_failure(self.op);
-                return Poll::Ready(Err(error));
-            }
+        let done = ready!(self.work(lane, cx));
+        match &done {
+            Ok(()) => self.device.count_success(self.op),
+            Err(_) => self.device.count_failure(self.op),
         }
-        self.device.count_success(self.op);
-        Poll::Ready(Ok(()))
+        Poll::Ready(done)
     }
 
     /// The payload, to be had back when the request is over.
@@ -221,7 +257,44 @@ impl<P: Payload> Io<'_, P> {
         self.payload
     }
 
-    /// Works off one page, or a run of pages that do not exist.
+    fn work(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+        let mut share = self.device.pages_per_poll(self.op);
+        loop {
+            self.finish_pages(lane, cx)?;
+            let begun = self.begin_pages(&mut share, lane, cx)?;
+            // Before it sleeps, all that it waits for has to be under way.
+            if self.send(lane, cx) {
+                continue;
+            }
+            if begun.is_ready() && self.at == self.end && self.offload.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            return Poll::Pending;
+        }
+    }
+
+    /// Begins pages until there are none left, or the engine has as many of them as it may.
+    fn begin_pages(
+        &mut self,
+        share: &mut u32,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Result<Poll<()>, IoError> {
+        while self.at < self.end && !self.offload.is_full() {
+            if *share == 0 {
+                cx.waker().wake_by_ref();
+                return Ok(Poll::Pending);
+            }
+            *share -= 1;
+            match self.step(lane, cx) {
+                Poll::Ready(done) => done?,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Begins one page, or a run of pages that do not exist.
     fn step(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
         let index = self.at / PAGE;
         let within = (self.at % PAGE) as usize;
@@ -245,6 +318,17 @@ impl<P: Payload> Io<'_, P> {
         Poll::Ready(done)
     }
 
+    /// Whether the work of the next page is handed to the engine.
+    fn hands_over(&mut self, work: Work) -> bool {
+        if self.at >= self.planned {
+            let pages = (self.end.div_ceil(PAGE) - self.at / PAGE).min(self.offload.room() as u64);
+            let handed = self.device.engine.share(work, pages as usize) as u64;
+            self.handed = self.at / PAGE + handed;
+            self.planned = (self.at / PAGE + pages) * PAGE;
+        }
+        self.at / PAGE < self.handed
+    }
+
     fn read(
         &mut self,
         index: u64,
@@ -259,13 +343,20 @@ impl<P: Payload> Io<'_, P> {
             None => match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
                 Some(ticket) => {
                     let content = ticket.word().content();
-                    if let Content::Object(_, object) = content
-                        && object.is_huge()
-                    {
-                        // Stored as it is: straight from the arena to where it is wanted.
+                    if let Content::Object(_, object) = content {
                         let bytes = device.pool.read(object.place, object.length);
-                        let done = self.payload.deliver(offset, &bytes[part]);
-                        return Poll::Ready(done.map_err(Into::into));
+                        if object.is_huge() {
+                            // Stored as it is: straight from the arena to where it is wanted.
+                            let done = self.payload.deliver(offset, &bytes[part]);
+                            return Poll::Ready(done.map_err(Into::into));
+                        }
+                        if self.hands_over(Work::Decompress) {
+                            // From a copy, so that nobody waits for the slot meanwhile.
+                            let job = Job::decompress(bytes);
+                            drop(ticket);
+                            self.offload.decompress(job, index, offset, part, cx);
+                            return Poll::Ready(Ok(()));
+                        }
                     }
                     device.decode(index, content, lane)
                 }
@@ -288,43 +379,19 @@ impl<P: Payload> Io<'_, P> {
             // The guest may change its buffer at any time: one copy, and all that follows from it.
             self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
             device.table.ensure(index)?;
-            let content = device.encode(index, lane)?;
-            self.prepared = Some(Prepared { device, content });
+            let same = device.encode_same(index, lane)?;
+            if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
+                self.offload.compress(Job::compress(&lane.page, MAX_OBJECT), index, cx);
+                return Poll::Ready(Ok(()));
+            }
+            let content = same.map_or_else(|| device.encode_page(index, lane), Ok)?;
+            self.prepared = Some(Prepared::new(device, content));
         }
         let ticket = ready!(device.table.poll_lock(index, &mut self.waiter, cx));
         let (Some(ticket), Some(prepared)) = (ticket, self.prepared.take()) else {
             unreachable!("the slot was made to exist, and the page was prepared");
         };
         prepared.install(ticket);
-        Poll::Ready(Ok(()))
-    }
-
-    /// Changes a part of a page: read, modify and write under the lock.
-    fn modify(
-        &mut self,
-        index: u64,
-        part: Range<usize>,
-        lane: &mut Lane,
-        cx: &Context<'_>,
-    ) -> Poll<Result<(), IoError>> {
-        let device = self.device;
-        let zeroes = self.op == Op::WriteZeroes;
-        if zeroes && device.table.peek(index) == Some(Content::Empty) {
-            return Poll::Ready(Ok(()));
-        }
-        device.table.ensure(index)?;
-        let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx)) else {
-            unreachable!("the slot was made to exist");
-        };
-        // An early return drops the ticket: the slot keeps what it has.
-        device.decode(index, ticket.word().content(), lane)?;
-        if zeroes {
-            lane.page[part].fill(0);
-        } else {
-            self.payload.fetch(self.at - self.start, &mut lane.page[part])?;
-        }
-        let new = device.encode(index, lane)?;
-        device.replace(ticket, new);
         Poll::Ready(Ok(()))
     }
 

@@ -7,18 +7,21 @@
 mod compact;
 mod figures;
 mod io;
+mod modify;
+mod offload;
 mod page;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 pub use self::compact::Compactor;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, IoError, Op, Payload, PayloadFault};
 pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec};
+use crate::engine::{Engine, EngineConfig, EngineError};
 pub use crate::pool::{Compaction, Effort};
 use crate::pool::{LastRound, Pool};
 use crate::slot::{Content, Object, SlotTable};
@@ -28,7 +31,7 @@ use crate::store::{Arena, Place, StoreError, Words};
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
 /// What a device is made of; fixed for its life.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DeviceConfig {
     /// Size of the disk in bytes; rounded up to a page. At least 1, at most 1 GiB less than 16 TiB.
     pub size: u64,
@@ -38,6 +41,8 @@ pub struct DeviceConfig {
     pub mem_limit: u64,
     /// Where the memory of table and arena comes from.
     pub memory: MemoryKind,
+    /// Who does the codec's work, and when.
+    pub engine: EngineConfig,
 }
 
 /// Why a device could not be made.
@@ -54,6 +59,9 @@ pub enum DeviceError {
     /// The codec refuses its parameters, or cannot be set up.
     #[error("the codec cannot be set up")]
     Codec(#[from] CodecError),
+    /// The engine cannot be started.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The disk's memory cannot be mapped.
     #[error("the disk's memory cannot be set up")]
     Store(#[from] StoreError),
@@ -61,6 +69,9 @@ pub enum DeviceError {
 
 /// Largest disk in bytes: as many pages as twice their raw bytes of address space fit in an arena.
 const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (1 << 30);
+
+/// Lanes that are told apart where turns are taken.
+const MOST_LANES: usize = 64;
 
 /// One disk: its slots, the pool of its objects, its codec and its counters.
 pub struct Device {
@@ -70,6 +81,8 @@ pub struct Device {
     /// Held by a writer that compacts because a limit is reached.
     reclaiming: Mutex<LastRound>,
     codec: Codec,
+    engine: Engine,
+    lanes: AtomicUsize,
     figures: Sharded<Figures>,
     served: AtomicBool,
 }
@@ -95,6 +108,8 @@ impl Device {
             table,
             pool: Pool::new(arena, pages, limit),
             reclaiming: Mutex::default(),
+            engine: Engine::start(&codec, &config.engine)?,
+            lanes: AtomicUsize::new(0),
             codec,
             figures: Sharded::default(),
             served: AtomicBool::new(false),
@@ -121,7 +136,8 @@ impl Device {
     /// # Errors
     /// The codec cannot allocate its contexts.
     pub fn lane(&self) -> Result<Lane, CodecError> {
-        Lane::new(&self.codec)
+        let number = self.lanes.fetch_add(1, Ordering::Relaxed) % MOST_LANES;
+        Lane::new(&self.codec, number)
     }
 
     /// The calling thread's counters.
@@ -150,7 +166,7 @@ impl Device {
 
     /// What the disk holds and what that takes, now.
     pub fn report(&self) -> Report {
-        Report::collect(&self.figures, &self.pool.usage(), self.table.usage())
+        Report::collect(&self.figures, &self.pool.usage(), self.table.usage(), self.engine.report())
     }
 
     fn free(&self, object: Object) {

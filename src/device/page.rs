@@ -2,59 +2,74 @@
 
 use super::{Device, IoError};
 use crate::codec::{Codec, CodecError, Workspace};
+use crate::engine::{Sampler, Work};
 use crate::slot::{Content, Object};
 use crate::units::{PAGE_SIZE, Page};
 
 /// Longest object that is worth its decompression: 15/16 of a page. What compresses worse is
 /// stored raw ("huge"), which reads much faster and takes at most 256 bytes more.
-const MAX_OBJECT: usize = PAGE_SIZE - PAGE_SIZE / 16;
+pub(super) const MAX_OBJECT: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
 /// Index of the one codec in the disk's codec table.
 const PRIMARY: u8 = 0;
 
 /// What one thread needs to serve requests: codec contexts and scratch pages. Not shared.
 pub struct Lane {
-    workspace: Workspace,
+    /// Which of the lanes that wait for the engine this is.
+    pub(super) number: usize,
+    pub(super) workspace: Workspace,
     pub(super) page: Box<Page>,
     object: Box<[u8; MAX_OBJECT]>,
+    sampler: Sampler,
 }
 
 impl Lane {
-    pub(super) fn new(codec: &Codec) -> Result<Self, CodecError> {
+    pub(super) fn new(codec: &Codec, number: usize) -> Result<Self, CodecError> {
         Ok(Self {
+            number,
             workspace: codec.workspace()?,
             page: Box::new([0; PAGE_SIZE]),
             object: Box::new([0; MAX_OBJECT]),
+            sampler: Sampler::default(),
         })
     }
 }
 
 impl Device {
-    /// Stores the page in `lane.page` as a content for the slot `index`, which does not name it
-    /// yet.
-    pub(super) fn encode(&self, index: u64, lane: &mut Lane) -> Result<Content, IoError> {
-        if let Some(word) = same_filled(&lane.page) {
-            return self.encode_same(index, word);
-        }
-        let compressed = self
-            .codec
-            .compress(&mut lane.workspace, &lane.page, &mut lane.object[..])
-            .map_err(IoError::Compress)?;
-        let (codec, bytes) = match compressed {
-            Some(length) => (PRIMARY, &lane.object[..length]),
-            None => (0, &lane.page[..]),
-        };
-        let place = self.store(index, bytes)?;
-        Ok(Content::Object(codec, Object { place, length: bytes.len() }))
-    }
-
-    fn encode_same(&self, index: u64, word: [u8; 8]) -> Result<Content, IoError> {
+    /// Stores the page in `lane.page`, if it is same-filled, as a content for the slot `index`,
+    /// which does not name it yet.
+    pub(super) fn encode_same(&self, index: u64, lane: &Lane) -> Result<Option<Content>, IoError> {
+        let Some(word) = same_filled(&lane.page) else { return Ok(None) };
         let [a, b, c, d, rest @ ..] = word;
         if [a, b, c, d] == rest {
-            return Ok(Content::Same(u32::from_le_bytes(rest)));
+            return Ok(Some(Content::Same(u32::from_le_bytes(rest))));
         }
         let place = self.store(index, &word)?;
-        Ok(Content::SameWide(Object { place, length: word.len() }))
+        Ok(Some(Content::SameWide(Object { place, length: word.len() })))
+    }
+
+    /// Compresses and stores the page in `lane.page`, which is not same-filled, likewise.
+    pub(super) fn encode_page(&self, index: u64, lane: &mut Lane) -> Result<Content, IoError> {
+        let Lane { workspace, page, object, sampler, .. } = lane;
+        let work = Work::Compress { limit: MAX_OBJECT };
+        let compressed = self
+            .engine
+            .inline(work, sampler, || self.codec.compress(workspace, page, &mut object[..]))
+            .map_err(IoError::Compress)?;
+        match compressed {
+            Some(length) => self.store_compressed(index, &lane.object[..length]),
+            None => self.store_raw(index, &lane.page),
+        }
+    }
+
+    pub(super) fn store_compressed(&self, index: u64, bytes: &[u8]) -> Result<Content, IoError> {
+        let place = self.store(index, bytes)?;
+        Ok(Content::Object(PRIMARY, Object { place, length: bytes.len() }))
+    }
+
+    pub(super) fn store_raw(&self, index: u64, page: &Page) -> Result<Content, IoError> {
+        let place = self.store(index, page)?;
+        Ok(Content::Object(0, Object { place, length: page.len() }))
     }
 
     /// Reads a content into `lane.page`. If it has an object, the caller holds the slot's lock.
@@ -80,12 +95,25 @@ impl Device {
                 if object.is_huge() {
                     page.copy_from_slice(bytes);
                 } else {
-                    let decoded = self.codec.decompress(&mut lane.workspace, bytes, page);
-                    decoded.map_err(|source| IoError::Decompress { index, source })?;
+                    self.decompress(index, bytes, lane)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Decompresses an object of the page `index` into `lane.page`.
+    pub(super) fn decompress(
+        &self,
+        index: u64,
+        object: &[u8],
+        lane: &mut Lane,
+    ) -> Result<(), IoError> {
+        let Lane { workspace, page, sampler, .. } = lane;
+        let decoded = self
+            .engine
+            .inline(Work::Decompress, sampler, || self.codec.decompress(workspace, object, page));
+        decoded.map_err(|source| IoError::Decompress { index, source })
     }
 }
 

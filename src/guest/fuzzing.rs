@@ -17,6 +17,7 @@ use super::queue::{QueueServer, Shared, Turn, Vring};
 use super::session::Server;
 use crate::codec::CodecSpec;
 use crate::device::{Device, DeviceConfig, MemoryKind};
+use crate::engine::EngineConfig;
 
 /// Bytes of the fuzzed guest's memory, which the input fills from the start on.
 const MEMORY: u64 = 64 * 1024;
@@ -27,7 +28,13 @@ const SIZE: u16 = 16;
 
 static DEVICE: LazyLock<Arc<Device>> = LazyLock::new(|| {
     let (codec, memory) = (CodecSpec::default(), MemoryKind::default());
-    let config = DeviceConfig { size: 1 << 20, codec, mem_limit: 0, memory };
+    let config = DeviceConfig {
+        size: 1 << 20,
+        codec,
+        mem_limit: 0,
+        memory,
+        engine: EngineConfig::default(),
+    };
     Arc::new(Device::new(&config).expect("a small disk"))
 });
 

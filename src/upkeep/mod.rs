@@ -157,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::device::{DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
+    use crate::engine::EngineConfig;
     use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
     /// Bytes that do not compress, different for each page.
@@ -186,7 +187,13 @@ mod tests {
     fn device() -> Arc<Device> {
         let codec = "lz4".parse().unwrap();
         let memory = MemoryKind::default();
-        let config = DeviceConfig { size: 64 << 20, codec, mem_limit: 0, memory };
+        let config = DeviceConfig {
+            size: 64 << 20,
+            codec,
+            mem_limit: 0,
+            memory,
+            engine: EngineConfig::default(),
+        };
         Arc::new(Device::new(&config).unwrap())
     }
 

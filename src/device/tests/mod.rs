@@ -1,4 +1,5 @@
 mod compact;
+mod engine;
 
 use std::task::{Context, Poll, Waker};
 
@@ -14,7 +15,8 @@ fn device_with(pages: u64, codec: &str, mem_limit: u64) -> Device {
     let size = pages * PAGE_SIZE as u64;
     let codec = codec.parse().unwrap();
     let memory = MemoryKind::default();
-    Device::new(&DeviceConfig { size, codec, mem_limit, memory }).unwrap()
+    let engine = EngineConfig::default();
+    Device::new(&DeviceConfig { size, codec, mem_limit, memory, engine }).unwrap()
 }
 
 fn device(pages: u64) -> Device {
@@ -440,6 +442,7 @@ fn impossible_sizes_are_errors() {
             codec: CodecSpec::default(),
             mem_limit: 0,
             memory: MemoryKind::default(),
+            engine: EngineConfig::default(),
         };
         assert!(matches!(Device::new(&config), Err(DeviceError::Size { .. })));
     }
@@ -449,6 +452,7 @@ fn impossible_sizes_are_errors() {
         codec: CodecSpec::default(),
         mem_limit: 0,
         memory: MemoryKind::default(),
+        engine: EngineConfig::default(),
     };
     assert_eq!(Device::new(&odd).unwrap().size(), 8192);
 }

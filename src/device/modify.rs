@@ -1,0 +1,135 @@
+//! Changing a part of a page: read, modify and write with the slot held throughout.
+//!
+//! Where the codec's work is handed over, the request sleeps and keeps the slot: an owner may sleep.
+//! It waits for the engine alone then, which waits for no slot, so nobody waits in a circle; that is
+//! also why such a page is begun only when no other page of the request is under way.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use super::Lane;
+use super::io::{Io, IoError, Op, Payload};
+use super::page::MAX_OBJECT;
+use crate::engine::{Engine, Job, Pending, Work};
+use crate::slot::{Content, Ticket};
+
+/// A page that is being changed, its slot held, while the engine works on it.
+pub(super) struct Modify<'d> {
+    ticket: Ticket<'d>,
+    pending: Pending,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Decoding,
+    Encoding,
+}
+
+impl<'d, P: Payload> Io<'d, P> {
+    /// Changes a part of the page `index`.
+    pub(super) fn modify(
+        &mut self,
+        index: u64,
+        part: Range<usize>,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        if self.modify.is_some() {
+            return self.go_on(index, part, lane, cx);
+        }
+        if !self.offload.is_empty() {
+            // Their wakers are set; this comes after them.
+            return Poll::Pending;
+        }
+        let device = self.device;
+        if self.op == Op::WriteZeroes && device.table.peek(index) == Some(Content::Empty) {
+            return Poll::Ready(Ok(()));
+        }
+        device.table.ensure(index)?;
+        let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx)) else {
+            unreachable!("the slot was made to exist");
+        };
+        // An early return drops the ticket: the slot keeps what it has.
+        let content = ticket.word().content();
+        if let Content::Object(_, object) = content
+            && !object.is_huge()
+            && device.engine.share(Work::Decompress, 1) > 0
+        {
+            let job = Job::decompress(device.pool.read(object.place, object.length));
+            return self.hand_over(job, ticket, Stage::Decoding, cx);
+        }
+        device.decode(index, content, lane)?;
+        self.change(index, part, ticket, lane, cx)
+    }
+
+    /// Goes on with what the engine has done.
+    fn go_on(
+        &mut self,
+        index: u64,
+        part: Range<usize>,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        let Some(mut modify) = self.modify.take() else { return Poll::Pending };
+        let Poll::Ready(result) = modify.pending.poll(cx) else {
+            self.modify = Some(modify);
+            return Poll::Pending;
+        };
+        let Modify { ticket, pending, stage } = modify;
+        match stage {
+            Stage::Decoding => {
+                self.device.decoded(index, &pending, result, lane)?;
+                self.change(index, part, ticket, lane, cx)
+            }
+            Stage::Encoding => {
+                let new = self.device.encoded(index, &pending, result, lane)?;
+                self.device.replace(ticket, new);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Changes the page in `lane.page`, and stores it.
+    fn change(
+        &mut self,
+        index: u64,
+        part: Range<usize>,
+        ticket: Ticket<'d>,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        let device = self.device;
+        if self.op == Op::WriteZeroes {
+            lane.page[part].fill(0);
+        } else {
+            self.payload.fetch(self.at - self.start, &mut lane.page[part])?;
+        }
+        let new = match device.encode_same(index, lane)? {
+            Some(same) => same,
+            None if device.engine.share(Work::Compress { limit: MAX_OBJECT }, 1) > 0 => {
+                let job = Job::compress(&lane.page, MAX_OBJECT);
+                return self.hand_over(job, ticket, Stage::Encoding, cx);
+            }
+            None => device.encode_page(index, lane)?,
+        };
+        device.replace(ticket, new);
+        Poll::Ready(Ok(()))
+    }
+
+    fn hand_over(
+        &mut self,
+        job: Arc<Job>,
+        ticket: Ticket<'d>,
+        stage: Stage,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
+        let mut pending = Engine::pending(&job);
+        // Not done yet, but this leaves the waker.
+        let _ = pending.poll(cx);
+        self.modify = Some(Modify { ticket, pending, stage });
+        self.offload.submit_later(job);
+        Poll::Pending
+    }
+}

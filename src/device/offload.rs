@@ -1,0 +1,224 @@
+//! Pages of a request whose codec work the engine does.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::io::{Io, IoError, Payload, Prepared};
+use super::{Device, Lane};
+use crate::engine::{Engine, Job, JobError, Output, Pending, Submitted, Work};
+use crate::slot::{Content, Waiter};
+use crate::units::PAGE_SIZE;
+
+/// Pages of one request that may be in the engine at once: what a request of 128 KiB has. Each takes
+/// some 8 KiB meanwhile.
+const WINDOW: usize = 32;
+
+/// What a request has in the engine. Allocates nothing as long as that is nothing.
+#[derive(Default)]
+pub(super) struct Offload<'d> {
+    pages: Vec<Page<'d>>,
+    /// Jobs that are still to be submitted, oldest first.
+    unsent: VecDeque<Arc<Job>>,
+}
+
+/// A page that was begun and is not finished.
+struct Page<'d> {
+    index: u64,
+    stage: Stage<'d>,
+}
+
+enum Stage<'d> {
+    /// The engine decompresses it, for this part of it to go to this offset of the payload.
+    Decompress { pending: Pending, offset: u64, part: Range<usize> },
+    /// The engine compresses it.
+    Compress(Pending),
+    /// It is stored, and waits for its slot.
+    Install { prepared: Option<Prepared<'d>>, waiter: Option<Waiter<'d>> },
+}
+
+impl Offload<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.unsent.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.pages.len() >= WINDOW
+    }
+
+    /// Pages that may be begun now.
+    pub(super) fn room(&self) -> usize {
+        WINDOW - self.pages.len()
+    }
+
+    /// A page is to be compressed and written.
+    pub(super) fn compress(&mut self, job: Arc<Job>, index: u64, cx: &Context<'_>) {
+        let pending = self.queue(job, cx);
+        self.pages.push(Page { index, stage: Stage::Compress(pending) });
+    }
+
+    /// An object is to be decompressed and delivered.
+    pub(super) fn decompress(
+        &mut self,
+        job: Arc<Job>,
+        index: u64,
+        offset: u64,
+        part: Range<usize>,
+        cx: &Context<'_>,
+    ) {
+        let pending = self.queue(job, cx);
+        self.pages.push(Page { index, stage: Stage::Decompress { pending, offset, part } });
+    }
+
+    /// A job whose result somebody else waits for is to be submitted.
+    pub(super) fn submit_later(&mut self, job: Arc<Job>) {
+        self.unsent.push_back(job);
+    }
+
+    fn queue(&mut self, job: Arc<Job>, cx: &Context<'_>) -> Pending {
+        let mut pending = Engine::pending(&job);
+        // Not done yet, but this leaves the waker.
+        let _ = pending.poll(cx);
+        self.unsent.push_back(job);
+        pending
+    }
+}
+
+impl<P: Payload> Io<'_, P> {
+    /// Submits what is to be submitted. True if that was done inline instead, so the results are
+    /// there already.
+    pub(super) fn send(&mut self, lane: &mut Lane, cx: &Context<'_>) -> bool {
+        let engine = &self.device.engine;
+        while !self.offload.unsent.is_empty() {
+            match engine.submit(&mut self.offload.unsent) {
+                Submitted::All => {}
+                Submitted::DoTheRest => {
+                    for job in self.offload.unsent.drain(..) {
+                        engine.count_fallback(None);
+                        job.finish(self.device.work(&job, lane));
+                    }
+                    return true;
+                }
+                Submitted::WaitForRoom => {
+                    if engine.wait_for_room(lane.number, cx.waker()) {
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Goes on with all pages that the engine is done with.
+    pub(super) fn finish_pages(
+        &mut self,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Result<(), IoError> {
+        let mut at = 0;
+        while at < self.offload.pages.len() {
+            if self.finish_page(at, lane, cx)? {
+                self.offload.pages.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with one page. True if it is finished.
+    fn finish_page(
+        &mut self,
+        at: usize,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Result<bool, IoError> {
+        let device = self.device;
+        let page = &mut self.offload.pages[at];
+        let index = page.index;
+        match &mut page.stage {
+            Stage::Decompress { pending, offset, part } => {
+                let Poll::Ready(result) = pending.poll(cx) else { return Ok(false) };
+                device.decoded(index, pending, result, lane)?;
+                self.payload.deliver(*offset, &lane.page[part.clone()])?;
+                return Ok(true);
+            }
+            Stage::Compress(pending) => {
+                let Poll::Ready(result) = pending.poll(cx) else { return Ok(false) };
+                let content = device.encoded(index, pending, result, lane)?;
+                let prepared = Some(Prepared::new(device, content));
+                page.stage = Stage::Install { prepared, waiter: None };
+            }
+            Stage::Install { .. } => {}
+        }
+        let Stage::Install { prepared, waiter } = &mut page.stage else { return Ok(false) };
+        let Poll::Ready(ticket) = device.table.poll_lock(index, waiter, cx) else {
+            return Ok(false);
+        };
+        let (Some(ticket), Some(prepared)) = (ticket, prepared.take()) else {
+            unreachable!("the slot was made to exist, and the page was stored");
+        };
+        prepared.install(ticket);
+        Ok(true)
+    }
+}
+
+impl Device {
+    /// The content of a page that was to be compressed, done over again if the engine could not.
+    pub(super) fn encoded(
+        &self,
+        index: u64,
+        pending: &Pending,
+        result: Result<Output, JobError>,
+        lane: &mut Lane,
+    ) -> Result<Content, IoError> {
+        let job = pending.job();
+        match result {
+            Ok(Output { bytes, length: Some(length), .. }) => {
+                self.store_compressed(index, &bytes[..length])
+            }
+            Ok(_) => self.store_raw(index, job.page()),
+            Err(error) => {
+                self.engine.count_fallback(Some(&error));
+                lane.page.copy_from_slice(job.page());
+                self.encode_page(index, lane)
+            }
+        }
+    }
+
+    /// Brings a page that was to be decompressed into `lane.page`, likewise.
+    pub(super) fn decoded(
+        &self,
+        index: u64,
+        pending: &Pending,
+        result: Result<Output, JobError>,
+        lane: &mut Lane,
+    ) -> Result<(), IoError> {
+        match result {
+            Ok(output) => {
+                lane.page.copy_from_slice(&output.bytes[..]);
+                Ok(())
+            }
+            Err(error) => {
+                self.engine.count_fallback(Some(&error));
+                self.decompress(index, pending.job().input(), lane)
+            }
+        }
+    }
+
+    /// Does a job that nobody took.
+    fn work(&self, job: &Job, lane: &mut Lane) -> Result<Output, JobError> {
+        let mut bytes = Box::new([0; PAGE_SIZE]);
+        let workspace = &mut lane.workspace;
+        let length = match job.work() {
+            Work::Compress { limit } => {
+                self.codec.compress(workspace, job.page(), &mut bytes[..limit])
+            }
+            Work::Decompress => {
+                self.codec.decompress(workspace, job.input(), &mut bytes).map(|()| Some(PAGE_SIZE))
+            }
+        };
+        Ok(Output::new(bytes, length.map_err(JobError::Codec)?))
+    }
+}

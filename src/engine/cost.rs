@@ -1,0 +1,131 @@
+//! What the codec costs here and now, by which the engine decides what is worth a hand-over.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::codec::{Codec, CodecError};
+use crate::units::PAGE_SIZE;
+
+/// A page that costs more than this is handed over whenever there is an engine: the hand-over and
+/// two switches of context cost a few microseconds.
+const SLOW: Duration = Duration::from_micros(12);
+
+/// Pages of a large request are spread over idle workers if all of them cost more than this.
+const WORTH_SPREADING: Duration = Duration::from_micros(40);
+
+/// Pages from which on a request counts as large.
+const LARGE: usize = 8;
+
+/// One in so many inline calls is timed: looking at the clock costs more than a percent of lz4.
+const SAMPLE: u32 = 64;
+
+/// Weight of the past in the running averages.
+const PAST: u64 = 16;
+
+/// A running average in nanoseconds.
+#[derive(Debug)]
+pub(super) struct Average(AtomicU64);
+
+impl Average {
+    pub(super) fn add(&self, time: Duration) {
+        let new = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(1 << 40);
+        let old = self.0.load(Ordering::Relaxed);
+        // An update that is lost to another thread's is no loss.
+        self.0.store((old * (PAST - 1) + new) / PAST, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Average costs of a page.
+#[derive(Debug)]
+pub(super) struct Costs {
+    pub(super) compress: Average,
+    pub(super) decompress: Average,
+}
+
+impl Costs {
+    /// Measures the codec on a few pages of made-up text.
+    pub(super) fn measure(codec: &Codec) -> Result<Self, CodecError> {
+        let mut workspace = codec.workspace()?;
+        let (mut page, mut object) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+        let mut state = 1_u32;
+        for (at, byte) in page.iter_mut().enumerate() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Letters in runs that come again now and then.
+            *byte = if at % 64 < 24 { b'a' + (at / 512) as u8 } else { b'a' + (state >> 28) as u8 };
+        }
+        let (mut compress, mut decompress) = (Duration::MAX, Duration::MAX);
+        for _ in 0..3 {
+            let start = Instant::now();
+            let length = codec.compress(&mut workspace, &page, &mut object)?;
+            let between = Instant::now();
+            codec.decompress(&mut workspace, &object[..length.unwrap_or(0)], &mut page)?;
+            compress = compress.min(between - start);
+            decompress = decompress.min(between.elapsed());
+        }
+        let average = |time: Duration| Average(AtomicU64::new(time.as_nanos() as u64));
+        Ok(Self { compress: average(compress), decompress: average(decompress) })
+    }
+}
+
+/// How many of `pages` pages, at `each` a page, are to be handed over when so many workers are idle.
+pub(super) fn share(each: Duration, pages: usize, idle: usize) -> usize {
+    if each >= SLOW {
+        pages
+    } else if pages >= LARGE && each * pages as u32 >= WORTH_SPREADING {
+        // The queue's own thread is one of those who work.
+        pages * idle / (idle + 1)
+    } else {
+        0
+    }
+}
+
+/// Whether a page is so slow that a request rather waits for a place than works itself.
+pub(super) fn is_slow(each: Duration) -> bool {
+    each >= SLOW
+}
+
+/// Says which inline calls are to be timed. One for each thread.
+#[derive(Debug, Default)]
+pub struct Sampler(u32);
+
+impl Sampler {
+    /// Now, if the call that follows is to be timed.
+    pub(super) fn start(&mut self) -> Option<Instant> {
+        self.0 = self.0.wrapping_add(1);
+        self.0.is_multiple_of(SAMPLE).then(Instant::now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_handed_over_follows_the_cost() {
+        let us = Duration::from_micros;
+        assert_eq!(share(us(5), 1, 2), 0);
+        assert_eq!(share(us(5), 32, 0), 0);
+        assert_eq!(share(us(5), 32, 1), 16);
+        assert_eq!(share(us(5), 33, 2), 22);
+        assert_eq!(share(us(1), 8, 2), 0, "too little work");
+        assert_eq!(share(us(20), 1, 0), 1);
+        assert_eq!(share(us(2000), 32, 2), 32);
+    }
+
+    #[test]
+    fn an_expensive_codec_is_measured_to_be_one() {
+        let cost =
+            |spec: &str| Costs::measure(&Codec::new(spec.parse().unwrap()).unwrap()).unwrap();
+        let (cheap, dear) = (cost("lz4"), cost("zstd(level=19)"));
+        assert!(cheap.compress.get() < dear.compress.get());
+        let before = cheap.compress.get();
+        for _ in 0..100 {
+            cheap.compress.add(Duration::from_millis(1));
+        }
+        assert!(cheap.compress.get() > before.max(Duration::from_micros(900)));
+    }
+}

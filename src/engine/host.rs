@@ -1,0 +1,365 @@
+//! The engine itself: who may submit what, and what keeps the workers honest.
+
+use std::collections::VecDeque;
+use std::io;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::Waker;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::JobError;
+use super::cost::{self, Costs, Sampler};
+use super::figures::{Counters, EngineReport, add};
+use super::job::{Job, Pending, Work};
+use super::model::{EngineModel, Fault};
+use super::queue::Queue;
+use super::threads::{self, Cpus};
+use super::worker::{self, InService};
+use crate::codec::{Codec, CodecError};
+use crate::sync;
+
+/// When work is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// By the measured cost of the codec and the size of the request.
+    #[default]
+    Auto,
+    /// Never.
+    Inline,
+    /// Always.
+    Offload,
+}
+
+impl FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "inline" => Ok(Self::Inline),
+            "offload" => Ok(Self::Offload),
+            _ => Err(format!("'{text}' is none of auto, inline, offload")),
+        }
+    }
+}
+
+/// What an engine is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// When work is handed over.
+    pub policy: Policy,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Jobs that the queue holds, at least 1.
+    pub depth: usize,
+    /// Where the workers may run; anywhere if empty.
+    pub cpus: Cpus,
+    /// A job that was taken so long ago is given up and done inline.
+    pub timeout: Duration,
+    /// Hardware to pretend to be.
+    pub model: Option<EngineModel>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        Self {
+            policy: Policy::Auto,
+            workers: cpus,
+            depth: 256,
+            cpus: Cpus::default(),
+            timeout: Duration::from_secs(5),
+            model: None,
+        }
+    }
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The codec cannot be set up.
+    #[error("the engine's codec contexts cannot be set up")]
+    Codec(#[from] CodecError),
+    /// No thread.
+    #[error("the engine's threads cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+/// What became of jobs that were to be submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// All of them are in the queue.
+    All,
+    /// Those that are left have to be done inline.
+    DoTheRest,
+    /// Those that are left may be submitted again once there is room.
+    WaitForRoom,
+}
+
+/// What workers and submitters share.
+pub(super) struct Shared {
+    pub(super) codec: Codec,
+    pub(super) queue: Queue,
+    pub(super) workers: usize,
+    pub(super) model: Option<EngineModel>,
+    pub(super) counters: Counters,
+    pub(super) costs: Costs,
+    /// Of each worker.
+    pub(super) in_service: Vec<InService>,
+    /// The next job's, for the model's decisions.
+    pub(super) number: AtomicU64,
+    submissions: AtomicU64,
+    alive: AtomicUsize,
+    timeout: Duration,
+    patience: Mutex<Patience>,
+    noticed: Condvar,
+    /// The supervisor sleeps without a time limit.
+    asleep: AtomicBool,
+}
+
+#[derive(Default)]
+struct Patience {
+    stopped: bool,
+}
+
+/// A pool of workers that does codec work for others.
+pub struct Engine {
+    shared: Arc<Shared>,
+    policy: Policy,
+    /// Workers that can work beside the thread that submits.
+    beside: usize,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// An engine for one codec. Measures the codec, and starts the workers.
+    ///
+    /// # Errors
+    /// Contexts cannot be allocated, or threads not be started.
+    pub fn start(codec: &Codec, config: &EngineConfig) -> Result<Self, EngineError> {
+        let policy = config.policy;
+        let workers = if policy == Policy::Inline { 0 } else { config.workers.max(1) };
+        let shared = Arc::new(Shared {
+            codec: codec.clone(),
+            queue: Queue::new(config.depth),
+            workers,
+            model: config.model.clone(),
+            counters: Counters::default(),
+            costs: Costs::measure(codec)?,
+            in_service: (0..workers).map(|_| InService::default()).collect(),
+            number: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
+            alive: AtomicUsize::new(workers),
+            timeout: config.model.as_ref().and_then(|m| m.timeout).unwrap_or(config.timeout),
+            patience: Mutex::default(),
+            noticed: Condvar::new(),
+            asleep: AtomicBool::new(false),
+        });
+        let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let beside = workers.min(cpus - 1);
+        // From here on dropping it ends the threads that were started.
+        let mut engine = Self { shared, policy, beside, threads: Vec::new() };
+        for index in 0..workers {
+            let workspace = codec.workspace()?;
+            let (shared, cpus) = (Arc::clone(&engine.shared), config.cpus.clone());
+            engine.spawn(format!("engine-{index}"), move || {
+                threads::settle(&cpus);
+                worker::live(&shared, index, workspace);
+            })?;
+        }
+        if workers > 0 {
+            let shared = Arc::clone(&engine.shared);
+            engine.spawn("engine-watch".into(), move || shared.supervise())?;
+        }
+        Ok(engine)
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let thread = thread::Builder::new().name(name).spawn(body).map_err(EngineError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// How many of `pages` pages of one request are to be submitted.
+    pub fn share(&self, work: Work, pages: usize) -> usize {
+        match self.policy {
+            Policy::Inline => 0,
+            Policy::Offload => pages,
+            Policy::Auto => {
+                let idle = if pages > 1 { self.shared.queue.idle().min(self.beside) } else { 0 };
+                cost::share(self.shared.cost(work), pages, idle)
+            }
+        }
+    }
+
+    /// Submits jobs, the first ones first, and takes those out of `jobs` that were accepted; each
+    /// has been made [`Pending`] by [`Engine::pending`] before.
+    pub fn submit(&self, jobs: &mut VecDeque<Arc<Job>>) -> Submitted {
+        let shared = &*self.shared;
+        let Some(first) = jobs.front() else { return Submitted::All };
+        let work = first.work();
+        let refused = shared.model.as_ref().is_some_and(|model| {
+            model.strikes(Fault::Refuse, shared.submissions.fetch_add(1, Ordering::Relaxed))
+        });
+        if refused || shared.alive.load(Ordering::Relaxed) == 0 {
+            add(&shared.counters.refusals, jobs.len() as u64);
+            return Submitted::DoTheRest;
+        }
+        let count = shared.queue.put(jobs);
+        if count > 0 {
+            add(&shared.counters.jobs, count as u64);
+            add(&shared.counters.batches, 1);
+            shared.watch();
+        }
+        match jobs.is_empty() {
+            true => Submitted::All,
+            // A cheap page is done sooner than a place is had.
+            false if self.policy == Policy::Auto && !cost::is_slow(shared.cost(work)) => {
+                Submitted::DoTheRest
+            }
+            false => Submitted::WaitForRoom,
+        }
+    }
+
+    /// The result of a job that is going to be submitted.
+    pub fn pending(job: &Arc<Job>) -> Pending {
+        Pending::new(Arc::clone(job))
+    }
+
+    /// Arranges that `waker` is woken when there is room in the queue, in the turn of its lane.
+    /// False if there is room now.
+    pub fn wait_for_room(&self, lane: usize, waker: &Waker) -> bool {
+        let waits = self.shared.queue.wait_for_room(lane, waker);
+        if waits {
+            add(&self.shared.counters.waits, 1);
+        }
+        waits
+    }
+
+    /// Counts a job whose work the request does itself, because of this.
+    pub fn count_fallback(&self, error: Option<&JobError>) {
+        let counters = &self.shared.counters;
+        add(&counters.fallbacks, 1);
+        match error {
+            // A time-out and a death were counted where they were noticed.
+            None | Some(JobError::Codec(_) | JobError::TimedOut | JobError::Lost) => {}
+            Some(JobError::Failed) => add(&counters.failures, 1),
+            Some(JobError::Corrupt) => add(&counters.corruptions, 1),
+        }
+    }
+
+    /// Does `work` inline by calling `with`, and now and then notes what that costs.
+    pub fn inline<T>(&self, work: Work, sampler: &mut Sampler, with: impl FnOnce() -> T) -> T {
+        let Some(start) = sampler.start() else { return with() };
+        let done = with();
+        match work {
+            Work::Compress { .. } => self.shared.costs.compress.add(start.elapsed()),
+            Work::Decompress => self.shared.costs.decompress.add(start.elapsed()),
+        }
+        done
+    }
+
+    /// Average time to compress a page, lately.
+    pub fn compress_cost(&self) -> Duration {
+        self.shared.costs.compress.get()
+    }
+
+    /// What it did so far.
+    pub fn report(&self) -> EngineReport {
+        self.shared.counters.report(self.shared.queue.depths())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        sync::lock(&self.shared.patience).stopped = true;
+        self.shared.noticed.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a thread of the engine had died");
+            }
+        }
+        self.shared.give_up();
+    }
+}
+
+impl Shared {
+    fn cost(&self, work: Work) -> Duration {
+        match work {
+            Work::Compress { .. } => self.costs.compress.get(),
+            Work::Decompress => self.costs.decompress.get(),
+        }
+    }
+
+    /// A worker ended for good. The last one gives back what is in the queue.
+    pub(super) fn worker_gone(&self) {
+        if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.queue.close();
+            self.give_up();
+        }
+    }
+
+    fn give_up(&self) {
+        for job in self.queue.drain() {
+            job.complete(Err(JobError::Lost));
+        }
+    }
+
+    /// Something is in the queue: somebody has to see that it comes back.
+    fn watch(&self) {
+        // Sequentially consistent with the supervisor's store before it looks for work: either it
+        // sees this job, or this sees it asleep.
+        if self.asleep.load(Ordering::SeqCst) {
+            let _held = sync::lock(&self.patience);
+            self.noticed.notify_all();
+        }
+    }
+
+    /// Gives up jobs that take too long, until the engine stops.
+    fn supervise(&self) {
+        let mut patience = sync::lock(&self.patience);
+        while !patience.stopped {
+            self.asleep.store(true, Ordering::SeqCst);
+            if self.is_quiet() {
+                let waited = self.noticed.wait(patience);
+                patience = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+            }
+            self.asleep.store(false, Ordering::SeqCst);
+            if patience.stopped {
+                return;
+            }
+            let waited = self.noticed.wait_timeout(patience, self.timeout / 4);
+            patience = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            self.expire(Instant::now());
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.queue.depths().0 == 0 && self.in_service.iter().all(|jobs| sync::lock(jobs).is_empty())
+    }
+
+    fn expire(&self, now: Instant) {
+        for jobs in &self.in_service {
+            let mut late = Vec::new();
+            sync::lock(jobs).retain(|(job, taken)| {
+                let in_time = now.duration_since(*taken) < self.timeout;
+                if !in_time {
+                    late.push(Arc::clone(job));
+                }
+                in_time
+            });
+            for job in late {
+                if job.complete(Err(JobError::TimedOut)) {
+                    add(&self.counters.timeouts, 1);
+                }
+            }
+        }
+    }
+}

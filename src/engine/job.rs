@@ -1,0 +1,182 @@
+//! A page on its way through the engine, and the request that waits for it.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::JobError;
+use crate::sync::{self, AtomicBool, Mutex, Ordering};
+use crate::units::{PAGE_SIZE, Page};
+
+/// What is to be done with the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Compress a page, to this many bytes at most.
+    Compress {
+        /// Longest object that is wanted, 1..=4096 bytes.
+        limit: usize,
+    },
+    /// Decompress an object.
+    Decompress,
+}
+
+/// What a job needs, copied for it: nobody changes it while the job, or somebody who does its work
+/// over again, reads it.
+pub struct Job {
+    work: Work,
+    /// A page, or an object of `length` bytes.
+    input: Page,
+    length: usize,
+    state: Mutex<State>,
+    /// The request went away, and nobody wants the result.
+    unwanted: AtomicBool,
+}
+
+/// What came out: a page, or an object of a page.
+#[derive(Debug)]
+pub struct Output {
+    /// The bytes; for an object, its first `length`.
+    pub bytes: Box<Page>,
+    /// Bytes of the object; `None` if the page does not compress below the limit.
+    pub length: Option<usize>,
+    /// Made where the bytes were, if they come from where they can be damaged.
+    checksum: Option<u32>,
+}
+
+impl Output {
+    /// An output; for a page that does not compress `length` is `None`.
+    pub fn new(bytes: Box<Page>, length: Option<usize>) -> Self {
+        Self { bytes, length, checksum: None }
+    }
+
+    /// Notes a checksum of the output, as hardware does before it sends it.
+    pub(super) fn seal(&mut self) {
+        self.checksum = Some(self.sum());
+    }
+
+    /// Damages it, as happens on the way.
+    pub(super) fn damage(&mut self, choice: u64) {
+        let length = self.length.unwrap_or(PAGE_SIZE);
+        self.bytes[choice as usize % length] ^= 1 << (choice % 8);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.checksum.is_none_or(|sum| sum == self.sum())
+    }
+
+    fn sum(&self) -> u32 {
+        let length = self.length.unwrap_or(PAGE_SIZE);
+        crc32fast::hash(&self.bytes[..length]) ^ length as u32
+    }
+}
+
+enum State {
+    /// Queued or in work; who is to be woken.
+    Waiting(Option<Waker>),
+    Done(Result<Output, JobError>),
+    /// The result was taken.
+    Over,
+}
+
+impl Job {
+    /// The compression of a page.
+    pub fn compress(page: &Page, limit: usize) -> Arc<Self> {
+        Self::new(Work::Compress { limit }, *page, PAGE_SIZE)
+    }
+
+    /// The decompression of an object of 1 to 4096 bytes.
+    pub fn decompress(object: &[u8]) -> Arc<Self> {
+        let mut input = [0; PAGE_SIZE];
+        input[..object.len()].copy_from_slice(object);
+        Self::new(Work::Decompress, input, object.len())
+    }
+
+    fn new(work: Work, input: Page, length: usize) -> Arc<Self> {
+        let (state, unwanted) = (Mutex::new(State::Waiting(None)), AtomicBool::new(false));
+        Arc::new(Self { work, input, length, state, unwanted })
+    }
+
+    /// What is to be done.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// The page to be compressed.
+    pub fn page(&self) -> &Page {
+        &self.input
+    }
+
+    /// The object to be decompressed, or the page as bytes.
+    pub fn input(&self) -> &[u8] {
+        &self.input[..self.length]
+    }
+
+    /// Whether the result is not wanted any more, so that the work need not be done.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.unwanted.load(Ordering::Relaxed)
+    }
+
+    /// Delivers the result of work that whoever submits did itself.
+    pub fn finish(&self, result: Result<Output, JobError>) {
+        self.complete(result);
+    }
+
+    /// Delivers the result and wakes who waits for it. Only the first one counts: a job that was
+    /// given up by a time-out may still be finished. True if this was the first.
+    pub(super) fn complete(&self, result: Result<Output, JobError>) -> bool {
+        let mut state = sync::lock(&self.state);
+        let State::Waiting(waker) = &mut *state else { return false };
+        let waker = waker.take();
+        *state = State::Done(result);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+}
+
+/// A submitted job from the side of its request. Dropping it gives the result up.
+pub struct Pending {
+    job: Arc<Job>,
+}
+
+impl Pending {
+    pub(super) fn new(job: Arc<Job>) -> Self {
+        Self { job }
+    }
+
+    /// The result, once it is there; until then the waker of `cx` is kept. Not to be called again
+    /// once ready.
+    ///
+    /// # Errors
+    /// The engine did not do the work: see [`JobError`]. The input is still there.
+    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Output, JobError>> {
+        let mut state = sync::lock(&self.job.state);
+        match &mut *state {
+            State::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
+            State::Waiting(waker) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            State::Done(_) => match std::mem::replace(&mut *state, State::Over) {
+                State::Done(Ok(output)) if !output.is_whole() => {
+                    Poll::Ready(Err(JobError::Corrupt))
+                }
+                State::Done(result) => Poll::Ready(result),
+                State::Waiting(_) | State::Over => unreachable!("it was done a line ago"),
+            },
+            State::Over => panic!("a job was asked again after its result was taken"),
+        }
+    }
+
+    /// The job, to do its work over again.
+    pub fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.job.unwanted.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,62 @@
+//! Asynchronous compression, as on an offload engine: submit, complete, refuse, fail.
+//!
+//! A [`Job`] carries a copy of its input, so the work can always be done over again: whoever
+//! submitted it does so inline, with the same codec, if the engine refuses it, fails, or does not
+//! come back in time. Completion is a waker's call. Nothing here knows of slots or of requests.
+//!
+//! The engine is a pool of threads behind a bounded queue. What a device would do to it (delays,
+//! refusals, results in another order, failures, damage, silence) a model does.
+
+#[cfg(not(loom))]
+mod cost;
+#[cfg(not(loom))]
+mod figures;
+#[cfg(not(loom))]
+mod host;
+mod job;
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(not(loom))]
+mod model;
+mod queue;
+#[cfg(all(test, not(loom)))]
+mod tests;
+#[cfg(not(loom))]
+mod threads;
+#[cfg(not(loom))]
+mod worker;
+
+#[cfg(not(loom))]
+pub use self::cost::Sampler;
+#[cfg(not(loom))]
+pub use self::figures::EngineReport;
+#[cfg(not(loom))]
+use self::host::Shared;
+#[cfg(not(loom))]
+pub use self::host::{Engine, EngineConfig, EngineError, Policy, Submitted};
+pub use self::job::{Job, Output, Pending, Work};
+#[cfg(not(loom))]
+pub use self::model::{EngineModel, ModelError};
+#[cfg(not(loom))]
+pub use self::threads::{CpuListError, Cpus};
+
+/// Why a job came back undone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JobError {
+    /// The codec says no.
+    #[cfg(not(loom))]
+    #[error(transparent)]
+    Codec(crate::codec::CodecError),
+    /// The engine failed.
+    #[error("the engine failed")]
+    Failed,
+    /// The output does not have the checksum it was sent with.
+    #[error("the engine's output was damaged on its way")]
+    Corrupt,
+    /// The engine did not answer.
+    #[error("the engine did not answer in time")]
+    TimedOut,
+    /// The worker died.
+    #[error("the engine's worker died")]
+    Lost,
+}

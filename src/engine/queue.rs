@@ -1,0 +1,159 @@
+//! The submission queue: bounded, with a fair way to wait for a place in it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::job::Job;
+use crate::sync::{self, AtomicUsize, Condvar, Mutex, Ordering};
+
+/// Jobs that a worker takes at a time at most.
+const GRAB: usize = 4;
+
+/// Jobs between those who submit and the workers.
+pub(super) struct Queue {
+    depth: usize,
+    state: Mutex<State>,
+    /// Workers wait here.
+    filled: Condvar,
+    /// Workers that wait; read without the mutex as a hint.
+    idle: AtomicUsize,
+}
+
+/// What a worker got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Some,
+    /// There is nothing now.
+    None,
+    /// There will be nothing any more.
+    Closed,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Arc<Job>>,
+    /// Requests that wait for a place, by lane: one lane with many of them does not keep the
+    /// others out.
+    waiting: Vec<VecDeque<Waker>>,
+    waiting_count: usize,
+    /// The lane whose turn it is.
+    turn: usize,
+    idle: usize,
+    /// Most jobs there ever were.
+    deepest: usize,
+    closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new(depth: usize) -> Self {
+        Self {
+            depth: depth.max(1),
+            state: Mutex::new(State::default()),
+            filled: Condvar::new(),
+            idle: AtomicUsize::new(0),
+        }
+    }
+
+    /// Puts jobs in as far as there is room, the first ones first, and takes them out of `jobs`.
+    /// Returns how many; none if the queue is closed.
+    pub(super) fn put(&self, jobs: &mut VecDeque<Arc<Job>>) -> usize {
+        let mut state = sync::lock(&self.state);
+        if state.closed {
+            return 0;
+        }
+        let count = jobs.len().min(self.depth.saturating_sub(state.jobs.len()));
+        state.jobs.extend(jobs.drain(..count));
+        state.deepest = state.deepest.max(state.jobs.len());
+        // A worker that does not wait looks again by itself, and waking costs a system call.
+        let wake = count.min(state.idle);
+        drop(state);
+        for _ in 0..wake {
+            self.filled.notify_one();
+        }
+        count
+    }
+
+    /// Arranges that `waker` is woken when there is room again. False if there is room now, or the
+    /// queue is closed: then it is not.
+    pub(super) fn wait_for_room(&self, lane: usize, waker: &Waker) -> bool {
+        let mut state = sync::lock(&self.state);
+        if state.closed || state.jobs.len() < self.depth {
+            return false;
+        }
+        if lane >= state.waiting.len() {
+            state.waiting.resize_with(lane + 1, VecDeque::new);
+        }
+        state.waiting[lane].push_back(waker.clone());
+        state.waiting_count += 1;
+        true
+    }
+
+    /// Takes some jobs, the oldest first. If there are none it sleeps, or if it is not to sleep
+    /// says so.
+    pub(super) fn take(&self, workers: usize, sleep: bool, into: &mut Vec<Arc<Job>>) -> Taken {
+        let mut state = sync::lock(&self.state);
+        while state.jobs.is_empty() {
+            if !sleep {
+                return Taken::None;
+            }
+            if state.closed {
+                return Taken::Closed;
+            }
+            state.idle += 1;
+            self.idle.store(state.idle, Ordering::Relaxed);
+            state = sync::wait(&self.filled, state);
+            state.idle -= 1;
+            self.idle.store(state.idle, Ordering::Relaxed);
+        }
+        // Few enough that the others have something too.
+        let count = (state.jobs.len() / workers.max(1)).clamp(1, GRAB);
+        into.extend(state.jobs.drain(..count));
+        // As many as there is room for now: one that was woken and has gone takes nobody's turn.
+        let room = self.depth.saturating_sub(state.jobs.len());
+        let woken = state.next_waiting(room);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+        Taken::Some
+    }
+
+    /// No more jobs come in, and those that wait for room find that out. Jobs that are in stay.
+    pub(super) fn close(&self) {
+        let mut state = sync::lock(&self.state);
+        state.closed = true;
+        let woken = state.next_waiting(usize::MAX);
+        drop(state);
+        self.filled.notify_all();
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes out all that nobody will do any more.
+    pub(super) fn drain(&self) -> Vec<Arc<Job>> {
+        sync::lock(&self.state).jobs.drain(..).collect()
+    }
+
+    /// Workers with nothing to do, some moments ago.
+    pub(super) fn idle(&self) -> usize {
+        self.idle.load(Ordering::Relaxed)
+    }
+
+    /// Jobs now, and the most there ever were.
+    pub(super) fn depths(&self) -> (usize, usize) {
+        let state = sync::lock(&self.state);
+        (state.jobs.len(), state.deepest)
+    }
+}
+
+impl State {
+    /// Up to `count` of those that wait, lane after lane.
+    fn next_waiting(&mut self, count: usize) -> Vec<Waker> {
+        let count = count.min(self.waiting_count);
+        let mut woken = Vec::with_capacity(count);
+        while woken.len() < count {
+            self.turn = (self.turn + 1) % self.waiting.len();
+            woken.extend(self.waiting[self.turn].pop_front());
+        }
+        self.waiting_count -= count;
+        woken
+    }
+}

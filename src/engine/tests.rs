@@ -1,0 +1,131 @@
+//! The engine alone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::codec::Codec;
+use crate::sync;
+use crate::units::PAGE_SIZE;
+
+fn codec() -> Codec {
+    Codec::new("lz4".parse().unwrap()).unwrap()
+}
+
+fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
+    let mut config = EngineConfig { policy: Policy::Offload, workers: 2, ..Default::default() };
+    change(&mut config);
+    Engine::start(&codec(), &config).unwrap()
+}
+
+fn page(seed: u8) -> [u8; PAGE_SIZE] {
+    std::array::from_fn(|at| seed ^ (at / 32) as u8)
+}
+
+/// Submits one job and waits for it.
+fn run(engine: &Engine, job: &Arc<Job>) -> Result<Output, JobError> {
+    let mut pending = Engine::pending(job);
+    let mut jobs = VecDeque::from([Arc::clone(job)]);
+    assert_eq!(engine.submit(&mut jobs), Submitted::All);
+    sync::block_on(|cx| pending.poll(cx))
+}
+
+#[test]
+fn there_and_back() {
+    let engine = engine(|_| ());
+    for seed in 0..50 {
+        let object = run(&engine, &Job::compress(&page(seed), PAGE_SIZE)).unwrap();
+        let length = object.length.unwrap();
+        assert!(length < 1000);
+        let back = run(&engine, &Job::decompress(&object.bytes[..length])).unwrap();
+        assert_eq!(back.bytes[..], page(seed));
+    }
+    let report = engine.report();
+    assert_eq!((report.jobs, report.completed, report.fallbacks), (100, 100, 0));
+}
+
+#[test]
+fn what_the_codec_refuses_comes_back_as_its_error() {
+    let engine = engine(|_| ());
+    let garbage = run(&engine, &Job::decompress(&[0xff; 64]));
+    assert!(matches!(garbage, Err(JobError::Codec(_))));
+    let too_long = run(&engine, &Job::compress(&page(1), 8)).unwrap();
+    assert_eq!(too_long.length, None);
+}
+
+#[test]
+fn a_model_decides_how_a_job_comes_back() {
+    let result = |model: &str| {
+        let engine = engine(|config| config.model = Some(model.parse().unwrap()));
+        let result = run(&engine, &Job::compress(&page(1), PAGE_SIZE)).map(|_| ());
+        (result, engine.report())
+    };
+    assert_eq!(result("fail=1").0, Err(JobError::Failed));
+    assert_eq!(result("corrupt=1").0, Err(JobError::Corrupt));
+    let (late, report) = result("hang=1,timeout=20ms");
+    assert_eq!((late, report.timeouts), (Err(JobError::TimedOut), 1));
+    let (dead, report) = result("die=1");
+    assert_eq!((dead, report.deaths), (Err(JobError::Lost), 1));
+    assert_eq!(result("latency=1ms,reorder=8").0, Ok(()));
+}
+
+#[test]
+fn a_refusal_leaves_the_jobs_where_they_are() {
+    let engine = engine(|config| config.model = Some("refuse=1".parse().unwrap()));
+    let mut jobs = VecDeque::from([Job::compress(&page(1), PAGE_SIZE)]);
+    assert_eq!(engine.submit(&mut jobs), Submitted::DoTheRest);
+    assert_eq!((jobs.len(), engine.report().refusals), (1, 1));
+}
+
+#[test]
+fn a_full_queue_takes_what_fits() {
+    let engine = engine(|config| {
+        config.model = Some("latency=20ms".parse().unwrap());
+        config.depth = 3;
+    });
+    let mut jobs: VecDeque<_> = (0..20).map(|seed| Job::compress(&page(seed), PAGE_SIZE)).collect();
+    let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
+    assert_eq!(engine.submit(&mut jobs), Submitted::WaitForRoom);
+    assert!((10..=17).contains(&jobs.len()), "{} left", jobs.len());
+    while !jobs.is_empty() {
+        sync::block_on(|cx| {
+            if engine.wait_for_room(0, cx.waker()) {
+                std::task::Poll::Pending
+            } else {
+                std::task::Poll::Ready(())
+            }
+        });
+        engine.submit(&mut jobs);
+    }
+    for mut pending in all {
+        sync::block_on(|cx| pending.poll(cx)).unwrap();
+    }
+    assert!(engine.report().deepest <= 3);
+}
+
+#[test]
+fn an_engine_that_ends_leaves_no_job_without_an_answer() {
+    let engine = engine(|config| config.model = Some("latency=5ms".parse().unwrap()));
+    let mut jobs: VecDeque<_> = (0..50).map(|seed| Job::compress(&page(seed), PAGE_SIZE)).collect();
+    let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
+    engine.submit(&mut jobs);
+    drop(engine);
+    for mut pending in all {
+        let _ = sync::block_on(|cx| pending.poll(cx));
+    }
+}
+
+#[test]
+fn nothing_is_handed_over_inline_and_no_thread_is_there() {
+    let engine = engine(|config| config.policy = Policy::Inline);
+    assert_eq!(engine.share(Work::Decompress, 100), 0);
+    let mut jobs = VecDeque::from([Job::compress(&page(1), PAGE_SIZE)]);
+    assert_eq!(engine.submit(&mut jobs), Submitted::DoTheRest);
+    let auto = Engine::start(&codec(), &EngineConfig::default()).unwrap();
+    assert_eq!(auto.share(Work::Compress { limit: 4096 }, 1), 0, "lz4 is fast");
+    let slow = Codec::new("zstd(level=19)".parse().unwrap()).unwrap();
+    let auto = Engine::start(&slow, &EngineConfig::default()).unwrap();
+    assert_eq!(auto.share(Work::Compress { limit: 4096 }, 1), 1);
+    assert!(auto.compress_cost() > Duration::from_micros(12));
+}

@@ -1,0 +1,67 @@
+//! Where background threads run, and with how much right.
+
+use std::str::FromStr;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// Nice value of workers and upkeep: whoever serves a queue comes first, and they still get a fifth
+/// of a processor that they share with one of it.
+const NICE: i32 = 7;
+
+/// Processors by number; none means all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cpus(Vec<usize>);
+
+/// What is wrong with a list of processors.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no list of processors like 0,2-3")]
+pub struct CpuListError(String);
+
+impl FromStr for Cpus {
+    type Err = CpuListError;
+
+    fn from_str(text: &str) -> Result<Self, CpuListError> {
+        let wrong = || CpuListError(text.to_owned());
+        let mut cpus = Vec::new();
+        for range in text.split(',') {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let number = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last || last >= CpuSet::count() {
+                return Err(wrong());
+            }
+            cpus.extend(first..=last);
+        }
+        Ok(Self(cpus))
+    }
+}
+
+/// Makes the calling thread one that works in the background, on these processors.
+pub(crate) fn settle(cpus: &Cpus) {
+    // On Linux this is the thread's own value, not the process's.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        log::debug!("a background thread keeps its priority: {error}");
+    }
+    if cpus.0.is_empty() {
+        return;
+    }
+    let mut set = CpuSet::new();
+    let all = cpus.0.iter().try_for_each(|cpu| set.set(*cpu));
+    if let Err(error) = all.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
+        log::warn!("the engine's workers cannot be bound to their processors: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors() {
+        assert_eq!("0,2-4".parse(), Ok(Cpus(vec![0, 2, 3, 4])));
+        for bad in ["", "x", "3-1", "0,", "99999"] {
+            assert!(bad.parse::<Cpus>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The workers: threads that do the jobs, and what a model makes of that.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use super::figures::add;
+use super::job::{Job, Output, Work};
+use super::model::Fault;
+use super::queue::Taken;
+use super::{JobError, Shared};
+use crate::codec::Workspace;
+use crate::sync::{self, Mutex, Ordering};
+use crate::units::PAGE_SIZE;
+
+/// Jobs that a worker has taken and not given back, oldest first, each with when that was.
+pub(super) type InService = Mutex<VecDeque<(Arc<Job>, Instant)>>;
+
+/// A finished job.
+struct Finished {
+    job: Arc<Job>,
+    number: u64,
+    result: Result<Output, JobError>,
+}
+
+/// The life of worker `index`. A panic in a job ends the worker; its jobs are given back undone and
+/// another one takes its place, on the same thread.
+pub(super) fn live(shared: &Shared, index: usize, mut workspace: Workspace) {
+    loop {
+        let run = catch_unwind(AssertUnwindSafe(|| run(shared, index, &mut workspace)));
+        if run.is_ok() {
+            return;
+        }
+        add(&shared.counters.deaths, 1);
+        log::warn!("engine worker {index} died and is replaced");
+        give_up(shared, index);
+        match shared.codec.workspace() {
+            Ok(fresh) => workspace = fresh,
+            Err(error) => {
+                log::error!("engine worker {index} cannot be replaced: {error}");
+                shared.worker_gone();
+                return;
+            }
+        }
+    }
+}
+
+/// Gives back undone what a worker had taken.
+fn give_up(shared: &Shared, index: usize) {
+    let lost = std::mem::take(&mut *sync::lock(&shared.in_service[index]));
+    for (job, _) in lost {
+        job.complete(Err(JobError::Lost));
+    }
+}
+
+fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
+    let (mut jobs, mut held) = (Vec::new(), Vec::new());
+    loop {
+        // Nothing is held back while there is nothing else to do.
+        let taken = shared.queue.take(shared.workers, held.is_empty(), &mut jobs);
+        match taken {
+            Taken::Some => {}
+            Taken::None => {
+                for finished in held.drain(..) {
+                    give_back(shared, index, finished);
+                }
+                continue;
+            }
+            Taken::Closed => return,
+        }
+        let now = Instant::now();
+        sync::lock(&shared.in_service[index]).extend(jobs.iter().map(|job| (Arc::clone(job), now)));
+        for job in jobs.drain(..) {
+            let number = shared.number.fetch_add(1, Ordering::Relaxed);
+            let Some(result) = serve(shared, number, &job, workspace) else {
+                // It hangs: it stays in service, and somebody will lose patience.
+                continue;
+            };
+            held.push(Finished { job, number, result });
+            let most = shared.model.as_ref().map_or(0, |model| model.reorder);
+            while held.len() > most {
+                let choice = shared.model.as_ref().map_or(0, |m| m.draw(Fault::Order, number));
+                let finished = held.swap_remove((choice % held.len() as u64) as usize);
+                give_back(shared, index, finished);
+            }
+        }
+    }
+}
+
+fn give_back(shared: &Shared, index: usize, finished: Finished) {
+    let Finished { job, number, mut result } = finished;
+    let strikes = |fault| shared.model.as_ref().is_some_and(|model| model.strikes(fault, number));
+    if let Ok(output) = &mut result
+        && shared.model.is_some()
+    {
+        output.seal();
+        if strikes(Fault::Corrupt) {
+            output.damage(number);
+        }
+    }
+    let mut in_service = sync::lock(&shared.in_service[index]);
+    if let Some(at) = in_service.iter().position(|(other, _)| Arc::ptr_eq(other, &job)) {
+        in_service.remove(at);
+    }
+    drop(in_service);
+    job.complete(result);
+}
+
+/// Does a job, in no less time than the model says. `None` if it is never to be finished.
+fn serve(
+    shared: &Shared,
+    number: u64,
+    job: &Job,
+    workspace: &mut Workspace,
+) -> Option<Result<Output, JobError>> {
+    if job.is_unwanted() {
+        return Some(Err(JobError::Failed));
+    }
+    let start = Instant::now();
+    let mut result = None;
+    if let Some(model) = &shared.model {
+        if model.strikes(Fault::Die, number) {
+            // Not `panic!`: the message of a planned death is of no use.
+            std::panic::resume_unwind(Box::new("the model says so"));
+        }
+        if model.strikes(Fault::Hang, number) {
+            return None;
+        }
+        if model.strikes(Fault::Fail, number) {
+            result = Some(Err(JobError::Failed));
+        }
+    }
+    let result = result.unwrap_or_else(|| work(shared, job, workspace));
+    if let Some(model) = &shared.model {
+        let rest = model.service(job.input().len()).saturating_sub(start.elapsed());
+        if !rest.is_zero() {
+            thread::sleep(rest);
+        }
+    }
+    let time = start.elapsed();
+    shared.counters.served(time);
+    match job.work() {
+        Work::Compress { .. } => shared.costs.compress.add(time),
+        Work::Decompress => shared.costs.decompress.add(time),
+    }
+    Some(result)
+}
+
+fn work(shared: &Shared, job: &Job, workspace: &mut Workspace) -> Result<Output, JobError> {
+    let mut bytes = Box::new([0; PAGE_SIZE]);
+    let length = match job.work() {
+        Work::Compress { limit } => {
+            let out = &mut bytes[..limit];
+            shared.codec.compress(workspace, job.page(), out).map_err(JobError::Codec)?
+        }
+        Work::Decompress => {
+            shared.codec.decompress(workspace, job.input(), &mut bytes).map_err(JobError::Codec)?;
+            Some(PAGE_SIZE)
+        }
+    };
+    Ok(Output::new(bytes, length))
+}
