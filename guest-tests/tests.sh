@@ -7,7 +7,7 @@
 # shellcheck disable=SC2034 # run, host.sh and tests.sh share their variables
 
 TESTS=(limits discard fio ext4 compact fstrim e2fsck swap swap-freed reboot qemu-exit restarts
-    kernel-log daemon-stats blank-restart daemon-exit read-only)
+    kernel-log daemon-stats blank-restart daemon-exit read-only engine)
 
 # No blanks: it travels to the guest as one word.
 COMPLAINTS='I/O.error|critical.(target|medium|space)|EXT4-fs.(error|warning)|blocked.for.more|BUG:|WARNING:|Call.Trace|virtio_blk.*(fail|error)|not.a.head'
@@ -30,6 +30,7 @@ describe() {
     daemon-stats) echo "the daemon's figures: no failed request, stored and arena bytes add up" ;;
     blank-restart) echo "a new, blank daemon does not show a blank disk to a running guest" ;;
     daemon-exit) echo "SIGTERM: exit status 0 after a summary" ;;
+    engine) echo "fio --verify on an engine that reorders, refuses a tenth of its jobs and fails a hundredth" ;;
     read-only) echo "a disk filled by --load and served with --read-only: right contents, no writes" ;;
     esac
 }
@@ -253,6 +254,24 @@ t_daemon-exit() {
     fi
     ANSWER="exit status $DAEMON_STATUS, $(grep -ac '^summary: ' "$DAEMON_LOG" || true) summary line(s)"
     [ "$DAEMON_STATUS" = 0 ] && grep -aq '^summary: ' "$DAEMON_LOG"
+}
+
+# The engine is asked for everything, so also where the codec would be fast enough inline.
+t_engine() {
+    local rc=0 jobs refused failed fell fr fw fio
+    stop_guest
+    stop_daemon || true
+    start_daemon "$ALGORITHM" --engine-model reorder=8,refuse=10%,fail=1%,seed=3 || return
+    start_guest || return
+    ask 240 fio || rc=$?
+    fio=$ANSWER
+    read -r jobs refused failed fell fr fw < <(stat_of engine_jobs engine_refusals engine_failures \
+        engine_fallbacks failed_reads failed_writes) || no_stats || rc=1
+    stop_guest
+    stop_daemon || true
+    ANSWER="$fio; $jobs jobs, $refused refused, $failed failed, $fell done inline, failed requests ${fr:-x} + ${fw:-x}"
+    [ $rc = 0 ] && [ "${fr:-x}" = 0 ] && [ "${fw:-x}" = 0 ] && [ "${refused:-0}" -gt 0 ] &&
+        [ "${failed:-0}" -gt 0 ] && [ "${fell:-0}" -ge $((refused + failed)) ]
 }
 
 t_read-only() {

@@ -10,6 +10,7 @@
 mod common;
 
 use std::{
+    collections::HashMap,
     env,
     time::{Duration, Instant},
 };
@@ -319,7 +320,8 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
-fn run_model(args: &[&str], share: u64) {
+/// Returns the daemon's figures at the end.
+fn run_model(args: &[&str], share: u64) -> HashMap<String, u64> {
     let seed = number("ZRAM_MODEL_SEED").unwrap_or_else(|| {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
         now.map_or(0, |now| now.as_nanos() as u64)
@@ -365,6 +367,7 @@ fn run_model(args: &[&str], share: u64) {
         assert_eq!(stats.get(name), Some(&0), "{name} of an empty disk: {stats:?}");
     }
     eprintln!("{} requests in {sessions} sessions; {stats:?}", run.ops);
+    stats
 }
 
 #[test]
@@ -375,4 +378,15 @@ fn random_requests_on_two_queues_match_the_model_lz4() {
 #[test]
 fn random_requests_on_two_queues_match_the_model_zstd() {
     run_model(&["--algorithm", "zstd(level=1)"], 2);
+}
+
+/// An engine that reorders, refuses a tenth of what it gets and fails some of the rest.
+#[test]
+fn random_requests_match_the_model_with_an_engine_that_fails() {
+    let model = "reorder=8,refuse=10%,fail=1%,corrupt=0.1%,die=0.01%,seed=11";
+    let stats = run_model(&["--algorithm", "zstd(level=1)", "--engine-model", model], 4);
+    for name in ["engine_jobs", "engine_refusals", "engine_failures", "engine_fallbacks"] {
+        assert!(stats[name] > 0, "{name}: {stats:?}");
+    }
+    assert!(stats["engine_fallbacks"] >= stats["engine_refusals"] + stats["engine_failures"]);
 }

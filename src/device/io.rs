@@ -352,7 +352,7 @@ impl<'d, P: Payload> Io<'d, P> {
                         }
                         if self.hands_over(Work::Decompress) {
                             // From a copy, so that nobody waits for the slot meanwhile.
-                            let job = Job::decompress(bytes);
+                            let job = Job::decompress(bytes, &mut lane.spares);
                             drop(ticket);
                             self.offload.decompress(job, index, offset, part, cx);
                             return Poll::Ready(Ok(()));
@@ -381,7 +381,7 @@ impl<'d, P: Payload> Io<'d, P> {
             device.table.ensure(index)?;
             let same = device.encode_same(index, lane)?;
             if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
-                self.offload.compress(Job::compress(&lane.page, MAX_OBJECT), index, cx);
+                self.offload.compress(lane.compress_later(), index, cx);
                 return Poll::Ready(Ok(()));
             }
             let content = same.map_or_else(|| device.encode_page(index, lane), Ok)?;

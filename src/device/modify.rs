@@ -57,7 +57,8 @@ impl<'d, P: Payload> Io<'d, P> {
             && !object.is_huge()
             && device.engine.share(Work::Decompress, 1) > 0
         {
-            let job = Job::decompress(device.pool.read(object.place, object.length));
+            let object = device.pool.read(object.place, object.length);
+            let job = Job::decompress(object, &mut lane.spares);
             return self.hand_over(job, ticket, Stage::Decoding, cx);
         }
         device.decode(index, content, lane)?;
@@ -81,10 +82,12 @@ impl<'d, P: Payload> Io<'d, P> {
         match stage {
             Stage::Decoding => {
                 self.device.decoded(index, &pending, result, lane)?;
+                pending.recycle(&mut lane.spares);
                 self.change(index, part, ticket, lane, cx)
             }
             Stage::Encoding => {
                 let new = self.device.encoded(index, &pending, result, lane)?;
+                pending.recycle(&mut lane.spares);
                 self.device.replace(ticket, new);
                 Poll::Ready(Ok(()))
             }
@@ -109,7 +112,7 @@ impl<'d, P: Payload> Io<'d, P> {
         let new = match device.encode_same(index, lane)? {
             Some(same) => same,
             None if device.engine.share(Work::Compress { limit: MAX_OBJECT }, 1) > 0 => {
-                let job = Job::compress(&lane.page, MAX_OBJECT);
+                let job = lane.compress_later();
                 return self.hand_over(job, ticket, Stage::Encoding, cx);
             }
             None => device.encode_page(index, lane)?,

@@ -31,11 +31,19 @@ struct Page<'d> {
 
 enum Stage<'d> {
     /// The engine decompresses it, for this part of it to go to this offset of the payload.
-    Decompress { pending: Pending, offset: u64, part: Range<usize> },
+    Decompress {
+        pending: Pending,
+        offset: u64,
+        part: Range<usize>,
+    },
     /// The engine compresses it.
     Compress(Pending),
     /// It is stored, and waits for its slot.
-    Install { prepared: Option<Prepared<'d>>, waiter: Option<Waiter<'d>> },
+    Install {
+        prepared: Option<Prepared<'d>>,
+        waiter: Option<Waiter<'d>>,
+    },
+    Over,
 }
 
 impl Offload<'_> {
@@ -137,20 +145,23 @@ impl<P: Payload> Io<'_, P> {
         let device = self.device;
         let page = &mut self.offload.pages[at];
         let index = page.index;
-        match &mut page.stage {
-            Stage::Decompress { pending, offset, part } => {
-                let Poll::Ready(result) = pending.poll(cx) else { return Ok(false) };
-                device.decoded(index, pending, result, lane)?;
-                self.payload.deliver(*offset, &lane.page[part.clone()])?;
-                return Ok(true);
+        if let Stage::Decompress { pending, .. } | Stage::Compress(pending) = &mut page.stage {
+            let Poll::Ready(result) = pending.poll(cx) else { return Ok(false) };
+            match std::mem::replace(&mut page.stage, Stage::Over) {
+                Stage::Decompress { pending, offset, part } => {
+                    device.decoded(index, &pending, result, lane)?;
+                    pending.recycle(&mut lane.spares);
+                    self.payload.deliver(offset, &lane.page[part])?;
+                    return Ok(true);
+                }
+                Stage::Compress(pending) => {
+                    let content = device.encoded(index, &pending, result, lane)?;
+                    pending.recycle(&mut lane.spares);
+                    let prepared = Some(Prepared::new(device, content));
+                    page.stage = Stage::Install { prepared, waiter: None };
+                }
+                Stage::Install { .. } | Stage::Over => unreachable!("it was with the engine"),
             }
-            Stage::Compress(pending) => {
-                let Poll::Ready(result) = pending.poll(cx) else { return Ok(false) };
-                let content = device.encoded(index, pending, result, lane)?;
-                let prepared = Some(Prepared::new(device, content));
-                page.stage = Stage::Install { prepared, waiter: None };
-            }
-            Stage::Install { .. } => {}
         }
         let Stage::Install { prepared, waiter } = &mut page.stage else { return Ok(false) };
         let Poll::Ready(ticket) = device.table.poll_lock(index, waiter, cx) else {
@@ -175,10 +186,14 @@ impl Device {
     ) -> Result<Content, IoError> {
         let job = pending.job();
         match result {
-            Ok(Output { bytes, length: Some(length), .. }) => {
-                self.store_compressed(index, &bytes[..length])
+            Ok(output) => {
+                let stored = match output.length {
+                    Some(length) => self.store_compressed(index, &output.bytes[..length]),
+                    None => self.store_raw(index, job.page()),
+                };
+                lane.spares.keep(output.bytes);
+                stored
             }
-            Ok(_) => self.store_raw(index, job.page()),
             Err(error) => {
                 self.engine.count_fallback(Some(&error));
                 lane.page.copy_from_slice(job.page());
@@ -197,7 +212,7 @@ impl Device {
     ) -> Result<(), IoError> {
         match result {
             Ok(output) => {
-                lane.page.copy_from_slice(&output.bytes[..]);
+                lane.spares.keep(std::mem::replace(&mut lane.page, output.bytes));
                 Ok(())
             }
             Err(error) => {
@@ -209,7 +224,7 @@ impl Device {
 
     /// Does a job that nobody took.
     fn work(&self, job: &Job, lane: &mut Lane) -> Result<Output, JobError> {
-        let mut bytes = Box::new([0; PAGE_SIZE]);
+        let mut bytes = job.take_room();
         let workspace = &mut lane.workspace;
         let length = match job.work() {
             Work::Compress { limit } => {

@@ -1,8 +1,10 @@
 //! One page in and out of a slot: same-filled, compressed or raw.
 
+use std::sync::Arc;
+
 use super::{Device, IoError};
 use crate::codec::{Codec, CodecError, Workspace};
-use crate::engine::{Sampler, Work};
+use crate::engine::{Job, Sampler, Spares, Work};
 use crate::slot::{Content, Object};
 use crate::units::{PAGE_SIZE, Page};
 
@@ -21,6 +23,7 @@ pub struct Lane {
     pub(super) page: Box<Page>,
     object: Box<[u8; MAX_OBJECT]>,
     sampler: Sampler,
+    pub(super) spares: Spares,
 }
 
 impl Lane {
@@ -31,7 +34,16 @@ impl Lane {
             page: Box::new([0; PAGE_SIZE]),
             object: Box::new([0; MAX_OBJECT]),
             sampler: Sampler::default(),
+            spares: Spares::default(),
         })
+    }
+}
+
+impl Lane {
+    /// The page as a job; another one takes its place here.
+    pub(super) fn compress_later(&mut self) -> Arc<Job> {
+        let page = std::mem::replace(&mut self.page, self.spares.take());
+        Job::compress(page, MAX_OBJECT, &mut self.spares)
     }
 }
 

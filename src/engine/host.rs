@@ -20,6 +20,9 @@ use super::worker::{self, InService};
 use crate::codec::{Codec, CodecError};
 use crate::sync;
 
+/// Time-outs that a job may wait in the queue.
+const QUEUE_PATIENCE: u32 = 4;
+
 /// When work is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
@@ -346,8 +349,10 @@ impl Shared {
     }
 
     fn expire(&self, now: Instant) {
+        // All workers hang: what nobody has taken is given up too, though not as soon, since a
+        // long queue is no fault.
+        let mut late = self.queue.expire(self.timeout * QUEUE_PATIENCE);
         for jobs in &self.in_service {
-            let mut late = Vec::new();
             sync::lock(jobs).retain(|(job, taken)| {
                 let in_time = now.duration_since(*taken) < self.timeout;
                 if !in_time {
@@ -355,10 +360,10 @@ impl Shared {
                 }
                 in_time
             });
-            for job in late {
-                if job.complete(Err(JobError::TimedOut)) {
-                    add(&self.counters.timeouts, 1);
-                }
+        }
+        for job in late {
+            if job.complete(Err(JobError::TimedOut)) {
+                add(&self.counters.timeouts, 1);
             }
         }
     }

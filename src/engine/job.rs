@@ -19,13 +19,15 @@ pub enum Work {
     Decompress,
 }
 
-/// What a job needs, copied for it: nobody changes it while the job, or somebody who does its work
-/// over again, reads it.
+/// What a job needs, a copy of its own: nobody changes it while the job, or somebody who does its
+/// work over again, reads it.
 pub struct Job {
     work: Work,
     /// A page, or an object of `length` bytes.
-    input: Page,
+    input: Box<Page>,
     length: usize,
+    /// Where the output goes, until it does.
+    room: Mutex<Option<Box<Page>>>,
     state: Mutex<State>,
     /// The request went away, and nobody wants the result.
     unwanted: AtomicBool,
@@ -79,20 +81,26 @@ enum State {
 
 impl Job {
     /// The compression of a page.
-    pub fn compress(page: &Page, limit: usize) -> Arc<Self> {
-        Self::new(Work::Compress { limit }, *page, PAGE_SIZE)
+    pub fn compress(page: Box<Page>, limit: usize, spares: &mut Spares) -> Arc<Self> {
+        Self::new(Work::Compress { limit }, page, PAGE_SIZE, spares)
     }
 
     /// The decompression of an object of 1 to 4096 bytes.
-    pub fn decompress(object: &[u8]) -> Arc<Self> {
-        let mut input = [0; PAGE_SIZE];
+    pub fn decompress(object: &[u8], spares: &mut Spares) -> Arc<Self> {
+        let mut input = spares.take();
         input[..object.len()].copy_from_slice(object);
-        Self::new(Work::Decompress, input, object.len())
+        Self::new(Work::Decompress, input, object.len(), spares)
     }
 
-    fn new(work: Work, input: Page, length: usize) -> Arc<Self> {
+    fn new(work: Work, input: Box<Page>, length: usize, spares: &mut Spares) -> Arc<Self> {
+        let room = Mutex::new(Some(spares.take()));
         let (state, unwanted) = (Mutex::new(State::Waiting(None)), AtomicBool::new(false));
-        Arc::new(Self { work, input, length, state, unwanted })
+        Arc::new(Self { work, input, length, room, state, unwanted })
+    }
+
+    /// The memory that was brought along for the output.
+    pub fn take_room(&self) -> Box<Page> {
+        sync::lock(&self.room).take().unwrap_or_else(blank)
     }
 
     /// What is to be done.
@@ -173,6 +181,40 @@ impl Pending {
     pub fn job(&self) -> &Arc<Job> {
         &self.job
     }
+
+    /// Keeps the memory of a job whose result was taken, if nobody else has it any more.
+    pub fn recycle(self, spares: &mut Spares) {
+        let job = Arc::clone(&self.job);
+        drop(self);
+        if let Some(job) = Arc::into_inner(job) {
+            spares.keep(job.input);
+        }
+    }
+}
+
+/// Pages of memory to be used again, so that a job need not allocate them. One for each thread.
+#[derive(Default)]
+pub struct Spares(Vec<Box<Page>>);
+
+impl Spares {
+    /// Pages kept at most.
+    const MOST: usize = 128;
+
+    /// A page with anything in it.
+    pub fn take(&mut self) -> Box<Page> {
+        self.0.pop().unwrap_or_else(blank)
+    }
+
+    /// Keeps a page for later.
+    pub fn keep(&mut self, page: Box<Page>) {
+        if self.0.len() < Self::MOST {
+            self.0.push(page);
+        }
+    }
+}
+
+fn blank() -> Box<Page> {
+    Box::new([0; PAGE_SIZE])
 }
 
 impl Drop for Pending {

@@ -7,14 +7,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use loom::sync::Arc;
 use loom::thread;
 
-use super::job::{Job, Output};
+use super::job::{Job, Output, Spares};
 use super::queue::{Queue, Taken};
 use super::{JobError, Pending};
 use crate::sync::{self, AtomicUsize, Ordering};
 use crate::units::PAGE_SIZE;
 
 fn job() -> StdArc<Job> {
-    Job::compress(&[7; PAGE_SIZE], PAGE_SIZE)
+    Job::compress(Box::new([7; PAGE_SIZE]), PAGE_SIZE, &mut Spares::default())
 }
 
 fn output() -> Result<Output, JobError> {

@@ -34,7 +34,7 @@ pub use self::figures::EngineReport;
 use self::host::Shared;
 #[cfg(not(loom))]
 pub use self::host::{Engine, EngineConfig, EngineError, Policy, Submitted};
-pub use self::job::{Job, Output, Pending, Work};
+pub use self::job::{Job, Output, Pending, Spares, Work};
 #[cfg(not(loom))]
 pub use self::model::{EngineModel, ModelError};
 #[cfg(not(loom))]

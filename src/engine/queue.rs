@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
+#[cfg(not(loom))]
+use std::time::Duration;
+use std::time::Instant;
 
 use super::job::Job;
 use crate::sync::{self, AtomicUsize, Condvar, Mutex, Ordering};
 
 /// Jobs that a worker takes at a time at most.
-const GRAB: usize = 4;
+const GRAB: usize = 8;
 
 /// Jobs between those who submit and the workers.
 pub(super) struct Queue {
@@ -32,7 +35,8 @@ pub(super) enum Taken {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Arc<Job>>,
+    /// Oldest first, each with when it came.
+    jobs: VecDeque<(Arc<Job>, Instant)>,
     /// Requests that wait for a place, by lane: one lane with many of them does not keep the
     /// others out.
     waiting: Vec<VecDeque<Waker>>,
@@ -63,7 +67,8 @@ impl Queue {
             return 0;
         }
         let count = jobs.len().min(self.depth.saturating_sub(state.jobs.len()));
-        state.jobs.extend(jobs.drain(..count));
+        let now = Instant::now();
+        state.jobs.extend(jobs.drain(..count).map(|job| (job, now)));
         state.deepest = state.deepest.max(state.jobs.len());
         // A worker that does not wait looks again by itself, and waking costs a system call.
         let wake = count.min(state.idle);
@@ -108,7 +113,7 @@ impl Queue {
         }
         // Few enough that the others have something too.
         let count = (state.jobs.len() / workers.max(1)).clamp(1, GRAB);
-        into.extend(state.jobs.drain(..count));
+        into.extend(state.jobs.drain(..count).map(|(job, _)| job));
         // As many as there is room for now: one that was woken and has gone takes nobody's turn.
         let room = self.depth.saturating_sub(state.jobs.len());
         let woken = state.next_waiting(room);
@@ -129,7 +134,20 @@ impl Queue {
 
     /// Takes out all that nobody will do any more.
     pub(super) fn drain(&self) -> Vec<Arc<Job>> {
-        sync::lock(&self.state).jobs.drain(..).collect()
+        sync::lock(&self.state).jobs.drain(..).map(|(job, _)| job).collect()
+    }
+
+    /// Takes out what has waited for longer than this.
+    #[cfg(not(loom))]
+    pub(super) fn expire(&self, patience: Duration) -> Vec<Arc<Job>> {
+        let mut state = sync::lock(&self.state);
+        let late = state.jobs.iter().take_while(|(_, came)| came.elapsed() >= patience).count();
+        let late = state.jobs.drain(..late).map(|(job, _)| job).collect();
+        let room = self.depth.saturating_sub(state.jobs.len());
+        let woken = state.next_waiting(room);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+        late
     }
 
     /// Workers with nothing to do, some moments ago.

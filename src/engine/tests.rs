@@ -23,6 +23,14 @@ fn page(seed: u8) -> [u8; PAGE_SIZE] {
     std::array::from_fn(|at| seed ^ (at / 32) as u8)
 }
 
+fn compress(seed: u8, limit: usize) -> Arc<Job> {
+    Job::compress(Box::new(page(seed)), limit, &mut Spares::default())
+}
+
+fn decompress(object: &[u8]) -> Arc<Job> {
+    Job::decompress(object, &mut Spares::default())
+}
+
 /// Submits one job and waits for it.
 fn run(engine: &Engine, job: &Arc<Job>) -> Result<Output, JobError> {
     let mut pending = Engine::pending(job);
@@ -35,10 +43,10 @@ fn run(engine: &Engine, job: &Arc<Job>) -> Result<Output, JobError> {
 fn there_and_back() {
     let engine = engine(|_| ());
     for seed in 0..50 {
-        let object = run(&engine, &Job::compress(&page(seed), PAGE_SIZE)).unwrap();
+        let object = run(&engine, &compress(seed, PAGE_SIZE)).unwrap();
         let length = object.length.unwrap();
         assert!(length < 1000);
-        let back = run(&engine, &Job::decompress(&object.bytes[..length])).unwrap();
+        let back = run(&engine, &decompress(&object.bytes[..length])).unwrap();
         assert_eq!(back.bytes[..], page(seed));
     }
     let report = engine.report();
@@ -48,9 +56,9 @@ fn there_and_back() {
 #[test]
 fn what_the_codec_refuses_comes_back_as_its_error() {
     let engine = engine(|_| ());
-    let garbage = run(&engine, &Job::decompress(&[0xff; 64]));
+    let garbage = run(&engine, &decompress(&[0xff; 64]));
     assert!(matches!(garbage, Err(JobError::Codec(_))));
-    let too_long = run(&engine, &Job::compress(&page(1), 8)).unwrap();
+    let too_long = run(&engine, &compress(1, 8)).unwrap();
     assert_eq!(too_long.length, None);
 }
 
@@ -58,7 +66,7 @@ fn what_the_codec_refuses_comes_back_as_its_error() {
 fn a_model_decides_how_a_job_comes_back() {
     let result = |model: &str| {
         let engine = engine(|config| config.model = Some(model.parse().unwrap()));
-        let result = run(&engine, &Job::compress(&page(1), PAGE_SIZE)).map(|_| ());
+        let result = run(&engine, &compress(1, PAGE_SIZE)).map(|_| ());
         (result, engine.report())
     };
     assert_eq!(result("fail=1").0, Err(JobError::Failed));
@@ -73,7 +81,7 @@ fn a_model_decides_how_a_job_comes_back() {
 #[test]
 fn a_refusal_leaves_the_jobs_where_they_are() {
     let engine = engine(|config| config.model = Some("refuse=1".parse().unwrap()));
-    let mut jobs = VecDeque::from([Job::compress(&page(1), PAGE_SIZE)]);
+    let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
     assert_eq!(engine.submit(&mut jobs), Submitted::DoTheRest);
     assert_eq!((jobs.len(), engine.report().refusals), (1, 1));
 }
@@ -84,7 +92,7 @@ fn a_full_queue_takes_what_fits() {
         config.model = Some("latency=20ms".parse().unwrap());
         config.depth = 3;
     });
-    let mut jobs: VecDeque<_> = (0..20).map(|seed| Job::compress(&page(seed), PAGE_SIZE)).collect();
+    let mut jobs: VecDeque<_> = (0..20).map(|seed| compress(seed, PAGE_SIZE)).collect();
     let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
     assert_eq!(engine.submit(&mut jobs), Submitted::WaitForRoom);
     assert!((10..=17).contains(&jobs.len()), "{} left", jobs.len());
@@ -107,7 +115,7 @@ fn a_full_queue_takes_what_fits() {
 #[test]
 fn an_engine_that_ends_leaves_no_job_without_an_answer() {
     let engine = engine(|config| config.model = Some("latency=5ms".parse().unwrap()));
-    let mut jobs: VecDeque<_> = (0..50).map(|seed| Job::compress(&page(seed), PAGE_SIZE)).collect();
+    let mut jobs: VecDeque<_> = (0..50).map(|seed| compress(seed, PAGE_SIZE)).collect();
     let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
     engine.submit(&mut jobs);
     drop(engine);
@@ -120,7 +128,7 @@ fn an_engine_that_ends_leaves_no_job_without_an_answer() {
 fn nothing_is_handed_over_inline_and_no_thread_is_there() {
     let engine = engine(|config| config.policy = Policy::Inline);
     assert_eq!(engine.share(Work::Decompress, 100), 0);
-    let mut jobs = VecDeque::from([Job::compress(&page(1), PAGE_SIZE)]);
+    let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
     assert_eq!(engine.submit(&mut jobs), Submitted::DoTheRest);
     let auto = Engine::start(&codec(), &EngineConfig::default()).unwrap();
     assert_eq!(auto.share(Work::Compress { limit: 4096 }, 1), 0, "lz4 is fast");

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::figures::add;
 use super::job::{Job, Output, Work};
@@ -17,6 +17,9 @@ use crate::units::PAGE_SIZE;
 
 /// Jobs that a worker has taken and not given back, oldest first, each with when that was.
 pub(super) type InService = Mutex<VecDeque<(Arc<Job>, Instant)>>;
+
+/// How long a finished job waits for the next one of those that were taken with it.
+const PATIENCE: Duration = Duration::from_micros(60);
 
 /// A finished job.
 struct Finished {
@@ -57,15 +60,15 @@ fn give_up(shared: &Shared, index: usize) {
 
 fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
     let (mut jobs, mut held) = (Vec::new(), Vec::new());
+    let mut ready = Ready::default();
     loop {
         // Nothing is held back while there is nothing else to do.
         let taken = shared.queue.take(shared.workers, held.is_empty(), &mut jobs);
         match taken {
             Taken::Some => {}
             Taken::None => {
-                for finished in held.drain(..) {
-                    give_back(shared, index, finished);
-                }
+                ready.0.append(&mut held);
+                ready.give_back(shared, index);
                 continue;
             }
             Taken::Closed => return,
@@ -82,14 +85,34 @@ fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
             let most = shared.model.as_ref().map_or(0, |model| model.reorder);
             while held.len() > most {
                 let choice = shared.model.as_ref().map_or(0, |m| m.draw(Fault::Order, number));
-                let finished = held.swap_remove((choice % held.len() as u64) as usize);
-                give_back(shared, index, finished);
+                ready.0.push(held.swap_remove((choice % held.len() as u64) as usize));
             }
+            if now.elapsed() >= PATIENCE {
+                ready.give_back(shared, index);
+            }
+        }
+        ready.give_back(shared, index);
+    }
+}
+
+/// Jobs that are to be given back: some at a time, since who waits for them wakes up for each
+/// time and not for each job.
+#[derive(Default)]
+struct Ready(Vec<Finished>);
+
+impl Ready {
+    fn give_back(&mut self, shared: &Shared, index: usize) {
+        {
+            let mut in_service = sync::lock(&shared.in_service[index]);
+            in_service.retain(|(job, _)| !self.0.iter().any(|done| Arc::ptr_eq(&done.job, job)));
+        }
+        for finished in self.0.drain(..) {
+            give_back(shared, finished);
         }
     }
 }
 
-fn give_back(shared: &Shared, index: usize, finished: Finished) {
+fn give_back(shared: &Shared, finished: Finished) {
     let Finished { job, number, mut result } = finished;
     let strikes = |fault| shared.model.as_ref().is_some_and(|model| model.strikes(fault, number));
     if let Ok(output) = &mut result
@@ -100,11 +123,6 @@ fn give_back(shared: &Shared, index: usize, finished: Finished) {
             output.damage(number);
         }
     }
-    let mut in_service = sync::lock(&shared.in_service[index]);
-    if let Some(at) = in_service.iter().position(|(other, _)| Arc::ptr_eq(other, &job)) {
-        in_service.remove(at);
-    }
-    drop(in_service);
     job.complete(result);
 }
 
@@ -149,7 +167,7 @@ fn serve(
 }
 
 fn work(shared: &Shared, job: &Job, workspace: &mut Workspace) -> Result<Output, JobError> {
-    let mut bytes = Box::new([0; PAGE_SIZE]);
+    let mut bytes = job.take_room();
     let length = match job.work() {
         Work::Compress { limit } => {
             let out = &mut bytes[..limit];

@@ -94,6 +94,11 @@ pub struct RunArgs {
     /// Longest descriptor in bytes, or with suffix K or M (a guest's page-cache pages are 4K apart).
     #[arg(long, default_value = "1M", value_parser = parse_size)]
     pub segment: u64,
+    /// Keep this many writes of the same size in flight beside, on each queue, in the second half of the
+    /// disk; the pattern then has the first half. They are counted as beside, and not in the latencies.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "verify",
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub beside_writes: u16,
     /// How to wait for completions.
     #[arg(long, default_value = "irq")]
     pub wait: Wait,

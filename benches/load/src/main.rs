@@ -86,6 +86,7 @@ fn measure(args: &RunArgs) -> Result<bool> {
         read_percent: args.read_percent,
         block: u32::try_from(args.bs).context("--bs")?,
         depth: args.depth,
+        beside: args.beside_writes,
         queues: usize::from(args.queues),
         segment: u32::try_from(args.segment).context("--segment")?,
         wait: args.wait,

@@ -79,6 +79,7 @@ impl Row {
             ("errors", Value::Count(self.tally.errors)),
             ("compared", Value::Count(self.tally.compared)),
             ("mismatches", Value::Count(self.tally.mismatches)),
+            ("beside_iops", Value::Number(self.tally.beside as f64 / self.seconds)),
         ]
     }
 

@@ -14,7 +14,7 @@ use crate::{
     plan::{Contents, Pattern, Plan, PlanOptions},
     report::Row,
     target::{Lane, Need, Result, Target, TargetError, Wait},
-    worker::{ENDING, MEASURING, Tally, WARMING, Worker},
+    worker::{Beside, ENDING, MEASURING, Tally, WARMING, Worker},
 };
 
 /// Bytes of an operation of the fill.
@@ -32,6 +32,8 @@ pub struct Job {
     pub block: u32,
     /// Operations in flight on each queue.
     pub depth: u16,
+    /// Writes in flight beside them, in the other half of the disk.
+    pub beside: u16,
     /// Queues, each with a thread.
     pub queues: usize,
     /// Longest descriptor in bytes.
@@ -64,6 +66,7 @@ impl Job {
         } else {
             (self.block, self.depth)
         };
+        let depth = depth + self.beside;
         let buffers = u64::from(block).next_multiple_of(4096) * u64::from(depth);
         Need {
             queues: self.queues,
@@ -115,6 +118,7 @@ pub fn run(mut target: Target, job: &Job, corpus: &[u8], server: &Server) -> Res
             pattern: Pattern::Write,
             block: FILL_BLOCK,
             depth: FILL_DEPTH,
+            beside: 0,
             ops: Some(capacity / u64::from(FILL_BLOCK)),
             seed: job.seed ^ 0x6669_6c6c,
             ..job.clone()
@@ -146,6 +150,12 @@ fn round(
         ops: job.ops,
         seed: job.seed,
     };
+    let beside_options = PlanOptions {
+        pattern: Pattern::Randwrite,
+        ops: None,
+        seed: job.seed ^ 0x6265_7369,
+        ..options.clone()
+    };
     let counted = job.ops.is_some();
     let phase = Arc::new(AtomicU8::new(if counted { MEASURING } else { WARMING }));
     let begin = Snapshot::take(server).map_err(io("processor times"))?;
@@ -155,10 +165,18 @@ fn round(
         .enumerate()
         .map(|(index, lane)| {
             let contents = stage.contents.clone();
-            let plan = Plan::new(&options, stage.capacity, index, job.queues, contents);
+            // With writes beside, the two have a half of the disk each.
+            let half = if job.beside > 0 { stage.capacity / 2 } else { stage.capacity };
+            let plan = Plan::new(&options, half, index, job.queues, contents);
+            let beside = Beside {
+                first: half,
+                plan: Plan::new(&beside_options, half, index, job.queues, None),
+                depth: usize::from(job.beside),
+            };
             let worker = Worker {
                 lane,
                 plan,
+                beside,
                 depth: usize::from(job.depth),
                 block: job.block,
                 wait: job.wait,

@@ -28,6 +28,8 @@ pub const ENDING: u8 = 2;
 pub struct Tally {
     /// Operations counted.
     pub ops: u64,
+    /// Writes beside them.
+    pub beside: u64,
     /// Latencies of the operations counted.
     pub latencies: Histogram,
     /// Operations that failed, counted or not.
@@ -42,6 +44,7 @@ impl Tally {
     /// Adds another lane's.
     pub fn merge(&mut self, other: &Self) {
         self.ops += other.ops;
+        self.beside += other.beside;
         self.latencies.merge(&other.latencies);
         self.errors += other.errors;
         self.mismatches += other.mismatches;
@@ -56,12 +59,24 @@ struct Slot {
     offset: u64,
 }
 
+/// Writes that go on beside the plan, in a part of the disk of their own.
+pub struct Beside {
+    /// First byte of that part.
+    pub first: u64,
+    /// The writes.
+    pub plan: Plan,
+    /// How many are in flight.
+    pub depth: usize,
+}
+
 /// A lane with its plan and its part of the memory.
 pub struct Worker {
     /// Queue to drive.
     pub lane: Box<dyn Lane>,
     /// Operations to do.
     pub plan: Plan,
+    /// Writes beside them.
+    pub beside: Beside,
     /// Operations in flight.
     pub depth: usize,
     /// Bytes of an operation.
@@ -87,9 +102,11 @@ impl Worker {
     pub fn run(mut self) -> Result<(Tally, Box<dyn Lane>)> {
         let mut tally = Tally::default();
         let mut phase = self.phase.load(Ordering::Relaxed);
-        let mut slots = vec![Slot { begun: Instant::now(), write: false, offset: 0 }; self.depth];
+        let all = self.depth + self.beside.depth;
+        let mut slots = vec![Slot { begun: Instant::now(), write: false, offset: 0 }; all];
         let mut free: Vec<usize> = (0..self.depth).rev().collect();
-        let mut done = Vec::with_capacity(self.depth);
+        let mut free_beside: Vec<usize> = (self.depth..all).collect();
+        let mut done = Vec::with_capacity(all);
         let mut more = true;
         loop {
             let now = Instant::now();
@@ -108,7 +125,14 @@ impl Worker {
                 let io = Io { write: step.write, offset: step.offset, addr, len: self.block };
                 self.lane.submit(slot, &io)?;
             }
-            if free.len() == self.depth {
+            while more && let Some(slot) = free_beside.pop() {
+                let Some(step) = self.beside.plan.next() else { break };
+                let offset = self.beside.first + step.offset;
+                slots[slot] = Slot { begun: now, write: true, offset };
+                let addr = self.corpus + step.source;
+                self.lane.submit(slot, &Io { write: true, offset, addr, len: self.block })?;
+            }
+            if free.len() == self.depth && free_beside.len() == self.beside.depth {
                 return Ok((tally, self.lane));
             }
             self.lane.publish()?;
@@ -117,6 +141,13 @@ impl Worker {
             let now = Instant::now();
             for Done { slot, ok } in done.drain(..) {
                 let Slot { begun, write, offset } = slots[slot];
+                if slot >= self.depth {
+                    tally.errors += u64::from(!ok);
+                    tally.beside += u64::from(ok && phase == MEASURING);
+                    self.beside.plan.completed(offset - self.beside.first);
+                    free_beside.push(slot);
+                    continue;
+                }
                 if !ok {
                     tally.errors += 1;
                 } else if phase == MEASURING {
