@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use super::{Device, Lane};
+use crate::clock::Share;
 use crate::codec::CodecError;
 use crate::pool::PoolError;
 use crate::slot::{Content, Ticket, Waiter, Word};
@@ -11,8 +13,12 @@ use crate::store::StoreError;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
 /// Pages that one poll works off before it lets others have the thread: about a millisecond with
-/// lz4, several with zstd.
+/// lz4.
 const PAGES_PER_POLL: u32 = 256;
+/// Time after which it does so with fewer pages.
+const TIME_PER_POLL: Duration = Duration::from_millis(1);
+/// Bytes of a poll before the clock is looked at: small requests never do.
+const FIRST_LOOK: u64 = 4 * PAGE;
 
 /// Bytes of a page, as an address on the disk counts them.
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -200,13 +206,14 @@ impl<P: Payload> Io<'_, P> {
     /// # Errors
     /// See [`IoError`]. The request is over then.
     pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
-        let mut share = PAGES_PER_POLL;
+        let mut pages = PAGES_PER_POLL;
+        let mut share = Share::new(TIME_PER_POLL, FIRST_LOOK);
         while self.at < self.end {
-            if share == 0 {
+            if pages == 0 || share.spend(PAGE) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            share -= 1;
+            pages -= 1;
             if let Err(error) = ready!(self.step(lane, cx)) {
                 self.device.count_failure(self.op);
                 return Poll::Ready(Err(error));
