@@ -15,10 +15,11 @@ use super::chain::{Chain, DescriptorTable, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
 use super::memory::{Memory, Region, SharedMemory};
-use super::request::{Finished, GuestBytes, Reply, Request, Status, Taken, deliver_id, snapshot};
+use super::parked::{Bound, Extent, InFlight, Parked};
+use super::request::{Finished, GuestBytes, Request, Status, Taken, deliver_id, snapshot};
 use super::ring::{self, Heads, RingError};
 use crate::clock::{MIN_WORK, Share};
-use crate::device::{Device, Io, IoError, Lane, Op};
+use crate::device::{Device, IoError, Lane, Op};
 
 /// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
 /// thread looks at its other queues. One poll may overrun it.
@@ -37,7 +38,7 @@ pub(super) struct Shared {
 /// Whether a queue has more to do right away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// The driver will kick when there is more.
+    /// A kick will come when there is more, or a parked request will wake up and make room for it.
     Idle,
     /// There is more already.
     More,
@@ -51,13 +52,6 @@ enum Next {
     Rest(Turn),
 }
 
-/// A request that waits, and how it will be answered.
-struct InFlight<'d> {
-    taken: Taken,
-    io: Io<'d, GuestBytes>,
-    reply: Reply,
-}
-
 /// One virtqueue of one queue thread.
 pub(super) struct QueueServer<'d> {
     index: usize,
@@ -69,8 +63,7 @@ pub(super) struct QueueServer<'d> {
     /// Told when the ring breaks.
     error_event: Option<File>,
     heads: Heads,
-    waiting: Vec<Option<InFlight<'d>>>,
-    waiting_count: usize,
+    parked: Parked<'d>,
     /// One for each head, made when the head is first used.
     wakers: Vec<Option<Waker>>,
     /// Used index when the driver was last asked whether it wants an interrupt.
@@ -109,8 +102,7 @@ impl<'d> QueueServer<'d> {
             running: false,
             error_event: None,
             heads: Heads::default(),
-            waiting: Vec::new(),
-            waiting_count: 0,
+            parked: Parked::new(Bound::default()),
             wakers: Vec::new(),
             signalled: 0,
             woken: VecDeque::new(),
@@ -122,13 +114,12 @@ impl<'d> QueueServer<'d> {
 
     /// Starts to serve a ring whose addresses and indexes are set and checked.
     pub(super) fn start(&mut self, error_event: Option<File>) {
-        debug_assert_eq!(self.waiting_count, 0);
         let vring = self.vring.get_ref();
         let size = vring.get_queue().size();
         self.signalled = vring.get_queue().next_used();
         drop(vring);
         self.heads = Heads::new(size);
-        self.waiting.resize_with(usize::from(size), || None);
+        self.parked.resize(size);
         self.wakers.resize_with(usize::from(size), || None);
         self.error_event = error_event;
         self.woken.clear();
@@ -142,7 +133,13 @@ impl<'d> QueueServer<'d> {
 
     /// Whether everything that was taken is finished and published.
     pub(super) fn is_drained(&self) -> bool {
-        self.waiting_count == 0
+        self.parked.is_empty()
+    }
+
+    /// Sets the bound of what is parked.
+    #[cfg(test)]
+    pub(super) fn set_bound(&mut self, bound: Bound) {
+        self.parked.set_bound(bound);
     }
 
     /// Sets the time of a share.
@@ -205,10 +202,8 @@ impl<'d> QueueServer<'d> {
         }
         self.share.start();
         while let Some(head) = self.woken.pop_front() {
-            let waiting = self.waiting.get_mut(usize::from(head)).and_then(Option::take);
-            // Without one it was woken twice, and finished the first time.
-            let Some(in_flight) = waiting else { continue };
-            self.waiting_count -= 1;
+            // If it is not there, it was woken twice and finished the first time.
+            let Some(in_flight) = self.parked.take(head) else { continue };
             self.poll(in_flight, lane);
             if self.share.is_over() {
                 return;
@@ -231,8 +226,11 @@ impl<'d> QueueServer<'d> {
         }
         self.publish(state, memory)?;
         self.fault.take().map_or(Ok(()), Err)?;
-        if over || !self.running || !state.is_enabled() || !state.get_queue().ready() {
-            return Ok(Next::Rest(self.rest(over)));
+        // A driver that is not served now is not asked for kicks either: who makes room looks at
+        // the ring in the same turn.
+        let full = !self.parked.has_room();
+        if over || full || !self.running || !state.is_enabled() || !state.get_queue().ready() {
+            return Ok(Next::Rest(self.rest(over && !full)));
         }
         state.disable_notification().map_err(unreachable)?;
         let (queue, taken) = (state.get_queue_mut(), &mut self.scratch.taken);
@@ -262,7 +260,9 @@ impl<'d> QueueServer<'d> {
         memory: &GuestMemoryLoadGuard<Memory>,
         lane: &mut Lane,
     ) -> bool {
-        while let Some(taken) = self.scratch.taken.pop_front() {
+        while self.parked.has_room()
+            && let Some(taken) = self.scratch.taken.pop_front()
+        {
             let over = match self.begin(taken, table, memory, lane) {
                 Some(bytes) => self.share.spend(bytes),
                 None => self.share.is_over(),
@@ -303,7 +303,8 @@ impl<'d> QueueServer<'d> {
                     let payload = GuestBytes::new(memory.clone(), data);
                     match self.shared.device.request(op, sector, bytes, payload) {
                         Ok(io) => {
-                            let ended = self.poll(InFlight { taken, io, reply }, lane);
+                            let extent = Extent { op, bytes };
+                            let ended = self.poll(InFlight { taken, io, reply, extent }, lane);
                             return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                         }
                         Err(error) => {
@@ -336,8 +337,7 @@ impl<'d> QueueServer<'d> {
             .get_or_insert_with(|| self.mailbox.waker(self.index, head));
         let done = match in_flight.io.poll(lane, &Context::from_waker(waker)) {
             Poll::Pending => {
-                self.waiting[usize::from(head)] = Some(in_flight);
-                self.waiting_count += 1;
+                self.parked.put(in_flight);
                 return false;
             }
             Poll::Ready(done) => done,
@@ -349,7 +349,7 @@ impl<'d> QueueServer<'d> {
                 Status::IoErr
             }
         };
-        let InFlight { taken, io, reply } = in_flight;
+        let InFlight { taken, io, reply, .. } = in_flight;
         let payload = io.into_payload();
         let finished = reply.finish(payload.memory(), taken, status);
         self.scratch.finished.push(finished);

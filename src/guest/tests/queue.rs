@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::super::config::GuestOptions;
 use super::super::mailbox::Mailbox;
 use super::super::memory::{MemoryMap, for_tests};
+use super::super::parked::Bound;
 use super::super::queue::{QueueServer, Shared, Turn, Vring};
 use super::{NEXT, TABLE, WRITE, desc, put};
 use crate::device::{Device, DeviceConfig, Lane, MemoryKind};
@@ -186,35 +187,111 @@ fn requests_that_wake_up_and_new_ones_share_a_turn() {
     let rig = Rig::new();
     let (mut server, mut lane) = (rig.server(), rig.lane());
     for n in 0..4 {
-        rig.write(n, 1, 4096);
+        rig.write(n, n.into(), 4096);
     }
     rig.settle(&mut server, &mut lane);
-    let held = rig.shared.device.hold(1).unwrap();
+    let held: Vec<_> = (0..4).map(|page| rig.shared.device.hold(page).unwrap()).collect();
     for n in 4..8 {
-        rig.offer(n, VIRTIO_BLK_T_IN, 8, 4096);
+        rig.offer(n, VIRTIO_BLK_T_IN, u64::from(n - 4) * 8, 4096);
     }
     rig.settle(&mut server, &mut lane);
-    assert_eq!(rig.used(), [0, 1, 2, 3]);
-    assert!(!server.is_drained());
-    // One of each in a turn of no time, so neither waits for all of the other.
+    assert_eq!((rig.used(), server.is_drained()), (vec![0, 1, 2, 3], false));
     server.set_share(Duration::ZERO);
     for n in 8..12 {
-        rig.write(n, 2, 4096);
+        rig.write(n, n.into(), 4096);
     }
+    // All wake up at once. In a turn of no time there is one of each kind, so neither waits for
+    // all of the other.
     drop(held);
-    let mut used = rig.used().len();
-    while !server.is_drained() {
-        rig.pass_on(&mut server);
-        server.serve(&mut lane);
-        let now = rig.used().len();
-        assert!(now - used <= 2, "{:?}", rig.used());
-        used = now;
+    rig.pass_on(&mut server);
+    for turn in 1..=4 {
+        assert_eq!(server.serve(&mut lane), Turn::More);
+        assert_eq!(rig.used().len(), 4 + 2 * turn, "{:?}", rig.used());
     }
-    let order = rig.used();
-    let place = |n: u16| order.iter().position(|used| *used == n);
-    assert!(place(8) < place(7) && place(4) < place(9), "{order:?}");
+    assert_eq!(rig.used()[4..], [4, 8, 5, 9, 6, 10, 7, 11]);
+    assert_eq!(server.serve(&mut lane), Turn::Idle);
+}
+
+/// A queue in which a request to each of the first `count` pages, which are held, was offered.
+fn offer_to_held(rig: &Rig, count: u16) -> Vec<crate::slot::Ticket<'_>> {
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    for n in 0..count {
+        rig.write(n, n.into(), 4096);
+    }
     rig.settle(&mut server, &mut lane);
-    assert_eq!(rig.used().len(), 12);
+    assert_eq!(rig.used().len(), usize::from(count));
+    let held = (0..count).map(|page| rig.shared.device.hold(page.into()).unwrap()).collect();
+    for n in 0..count {
+        rig.offer(n, VIRTIO_BLK_T_IN, u64::from(n) * 8, 4096);
+    }
+    held
+}
+
+#[test]
+fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
+    const COUNT: u16 = 16;
+    for event_idx in [false, true] {
+        for bound in [Bound { bytes: u64::MAX, count: 3 }, Bound { bytes: 9000, count: 1000 }] {
+            let rig = Rig::new();
+            rig.vring.set_queue_event_idx(event_idx);
+            let mut held = offer_to_held(&rig, COUNT);
+            let (mut server, mut lane) = (rig.server(), rig.lane());
+            server.set_bound(bound);
+            rig.settle(&mut server, &mut lane);
+            // Three of 4 KiB: the third is begun while fewer bytes than the bound are in flight.
+            assert_eq!(rig.next_avail(), COUNT + 3);
+            // A kick changes nothing, and is no reason to spin.
+            assert_eq!(server.serve(&mut lane), Turn::Idle);
+            assert_eq!(rig.next_avail(), COUNT + 3);
+            for done in 1..=COUNT {
+                drop(held.remove(0));
+                // The wake-up is all that the queue is told.
+                rig.pass_on(&mut server);
+                while server.serve(&mut lane) == Turn::More {}
+                assert_eq!(rig.used().len(), usize::from(COUNT + done), "{bound:?}");
+                assert_eq!(rig.next_avail(), COUNT + (done + 3).min(COUNT), "{bound:?}");
+            }
+            assert!(server.is_drained());
+            // Now that all is taken, kicks are asked for again.
+            let memory = rig.map.shared().memory().clone();
+            let (flags, event): (u16, u16) = (
+                memory.read_obj(GuestAddress(USED)).unwrap(),
+                memory.read_obj(GuestAddress(USED + 4 + 8 * u64::from(SIZE))).unwrap(),
+            );
+            if event_idx {
+                assert_eq!(event, 2 * COUNT);
+            } else {
+                assert_eq!(flags, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_request_is_let_in_whatever_its_size() {
+    let rig = Rig::new();
+    let held = offer_to_held(&rig, 2);
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    server.set_bound(Bound { bytes: 0, count: 0 });
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(rig.next_avail(), 3);
+    drop(held);
+    rig.settle(&mut server, &mut lane);
+    assert_eq!((rig.used().len(), server.is_drained()), (4, true));
+}
+
+#[test]
+fn a_full_queue_that_is_stopped_leaves_the_rest_in_the_ring() {
+    let rig = Rig::new();
+    let held = offer_to_held(&rig, 5);
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    server.set_bound(Bound { bytes: u64::MAX, count: 2 });
+    rig.settle(&mut server, &mut lane);
+    server.stop();
+    drop(held);
+    rig.settle(&mut server, &mut lane);
+    assert!(server.is_drained());
+    assert_eq!((rig.used().len(), rig.next_avail()), (7, 7));
 }
 
 #[test]
