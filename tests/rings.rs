@@ -91,6 +91,59 @@ fn a_stopped_ring_leaves_the_others_running() {
     expect_pattern(&mut queues[0], 0, 80, 2);
 }
 
+/// Two queues on one thread, and `count` writes of 1 MiB in the first one, with a codec that takes
+/// a good part of a second for each.
+fn slow_writes(daemon: &Daemon, count: u64) -> Client {
+    let mut client = daemon.client_with(&ClientOptions {
+        queues: 2,
+        depth: 16,
+        max_bytes: 1 << 20,
+        ..client_options()
+    });
+    let blk = &mut client.queues[0];
+    for n in 0..count {
+        let tag = blk.acquire().unwrap();
+        blk.region().write(blk.buffer(tag), &pattern(n * 2048, 2048, 1)).unwrap();
+        blk.submit_shaped(tag, Op::Out, n * 2048, 1 << 20, &Shape::default(), 0).unwrap();
+    }
+    blk.publish().unwrap();
+    client
+}
+
+const SLOW: [&str; 6] =
+    ["--num-queues", "2", "--queue-threads", "1", "--algorithm", "zstd(level=19)"];
+
+#[test]
+fn a_queue_with_slow_requests_does_not_hold_up_another_one() {
+    let daemon = Daemon::start("32M", &SLOW);
+    let mut client = slow_writes(&daemon, 16);
+    for _ in 0..5 {
+        client.queues[1].read_vec(60_000, 4096).unwrap();
+    }
+    let done = client.queues[0].queue().ring().used_idx().unwrap();
+    assert!(done < 16, "the reads waited for all the writes");
+    // And its own thread answers messages meanwhile.
+    client.session.enable(1, false).unwrap();
+    client.session.enable(1, true).unwrap();
+    reap_all(&mut client.queues[0]);
+    expect_pattern(&mut client.queues[1], 0, 16 * 2048, 1);
+}
+
+#[test]
+fn a_ring_with_slow_requests_stops_before_it_has_done_them_all() {
+    let daemon = Daemon::start("32M", &SLOW);
+    let mut client = slow_writes(&daemon, 16);
+    let base = client.session.stop(0).unwrap();
+    let ring = client.queues[0].queue().ring().clone();
+    assert_eq!(base, ring.used_idx().unwrap());
+    assert!(base < 16, "all were taken at once");
+    let Client { session, queues, .. } = &mut client;
+    session.set_up(queues[0].queue(), base).unwrap();
+    session.enable(0, true).unwrap();
+    reap_all(&mut queues[0]);
+    expect_pattern(&mut queues[1], 0, 16 * 2048, 1);
+}
+
 #[test]
 fn a_disabled_ring_takes_nothing_until_it_is_enabled() {
     let daemon = Daemon::start("16M", &[]);

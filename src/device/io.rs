@@ -8,6 +8,7 @@ use super::modify::Modify;
 use super::offload::Offload;
 use super::page::MAX_OBJECT;
 use super::{Device, Lane};
+use crate::clock::Share;
 use crate::codec::CodecError;
 use crate::engine::{Job, Work};
 use crate::pool::PoolError;
@@ -18,8 +19,10 @@ use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 /// Pages that one poll works off at most before it lets others have the thread.
 const PAGES_PER_POLL: u32 = 256;
 
-/// Time that one poll takes for compressing, about: fewer pages if each is slow.
+/// Time after which it does so with fewer pages.
 const TIME_PER_POLL: Duration = Duration::from_millis(1);
+/// Bytes of a poll before the clock is looked at: small requests never do.
+const FIRST_LOOK: u64 = 4 * PAGE;
 
 /// Bytes of a page, as an address on the disk counts them.
 pub(super) const PAGE: u64 = PAGE_SIZE as u64;
@@ -221,17 +224,6 @@ impl Device {
         };
         counter.inc();
     }
-
-    /// Pages that one poll may begin, so that it takes about a millisecond.
-    fn pages_per_poll(&self, op: Op) -> u32 {
-        let each = self.engine.compress_cost().as_nanos() as u32;
-        match op {
-            Op::Write if each > 0 => {
-                (TIME_PER_POLL.as_nanos() as u32 / each).clamp(1, PAGES_PER_POLL)
-            }
-            _ => PAGES_PER_POLL,
-        }
-    }
 }
 
 impl<'d, P: Payload> Io<'d, P> {
@@ -258,7 +250,7 @@ impl<'d, P: Payload> Io<'d, P> {
     }
 
     fn work(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
-        let mut share = self.device.pages_per_poll(self.op);
+        let mut share = Share::new(TIME_PER_POLL, FIRST_LOOK);
         loop {
             self.finish_pages(lane, cx)?;
             let begun = self.begin_pages(&mut share, lane, cx)?;
@@ -276,16 +268,17 @@ impl<'d, P: Payload> Io<'d, P> {
     /// Begins pages until there are none left, or the engine has as many of them as it may.
     fn begin_pages(
         &mut self,
-        share: &mut u32,
+        share: &mut Share,
         lane: &mut Lane,
         cx: &Context<'_>,
     ) -> Result<Poll<()>, IoError> {
+        let mut pages = PAGES_PER_POLL;
         while self.at < self.end && !self.offload.is_full() {
-            if *share == 0 {
+            if pages == 0 || share.spend(PAGE) {
                 cx.waker().wake_by_ref();
                 return Ok(Poll::Pending);
             }
-            *share -= 1;
+            pages -= 1;
             match self.step(lane, cx) {
                 Poll::Ready(done) => done?,
                 Poll::Pending => return Ok(Poll::Pending),

@@ -179,6 +179,12 @@ impl Device {
         self.figures.local().replace(old, new);
     }
 
+    /// Holds the lock of a slot that exists, so that requests have to wait for it.
+    #[cfg(test)]
+    pub(crate) fn hold(&self, index: u64) -> Option<crate::slot::Ticket<'_>> {
+        self.table.try_lock(index)
+    }
+
     /// Compares the counters with the table, slot by slot, and the pool with both (invariant I9);
     /// nobody may be writing. Returns the first difference.
     #[cfg(test)]

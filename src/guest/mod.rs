@@ -5,6 +5,7 @@
 //! * `memory`, `sigbus`: the guest's memory, and its loss
 //! * `worker`, `mailbox`: queue threads and what reaches them
 //! * `queue`: one virtqueue, served
+//! * `parked`: its requests that wait, and how many there may be
 //! * `ring`, `chain`: available and used rings, descriptor chains
 //! * `request`: virtio-blk requests from chain to status
 //! * `sys`: two system calls
@@ -18,6 +19,7 @@ mod handler;
 mod limited;
 mod mailbox;
 mod memory;
+mod parked;
 mod queue;
 mod request;
 mod ring;

@@ -1,9 +1,11 @@
 //! One virtqueue, served: heads in, requests through the device, used elements out.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
@@ -13,14 +15,15 @@ use super::chain::{Chain, DescriptorTable, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
 use super::memory::{Memory, Region, SharedMemory};
-use super::request::{Finished, GuestBytes, Reply, Request, Status, Taken, deliver_id, snapshot};
+use super::parked::{Bound, Extent, InFlight, Parked};
+use super::request::{Finished, GuestBytes, Request, Status, Taken, deliver_id, snapshot};
 use super::ring::{self, Heads, RingError};
-use crate::device::{Device, Io, IoError, Lane, Op};
+use crate::clock::{MIN_WORK, Share};
+use crate::device::{Device, IoError, Lane, Op};
 
-/// Batches that a queue is served before the thread looks at its other queues.
-const BATCHES_PER_TURN: usize = 4;
-/// Data bytes of a batch after which the turn ends, and the next batch is a smaller one.
-const BATCH_BYTES: u64 = 256 * 1024;
+/// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
+/// thread looks at its other queues. One poll may overrun it.
+const SHARE: Duration = Duration::from_millis(1);
 
 /// The state of a ring that the session sets and the queue thread uses.
 pub(super) type Vring = VringMutex<SharedMemory>;
@@ -35,17 +38,18 @@ pub(super) struct Shared {
 /// Whether a queue has more to do right away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// The driver will kick when there is more.
+    /// A kick will come when there is more, or a parked request will wake up and make room for it.
     Idle,
     /// There is more already.
     More,
 }
 
-/// A request that waits, and how it will be answered.
-struct InFlight<'d> {
-    taken: Taken,
-    io: Io<'d, GuestBytes>,
-    reply: Reply,
+/// What follows an exchange with the ring.
+enum Next {
+    /// Working off what was taken.
+    Work,
+    /// Nothing; the turn is over.
+    Rest(Turn),
 }
 
 /// One virtqueue of one queue thread.
@@ -59,21 +63,25 @@ pub(super) struct QueueServer<'d> {
     /// Told when the ring breaks.
     error_event: Option<File>,
     heads: Heads,
-    waiting: Vec<Option<InFlight<'d>>>,
-    waiting_count: usize,
+    parked: Parked<'d>,
     /// One for each head, made when the head is first used.
     wakers: Vec<Option<Waker>>,
     /// Used index when the driver was last asked whether it wants an interrupt.
     signalled: u16,
-    /// Heads to take at once; fewer when requests are large.
-    batch_limit: usize,
+    /// Heads of parked requests that can go on, in the order in which they woke up. A head may be
+    /// in it that waits no more.
+    woken: VecDeque<u16>,
+    share: Share,
+    /// What is wrong with the ring behind the heads that were taken.
+    fault: Option<RingError>,
     scratch: Scratch,
 }
 
 /// Vectors that are used again and again, so that a request allocates nothing.
 #[derive(Default)]
 struct Scratch {
-    taken: Vec<Taken>,
+    /// Heads that were taken and not begun; empty between turns.
+    taken: VecDeque<Taken>,
     finished: Vec<Finished>,
     chain: Chain,
     segments: Vec<Vec<Segment>>,
@@ -94,26 +102,27 @@ impl<'d> QueueServer<'d> {
             running: false,
             error_event: None,
             heads: Heads::default(),
-            waiting: Vec::new(),
-            waiting_count: 0,
+            parked: Parked::new(Bound::default()),
             wakers: Vec::new(),
             signalled: 0,
-            batch_limit: ring::BATCH,
+            woken: VecDeque::new(),
+            share: Share::new(SHARE, MIN_WORK),
+            fault: None,
             scratch: Scratch::default(),
         }
     }
 
     /// Starts to serve a ring whose addresses and indexes are set and checked.
     pub(super) fn start(&mut self, error_event: Option<File>) {
-        debug_assert_eq!(self.waiting_count, 0);
         let vring = self.vring.get_ref();
         let size = vring.get_queue().size();
         self.signalled = vring.get_queue().next_used();
         drop(vring);
         self.heads = Heads::new(size);
-        self.waiting.resize_with(usize::from(size), || None);
+        self.parked.resize(size);
         self.wakers.resize_with(usize::from(size), || None);
         self.error_event = error_event;
+        self.woken.clear();
         self.running = true;
     }
 
@@ -124,94 +133,157 @@ impl<'d> QueueServer<'d> {
 
     /// Whether everything that was taken is finished and published.
     pub(super) fn is_drained(&self) -> bool {
-        self.waiting_count == 0
+        self.parked.is_empty()
     }
 
-    /// Takes heads and works them off until there are none left, or the queue's turn is over.
+    /// Sets the bound of what is parked.
+    #[cfg(test)]
+    pub(super) fn set_bound(&mut self, bound: Bound) {
+        self.parked.set_bound(bound);
+    }
+
+    /// Sets the time of a share.
+    #[cfg(test)]
+    pub(super) fn set_share(&mut self, time: Duration) {
+        self.share = Share::new(time, MIN_WORK);
+    }
+
+    /// A request woke up; it is polled when the queue has its turn.
+    pub(super) fn wake(&mut self, head: u16) {
+        self.woken.push_back(head);
+    }
+
+    /// Whether requests woke up that were not polled since.
+    pub(super) fn has_woken(&self) -> bool {
+        !self.woken.is_empty()
+    }
+
+    /// Gives the queue its turn: a share of time for requests that woke up, and one for new heads.
     pub(super) fn serve(&mut self, lane: &mut Lane) -> Turn {
+        self.poll_woken(lane);
         let vring = self.vring.clone();
-        let mut state = vring.get_mut();
-        if !self.running || !state.is_enabled() || !state.get_queue().ready() {
-            return Turn::Idle;
-        }
+        // Guest memory changes only while the thread rests.
         let memory = snapshot(&self.shared.memory);
-        let turn = self.serve_turn(&mut state, &memory, lane);
-        turn.unwrap_or_else(|error| {
-            self.break_down(error);
-            Turn::Idle
-        })
+        let mut over = false;
+        self.share.begin();
+        // The ring is locked to exchange heads and used elements and not while requests are worked
+        // off: the session's messages need it too.
+        loop {
+            let mut state = vring.get_mut();
+            let table = ring::descriptors(state.get_queue());
+            let next = self.exchange(&mut state, &memory, over);
+            drop(state);
+            match next {
+                Ok(Next::Work) => over = self.work(table, &memory, lane),
+                Ok(Next::Rest(turn)) => return turn,
+                Err(error) => {
+                    self.break_down(error);
+                    return self.rest(false);
+                }
+            }
+        }
     }
 
-    fn serve_turn(
+    /// Goes on with requests that woke up, for a share of time, and publishes what is finished.
+    /// Takes nothing new.
+    pub(super) fn go_on(&mut self, lane: &mut Lane) {
+        self.poll_woken(lane);
+        let vring = self.vring.clone();
+        let memory = snapshot(&self.shared.memory);
+        let published = self.publish(&mut vring.get_mut(), &memory);
+        if let Err(error) = published {
+            self.break_down(error);
+        }
+    }
+
+    fn poll_woken(&mut self, lane: &mut Lane) {
+        if self.woken.is_empty() {
+            return;
+        }
+        self.share.start();
+        while let Some(head) = self.woken.pop_front() {
+            // If it is not there, it was woken twice and finished the first time.
+            let Some(in_flight) = self.parked.take(head) else { continue };
+            self.poll(in_flight, lane);
+            if self.share.is_over() {
+                return;
+            }
+        }
+    }
+
+    /// Publishes what is finished, and takes a batch of heads unless the turn is `over`.
+    fn exchange(
         &mut self,
         state: &mut VringState<SharedMemory>,
         memory: &GuestMemoryLoadGuard<Memory>,
-        lane: &mut Lane,
-    ) -> Result<Turn, RingError> {
+        over: bool,
+    ) -> Result<Next, RingError> {
         let unreachable = |_| RingError::Unreachable;
+        if !self.scratch.taken.is_empty() {
+            // What ended the batch is met again by who takes these heads again.
+            self.fault = None;
+            ring::put_back(state.get_queue_mut(), &mut self.heads, &mut self.scratch.taken);
+        }
+        self.publish(state, memory)?;
+        self.fault.take().map_or(Ok(()), Err)?;
+        // A driver that is not served now is not asked for kicks either: who makes room looks at
+        // the ring in the same turn.
+        let full = !self.parked.has_room();
+        if over || full || !self.running || !state.is_enabled() || !state.get_queue().ready() {
+            return Ok(Next::Rest(self.rest(over && !full)));
+        }
         state.disable_notification().map_err(unreachable)?;
-        for _ in 0..BATCHES_PER_TURN {
-            let mut taken = std::mem::take(&mut self.scratch.taken);
-            let queue = state.get_queue_mut();
-            let table = ring::descriptors(queue);
-            let limit = self.batch_limit;
-            let outcome = ring::take_batch(queue, memory, &mut self.heads, limit, &mut taken);
-            let any = !taken.is_empty();
-            if any {
-                // From now on the disk is one that a guest has seen.
-                self.shared.device.mark_served();
+        let (queue, taken) = (state.get_queue_mut(), &mut self.scratch.taken);
+        let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
+        if taken.is_empty() {
+            outcome?;
+            if !state.enable_notification().map_err(unreachable)? {
+                return Ok(Next::Rest(self.rest(false)));
             }
-            let mut bytes = 0;
-            // All that was taken is worked off and given back, also if the ring is broken.
-            for taken in taken.drain(..) {
-                bytes += self.begin(taken, table, memory, lane);
-            }
-            self.scratch.taken = taken;
-            outcome.and(self.publish(state, memory))?;
-            // Large requests are taken few at a time: the ring is locked meanwhile, and the guest
-            // should not wait for the last of them to see the first.
-            self.batch_limit = if bytes >= BATCH_BYTES {
-                (limit / 4).max(1)
-            } else {
-                (limit * 2).min(ring::BATCH)
+        } else {
+            self.fault = outcome.err();
+            // From now on the disk is one that a guest has seen.
+            self.shared.device.mark_served();
+        }
+        Ok(Next::Work)
+    }
+
+    /// How a turn ends, if there may be `more` heads to be taken.
+    fn rest(&self, more: bool) -> Turn {
+        if more || self.has_woken() { Turn::More } else { Turn::Idle }
+    }
+
+    /// Works off what was taken, as far as the share goes. True if it is used up.
+    fn work(
+        &mut self,
+        table: DescriptorTable,
+        memory: &GuestMemoryLoadGuard<Memory>,
+        lane: &mut Lane,
+    ) -> bool {
+        while self.parked.has_room()
+            && let Some(taken) = self.scratch.taken.pop_front()
+        {
+            let over = match self.begin(taken, table, memory, lane) {
+                Some(bytes) => self.share.spend(bytes),
+                None => self.share.is_over(),
             };
-            if bytes >= BATCH_BYTES {
-                return Ok(Turn::More);
-            }
-            if !any && !state.enable_notification().map_err(unreachable)? {
-                return Ok(Turn::Idle);
+            if over {
+                return true;
             }
         }
-        Ok(Turn::More)
+        // Also a guest that only moves its available index back and forth uses up its turn.
+        self.share.spend(0)
     }
 
-    /// Goes on with a request that waited.
-    pub(super) fn resume(&mut self, head: u16, lane: &mut Lane) {
-        let Some(in_flight) = self.waiting.get_mut(usize::from(head)).and_then(Option::take) else {
-            // Woken twice, and finished the first time.
-            return;
-        };
-        self.waiting_count -= 1;
-        self.poll(in_flight, lane);
-        if self.scratch.finished.is_empty() {
-            return;
-        }
-        let vring = self.vring.clone();
-        let mut state = vring.get_mut();
-        let memory = snapshot(&self.shared.memory);
-        if let Err(error) = self.publish(&mut state, &memory) {
-            self.break_down(error);
-        }
-    }
-
-    /// Works one request off, or leaves it waiting. Returns the bytes of data it moves.
+    /// Works one request off, or leaves it waiting. Returns the bytes of data that it moved, if
+    /// they say how much work that was.
     fn begin(
         &mut self,
         taken: Taken,
         table: DescriptorTable,
         memory: &GuestMemoryLoadGuard<Memory>,
         lane: &mut Lane,
-    ) -> u64 {
+    ) -> Option<u64> {
         let chain = &mut self.scratch.chain;
         let finished = match chain.read(memory, table, taken.head()) {
             Err(error) => {
@@ -231,8 +303,9 @@ impl<'d> QueueServer<'d> {
                     let payload = GuestBytes::new(memory.clone(), data);
                     match self.shared.device.request(op, sector, bytes, payload) {
                         Ok(io) => {
-                            self.poll(InFlight { taken, io, reply }, lane);
-                            return bytes;
+                            let extent = Extent { op, bytes };
+                            let ended = self.poll(InFlight { taken, io, reply, extent }, lane);
+                            return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                         }
                         Err(error) => {
                             self.report(taken.head(), &error);
@@ -254,18 +327,18 @@ impl<'d> QueueServer<'d> {
             },
         };
         self.scratch.finished.push(finished);
-        0
+        Some(0)
     }
 
-    fn poll(&mut self, mut in_flight: InFlight<'d>, lane: &mut Lane) {
+    /// Polls a request, which is finished or waits then. True if it is finished.
+    fn poll(&mut self, mut in_flight: InFlight<'d>, lane: &mut Lane) -> bool {
         let head = in_flight.taken.head();
         let waker = self.wakers[usize::from(head)]
             .get_or_insert_with(|| self.mailbox.waker(self.index, head));
         let done = match in_flight.io.poll(lane, &Context::from_waker(waker)) {
             Poll::Pending => {
-                self.waiting[usize::from(head)] = Some(in_flight);
-                self.waiting_count += 1;
-                return;
+                self.parked.put(in_flight);
+                return false;
             }
             Poll::Ready(done) => done,
         };
@@ -276,7 +349,7 @@ impl<'d> QueueServer<'d> {
                 Status::IoErr
             }
         };
-        let InFlight { taken, io, reply } = in_flight;
+        let InFlight { taken, io, reply, .. } = in_flight;
         let payload = io.into_payload();
         let finished = reply.finish(payload.memory(), taken, status);
         self.scratch.finished.push(finished);
@@ -285,6 +358,7 @@ impl<'d> QueueServer<'d> {
         if segments.capacity() != 0 && self.scratch.segments.len() < ring::BATCH {
             self.scratch.segments.push(segments);
         }
+        true
     }
 
     /// Gives the chain vectors again for those that a request took with it.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A [`Taken`] is made when a head is popped and ends in a [`Finished`], which the used ring
-//! consumes. Neither can be copied, and one that is lost on the way says so.
+//! consumes, or goes back to where it was taken from. Neither can be copied, and one that is lost
+//! on the way says so.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -41,6 +42,12 @@ impl Taken {
     }
 
     pub(super) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Puts the head back into the available ring, where it will be taken from again.
+    pub(super) fn put_back(mut self) -> u16 {
+        self.given_back = true;
         self.head
     }
 

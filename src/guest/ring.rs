@@ -5,6 +5,7 @@
 //! each used element by itself and does not know of `NO_INTERRUPT`; a batch with one interrupt
 //! needs both done here.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -66,24 +67,41 @@ pub(super) fn take_batch(
     memory: &Memory,
     heads: &mut Heads,
     limit: usize,
-    batch: &mut Vec<Taken>,
+    batch: &mut VecDeque<Taken>,
 ) -> Result<(), RingError> {
     let size = queue.size();
     let available = queue.iter(memory).map_err(|error| match error {
         virtio_queue::Error::InvalidAvailRingIndex => RingError::AvailableIndex,
         _ => RingError::Unreachable,
     })?;
+    let mut outcome = Ok(());
     for chain in available.take(limit) {
         let head = chain.head_index();
         if head >= size {
-            return Err(RingError::HeadOutOfRange(head));
+            outcome = Err(RingError::HeadOutOfRange(head));
+        } else if !heads.take(head) {
+            outcome = Err(RingError::HeadInFlight(head));
         }
-        if !heads.take(head) {
-            return Err(RingError::HeadInFlight(head));
+        if outcome.is_err() {
+            break;
         }
-        batch.push(Taken::new(head));
+        batch.push_back(Taken::new(head));
     }
-    Ok(())
+    if outcome.is_err() {
+        // The one that is wrong was not taken.
+        queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+    }
+    outcome
+}
+
+/// Puts the rest of what was taken last back into the available ring, as if it had not been taken.
+pub(super) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque<Taken>) {
+    // A ring has at most 32768 entries.
+    let count = rest.len() as u16;
+    queue.set_next_avail(queue.next_avail().wrapping_sub(count));
+    for taken in rest.drain(..) {
+        heads.give_back(taken.put_back());
+    }
 }
 
 /// Puts finished requests into the used ring and publishes them with one store of the index.

@@ -125,11 +125,7 @@ impl QueueThread<'_> {
                     number => self.kicked(number as usize),
                 }
             }
-            for (ring, head) in woken.drain(..) {
-                if let Some(queue) = self.queues.iter_mut().find(|queue| queue.index == ring) {
-                    queue.server.resume(head, &mut self.lane);
-                }
-            }
+            self.wake(&mut woken);
             for command in commands.drain(..) {
                 self.obey(command);
             }
@@ -142,6 +138,16 @@ impl QueueThread<'_> {
                 {
                     let _ = stopped.send(());
                 }
+            }
+        }
+    }
+
+    /// Tells the queues which of their requests woke up.
+    fn wake(&mut self, woken: &mut Vec<(usize, u16)>) {
+        for (ring, head) in woken.drain(..) {
+            if let Some((_, queue)) = find(&mut self.queues, ring) {
+                queue.server.wake(head);
+                queue.hot = true;
             }
         }
     }
@@ -189,7 +195,6 @@ impl QueueThread<'_> {
                     unwatch(&self.epoll, kick.as_raw_fd());
                 }
                 queue.server.stop();
-                queue.hot = false;
                 queue.stopped = Some(stopped);
             }
             Command::Pause { paused, resume } => {
@@ -201,7 +206,6 @@ impl QueueThread<'_> {
             Command::Quit => {
                 for queue in &mut self.queues {
                     queue.server.stop();
-                    queue.hot = false;
                 }
                 self.quitting = true;
             }
@@ -214,13 +218,14 @@ impl QueueThread<'_> {
         let mut events = [EpollEvent::default()];
         while !self.queues.iter().all(|queue| queue.server.is_drained()) {
             self.mailbox.take(&mut commands, &mut woken);
-            if woken.is_empty() {
+            self.wake(&mut woken);
+            if !self.queues.iter().any(|queue| queue.server.has_woken()) {
                 // Kicks wake this up as well; they stay readable, and the pause is short.
                 let _ = self.epoll.wait(1, &mut events);
             }
-            for (ring, head) in woken.drain(..) {
-                if let Some((_, queue)) = find(&mut self.queues, ring) {
-                    queue.server.resume(head, &mut self.lane);
+            for queue in &mut self.queues {
+                if queue.server.has_woken() {
+                    queue.server.go_on(&mut self.lane);
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! Chains, requests and rings against hand-laid guest memory.
+//! Chains, requests, rings and queues against hand-laid guest memory.
 
 mod chain;
 mod memory;
+mod queue;
 mod request;
 mod ring;
 

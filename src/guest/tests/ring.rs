@@ -1,9 +1,13 @@
+use std::collections::VecDeque;
+
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::super::memory::{Memory, for_tests};
 use super::super::request::Taken;
-use super::super::ring::{BATCH, Heads, RingError, put_batch, take_batch, wants_interrupt};
+use super::super::ring::{
+    BATCH, Heads, RingError, put_back, put_batch, take_batch, wants_interrupt,
+};
 use super::TABLE;
 
 const AVAIL: u64 = 0x10000;
@@ -33,7 +37,7 @@ fn take(
     memory: &Memory,
     heads: &mut Heads,
 ) -> (Vec<u16>, Result<(), RingError>) {
-    let mut batch = Vec::new();
+    let mut batch = VecDeque::new();
     let outcome = take_batch(queue, memory, heads, BATCH, &mut batch);
     let numbers = batch.into_iter().map(|taken| taken.finish(0).head).collect();
     (numbers, outcome)
@@ -55,7 +59,7 @@ fn heads_are_taken_in_batches_and_published_with_one_index() {
     queue.set_next_used(start);
     let all: Vec<u16> = (0..40).rev().collect();
     offer(&memory, start, &all);
-    let mut batch = Vec::new();
+    let mut batch = VecDeque::new();
     take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
     assert_eq!(batch.len(), BATCH);
     let mut finished: Vec<_> = batch.drain(..).map(|taken| taken.finish(513)).collect();
@@ -94,6 +98,26 @@ fn a_ring_that_makes_no_sense_is_an_error() {
 }
 
 #[test]
+fn what_is_put_back_is_taken_again_in_order() {
+    let map = for_tests(0, 1 << 20);
+    let shared = map.shared();
+    let memory = shared.memory();
+    let (mut queue, mut heads) = (queue(), Heads::new(SIZE));
+    let start = u16::MAX - 2;
+    queue.set_next_avail(start);
+    queue.set_next_used(start);
+    offer(&memory, start, &[9, 8, 7, 6, 5]);
+    let mut batch = VecDeque::new();
+    take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
+    let mut finished: Vec<_> = batch.drain(..2).map(|taken| taken.finish(0)).collect();
+    put_batch(&mut queue, &memory, &mut heads, &mut finished).unwrap();
+    put_back(&mut queue, &mut heads, &mut batch);
+    assert_eq!((batch.len(), queue.next_avail()), (0, queue.next_used()));
+    let (again, outcome) = take(&mut queue, &memory, &mut heads);
+    assert_eq!((again, outcome), (vec![7, 6, 5], Ok(())));
+}
+
+#[test]
 fn a_head_can_be_taken_again_once_it_was_given_back() {
     let map = for_tests(0, 1 << 20);
     let shared = map.shared();
@@ -101,7 +125,7 @@ fn a_head_can_be_taken_again_once_it_was_given_back() {
     let (mut queue, mut heads) = (queue(), Heads::new(SIZE));
     for round in 0..200 {
         offer(&memory, round, &[7]);
-        let mut batch = Vec::new();
+        let mut batch = VecDeque::new();
         take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
         let mut finished = batch.drain(..).map(|taken: Taken| taken.finish(1)).collect();
         put_batch(&mut queue, &memory, &mut heads, &mut finished).unwrap();

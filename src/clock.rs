@@ -1,0 +1,132 @@
+//! Time, looked at seldom: shares of a thread's time, and a clock that is cheap and coarse.
+
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Most work between two looks at the clock, in bytes: some ten microseconds with a fast codec.
+const MAX_STRIDE: u64 = 64 * 1024;
+/// Least work that a share takes into account, in bytes: a sector.
+pub const MIN_WORK: u64 = 512;
+/// Looks at the clock that a share is meant to take.
+const LOOKS: u32 = 8;
+
+/// A share of a thread's time.
+///
+/// Work is counted in bytes, and the clock looked at only after so many of them as lately took an
+/// eighth of the share: with a fast codec after every 64 KiB, with a slow one after every page.
+#[derive(Debug)]
+pub struct Share {
+    limit: Duration,
+    /// Start of the share and the last look, from the first look on.
+    looks: Option<(Instant, Instant)>,
+    /// Work since the last look, in bytes.
+    unseen: u64,
+    /// Work after which the clock is looked at next, in bytes.
+    stride: u64,
+}
+
+impl Share {
+    /// Shares of `limit` each, of work that is looked at after `stride` bytes at first. The first
+    /// one begins with the first look at the clock.
+    pub fn new(limit: Duration, stride: u64) -> Self {
+        Self { limit, looks: None, unseen: 0, stride }
+    }
+
+    /// Begins a new share. How fast the work goes is remembered.
+    pub fn begin(&mut self) {
+        self.unseen = 0;
+        // Fast work need not be timed from its first byte: most shares end before the first look.
+        self.looks = None;
+        if self.stride < MAX_STRIDE {
+            self.start();
+        }
+    }
+
+    /// Begins a new share, timed from this moment on.
+    pub fn start(&mut self) {
+        let now = Instant::now();
+        self.unseen = 0;
+        self.looks = Some((now, now));
+    }
+
+    /// Notes that `work` bytes were worked off. True if the share is used up.
+    pub fn spend(&mut self, work: u64) -> bool {
+        self.unseen += work.max(MIN_WORK);
+        self.unseen >= self.stride && self.learn()
+    }
+
+    /// Whether the share is used up, by the clock. To be asked after work of which the bytes do
+    /// not say how much it was.
+    pub fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        self.unseen = 0;
+        let (began, _) = *self.looks.get_or_insert((now, now));
+        self.looks = Some((began, now));
+        now.duration_since(began) >= self.limit
+    }
+
+    #[cold]
+    fn learn(&mut self) -> bool {
+        let (work, last) = (self.unseen, self.looks.map(|(_, last)| last));
+        let over = self.is_over();
+        if let (Some(last), Some((_, now))) = (last, self.looks) {
+            let took = now.duration_since(last).as_nanos().max(1);
+            let stride = u128::from(work) * (self.limit / LOOKS).as_nanos() / took;
+            self.stride = stride.clamp(u128::from(MIN_WORK), u128::from(MAX_STRIDE)) as u64;
+        }
+        over
+    }
+}
+
+/// Time since some moment in the past, some milliseconds exact: what it takes is a few nanoseconds
+/// on any machine.
+pub fn coarse() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_without_time_is_over_after_each_piece_of_work() {
+        let mut share = Share::new(Duration::ZERO, MIN_WORK);
+        for _ in 0..3 {
+            share.begin();
+            assert!(share.spend(1));
+        }
+        let mut endless = Share::new(Duration::MAX, MIN_WORK);
+        endless.begin();
+        assert!((0..100_000).all(|_| !endless.spend(4096)));
+        assert!(!endless.is_over());
+    }
+
+    #[test]
+    fn slow_work_is_looked_at_more_often_and_fast_work_less() {
+        let limit = Duration::from_secs(1000);
+        let mut share = Share::new(limit, 4096);
+        share.begin();
+        share.spend(4096);
+        assert_eq!(share.stride, MAX_STRIDE, "4096 bytes in an instant");
+        share.begin();
+        assert!(share.looks.is_none(), "fast work is not timed from the start");
+        // 64 KiB that took the whole share: the next look comes after an eighth of them.
+        let began = Instant::now().checked_sub(limit).unwrap();
+        share.looks = Some((began, began));
+        assert!(share.spend(MAX_STRIDE));
+        assert!((MAX_STRIDE / 8 - 64..=MAX_STRIDE / 8).contains(&share.stride), "{share:?}");
+        share.begin();
+        assert!(share.looks.is_some());
+    }
+
+    #[test]
+    fn the_coarse_clock_goes_forward() {
+        let (before, began) = (coarse(), Instant::now());
+        assert!(before > Duration::ZERO);
+        while coarse() == before {
+            assert!(began.elapsed() < Duration::from_secs(60), "it stands still");
+        }
+        assert!(coarse() > before);
+    }
+}

@@ -1,0 +1,98 @@
+//! The requests of a queue that wait: for a slot, for the engine, or for their turn.
+
+use super::request::{GuestBytes, Reply, Taken};
+use crate::device::{Io, Op};
+
+/// Most bytes that the parked requests of a queue move, and most of them there are. A queue that
+/// has more takes no heads until some of them are finished.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound {
+    /// Data bytes. One request more may be let in when there are fewer, whatever its size.
+    pub(super) bytes: u64,
+    /// Requests.
+    pub(super) count: usize,
+}
+
+impl Default for Bound {
+    fn default() -> Self {
+        // Enough to keep an engine busy: four of the largest requests that guests usually make, or
+        // as many small ones as a ring usually has.
+        Self { bytes: 4 << 20, count: 256 }
+    }
+}
+
+/// What a request does, as far as anybody has to know who does not do it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extent {
+    pub(super) op: Op,
+    /// Length of the range.
+    pub(super) bytes: u64,
+}
+
+impl Extent {
+    /// Bytes of guest memory that are read or written. A discard has a range and moves nothing.
+    fn moved(&self) -> u64 {
+        match self.op {
+            Op::Read | Op::Write => self.bytes,
+            Op::Discard | Op::WriteZeroes => 0,
+        }
+    }
+}
+
+/// A request that was begun, and how it will be answered.
+pub(super) struct InFlight<'d> {
+    pub(super) taken: Taken,
+    pub(super) io: Io<'d, GuestBytes>,
+    pub(super) reply: Reply,
+    pub(super) extent: Extent,
+}
+
+/// The parked requests of one queue, by their heads.
+pub(super) struct Parked<'d> {
+    places: Vec<Option<InFlight<'d>>>,
+    count: usize,
+    /// Data bytes that all of them move.
+    bytes: u64,
+    bound: Bound,
+}
+
+impl<'d> Parked<'d> {
+    pub(super) fn new(bound: Bound) -> Self {
+        Self { places: Vec::new(), count: 0, bytes: 0, bound }
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_bound(&mut self, bound: Bound) {
+        self.bound = bound;
+    }
+
+    /// Makes place for the heads of a ring of `size`; nothing may be parked.
+    pub(super) fn resize(&mut self, size: u16) {
+        debug_assert!(self.is_empty());
+        self.places.resize_with(usize::from(size), || None);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether one more request may be begun.
+    pub(super) fn has_room(&self) -> bool {
+        self.count == 0 || (self.count < self.bound.count && self.bytes < self.bound.bytes)
+    }
+
+    pub(super) fn put(&mut self, in_flight: InFlight<'d>) {
+        self.count += 1;
+        self.bytes += in_flight.extent.moved();
+        let head = usize::from(in_flight.taken.head());
+        self.places[head] = Some(in_flight);
+    }
+
+    /// Takes a request out, if one with this head is parked.
+    pub(super) fn take(&mut self, head: u16) -> Option<InFlight<'d>> {
+        let in_flight = self.places.get_mut(usize::from(head))?.take()?;
+        self.count -= 1;
+        self.bytes -= in_flight.extent.moved();
+        Some(in_flight)
+    }
+}
