@@ -118,7 +118,7 @@ fn grow(
     }
     let freed = start.elapsed();
     let start = Instant::now();
-    pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::Busy);
+    pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::Busy, || true);
     Ok([stored, freed, start.elapsed()])
 }
 

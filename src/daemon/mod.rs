@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -19,8 +19,9 @@ use nix::sys::signal::{SigSet, Signal};
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::socket::{Bound, SocketError};
-use crate::device::{Compactor, Device, DeviceConfig, DeviceError, Effort};
+use crate::device::{Compaction, Device, DeviceConfig, DeviceError};
 use crate::guest::{GuestOptions, Server, SessionEnd};
+use crate::sync;
 use crate::upkeep::{Host, Upkeep};
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once.
@@ -104,7 +105,8 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     let device = Arc::new(Device::new(&settings.device)?);
     let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
     let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
-    watch_signals(signals, Arc::clone(&stop), Arc::clone(&device));
+    let upkeep = Arc::new(Mutex::new(Some(upkeep)));
+    watch_signals(signals, Arc::clone(&stop), Arc::clone(&device), Arc::clone(&upkeep));
     if let Some(path) = &settings.load {
         let stopped = || is_readable(stop.as_fd());
         let loaded = load::load(&device, path, stopped)
@@ -124,6 +126,8 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     ));
     let server = Server::new(Arc::clone(&device), settings.guest.clone());
     let ended = serve(source, &server, stop.as_fd());
+    // Taken out first: its end is waited for, and signals are not.
+    let upkeep = sync::lock(&upkeep).take();
     drop(upkeep);
     say(format_args!("summary: {}", device.report()));
     ended
@@ -231,14 +235,23 @@ fn block_signals() -> nix::Result<SigSet> {
 }
 
 /// A thread that turns signals into a stop, a line of statistics, or a compaction.
-fn watch_signals(signals: SigSet, stop: Arc<EventFd>, device: Arc<Device>) {
+fn watch_signals(
+    signals: SigSet,
+    stop: Arc<EventFd>,
+    device: Arc<Device>,
+    upkeep: Arc<Mutex<Option<Upkeep>>>,
+) {
     thread::spawn(move || {
         loop {
             match signals.wait() {
                 Ok(Signal::SIGUSR1) => say(format_args!("stats: {}", device.report())),
                 Ok(Signal::SIGUSR2) => {
-                    let done = device.compact(&mut Compactor::default(), Effort::Full);
-                    say(format_args!("compacted: pages={} objects={}", done.pages, done.moves));
+                    let told = |done: Compaction| {
+                        say(format_args!("compacted: pages={} objects={}", done.pages, done.moves));
+                    };
+                    if let Some(upkeep) = &*sync::lock(&upkeep) {
+                        upkeep.compact(told);
+                    }
                 }
                 Ok(_) => {
                     if let Err(errno) = stop.write(1) {

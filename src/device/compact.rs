@@ -1,8 +1,10 @@
 //! Moving objects while requests are served: what compaction has to know of slots.
 
+use std::sync::Mutex;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
-use super::Device;
+use super::{Device, IoError};
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
 use crate::store::Place;
 use crate::sync;
@@ -10,8 +12,17 @@ use crate::sync;
 /// Bytes that a writer who meets a limit gives back at least, before it stores its own page.
 const RECLAIM_BYTES: u64 = 64 * 1024;
 
-/// Objects that it moves for that at most: some hundred microseconds.
+/// Objects that it looks at for that at most: some hundred microseconds.
 const RECLAIM_MOVES: u64 = 1024;
+
+/// Times that it tries, as long as anybody gives memory back.
+const RECLAIM_ROUNDS: usize = 4;
+
+/// Most that the table grows by at once, in bytes.
+const TABLE_STEP: u64 = 32 * 1024;
+
+/// Least time between two looks at the host because it was short.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a series of compactions remembers.
 #[derive(Debug, Default)]
@@ -19,11 +30,24 @@ pub struct Compactor {
     last: LastRound,
 }
 
+/// How to find out what the host can bear.
+pub(super) struct HostWatch {
+    spare: Box<dyn Fn() -> Option<u64> + Send + Sync>,
+    /// When it was last done.
+    looked: Mutex<Instant>,
+}
+
 impl Device {
     /// Moves objects out of sparse pages and gives the pages back to the host, while requests go
-    /// on. Slots in use are passed over, not waited for.
-    pub fn compact(&self, compactor: &mut Compactor, effort: Effort) -> Compaction {
-        self.pool.compact(effort, &mut compactor.last, |owner, from| self.relocate(owner, from))
+    /// on. Slots in use are passed over, not waited for. `go_on` is asked every now and then.
+    pub fn compact(
+        &self,
+        compactor: &mut Compactor,
+        effort: Effort,
+        go_on: impl FnMut() -> bool,
+    ) -> Compaction {
+        let relocate = |owner, from| self.relocate(owner, from);
+        self.pool.compact(effort, &mut compactor.last, relocate, go_on)
     }
 
     /// Who is woken when something was stored or freed, once for each [`Device::answer`].
@@ -36,21 +60,77 @@ impl Device {
         self.pool.answer()
     }
 
-    /// The host can bear `bytes` more than the disk has now. Writes that need more fail.
-    pub fn allow_more(&self, bytes: u64) {
-        self.pool.allow_more(bytes);
+    /// From now on the disk takes no more than `spare` says, in bytes, each time that somebody
+    /// looks. Writes that need more fail. To be set once.
+    pub fn watch_host(&self, spare: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+        let looked = Mutex::new(Instant::now());
+        if self.host.set(HostWatch { spare: Box::new(spare), looked }).is_ok() {
+            self.look_at_host();
+        }
     }
 
-    /// Stores an object for the slot `index`. Where a limit is reached, it first compacts.
+    /// Looks what the host can bear.
+    pub fn look_at_host(&self) {
+        let Some(host) = self.host.get() else { return };
+        *sync::lock(&host.looked) = Instant::now();
+        if let Some(bytes) = (host.spare)() {
+            self.pool.allow_more(bytes);
+        }
+    }
+
+    /// Looks again, since it was short when somebody last did, unless that was just now.
+    fn look_again(&self) {
+        let due = |host: &HostWatch| sync::lock(&host.looked).elapsed() >= LOOK_AGAIN;
+        if self.host.get().is_some_and(due) {
+            self.look_at_host();
+        }
+    }
+
+    /// Makes the slot `index` exist.
+    pub(super) fn ensure(&self, index: u64) -> Result<(), IoError> {
+        if self.table.exists(index) {
+            return Ok(());
+        }
+        if !self.pool.host_has(TABLE_STEP) {
+            self.look_again();
+            if !self.pool.host_has(TABLE_STEP) {
+                self.reclaim();
+            }
+            if !self.pool.host_has(TABLE_STEP) {
+                return Err(PoolError::HostShort.into());
+            }
+        }
+        let grown = self
+            .table
+            .ensure(index)
+            .or_else(|error| if self.reclaim() { self.table.ensure(index) } else { Err(error) })?;
+        self.pool.add_beside(grown);
+        Ok(())
+    }
+
+    /// Stores an object for the slot `index`. Where there is no room, it first compacts.
     pub(super) fn store(&self, index: u64, bytes: &[u8]) -> Result<Place, PoolError> {
         // Slots are numbered in 32 bits: a disk has less than 16 TiB.
         let owner = index as u32;
-        match self.pool.store(bytes, owner) {
-            Err(PoolError::Limit { .. } | PoolError::HostShort) if self.reclaim() => {
-                self.pool.store(bytes, owner)
+        let mut refused = match self.pool.store(bytes, owner) {
+            Ok(place) => return Ok(place),
+            Err(refused) => refused,
+        };
+        for _ in 0..RECLAIM_ROUNDS {
+            if matches!(refused, PoolError::HostShort) {
+                self.look_again();
             }
-            stored => stored,
+            let progress = self.reclaim();
+            // Also without: what other threads had at hand is free now, and they free more.
+            match self.pool.store(bytes, owner) {
+                Ok(place) => return Ok(place),
+                Err(again) => refused = again,
+            }
+            if !progress {
+                break;
+            }
         }
+        Err(refused)
     }
 
     /// Gives back what can be had without much work. True if that was anything, or if another
@@ -62,8 +142,8 @@ impl Device {
             return true;
         };
         let effort = Effort::Enough { bytes: RECLAIM_BYTES, moves: RECLAIM_MOVES };
-        let done = self.pool.compact(effort, &mut last, |owner, from| self.relocate(owner, from));
-        done.pages > 0
+        let relocate = |owner, from| self.relocate(owner, from);
+        self.pool.compact(effort, &mut last, relocate, || true).pages > 0
     }
 
     /// Moves the object at `from` to a lower place, if `owner` names it and is not locked.

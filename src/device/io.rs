@@ -371,7 +371,7 @@ impl<'d, P: Payload> Io<'d, P> {
         if self.prepared.is_none() {
             // The guest may change its buffer at any time: one copy, and all that follows from it.
             self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
-            device.table.ensure(index)?;
+            device.ensure(index)?;
             let same = device.encode_same(index, lane)?;
             if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
                 self.offload.compress(lane.compress_later(), index, cx);

@@ -13,10 +13,11 @@ mod page;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 pub use self::compact::Compactor;
+use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, IoError, Op, Payload, PayloadFault};
 pub use self::page::Lane;
@@ -33,7 +34,7 @@ use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 /// What a device is made of; fixed for its life.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceConfig {
-    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 1 GiB less than 16 TiB.
+    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 8 GiB less than 16 TiB.
     pub size: u64,
     /// The codec of all writes.
     pub codec: CodecSpec,
@@ -67,8 +68,8 @@ pub enum DeviceError {
     Store(#[from] StoreError),
 }
 
-/// Largest disk in bytes: as many pages as twice their raw bytes of address space fit in an arena.
-const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (1 << 30);
+/// Largest disk in bytes: twice its bytes and what all classes have beside fit in an arena.
+const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (8 << 30);
 
 /// Lanes that are told apart where turns are taken.
 const MOST_LANES: usize = 64;
@@ -80,6 +81,7 @@ pub struct Device {
     pool: Pool,
     /// Held by a writer that compacts because a limit is reached.
     reclaiming: Mutex<LastRound>,
+    host: OnceLock<HostWatch>,
     codec: Codec,
     engine: Engine,
     lanes: AtomicUsize,
@@ -108,6 +110,7 @@ impl Device {
             table,
             pool: Pool::new(arena, pages, limit),
             reclaiming: Mutex::default(),
+            host: OnceLock::new(),
             engine: Engine::start(&codec, &config.engine)?,
             lanes: AtomicUsize::new(0),
             codec,

@@ -47,7 +47,7 @@ impl<'d, P: Payload> Io<'d, P> {
         if self.op == Op::WriteZeroes && device.table.peek(index) == Some(Content::Empty) {
             return Poll::Ready(Ok(()));
         }
-        device.table.ensure(index)?;
+        device.ensure(index)?;
         let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx)) else {
             unreachable!("the slot was made to exist");
         };

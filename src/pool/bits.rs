@@ -63,7 +63,7 @@ impl Bits {
         Some(word * 64 + highest(self.words[word]))
     }
 
-    /// Removes all members from `len` on, and their memory.
+    /// Removes all members from `len` on.
     pub(super) fn truncate(&mut self, len: usize) {
         while let Some(number) = self.last_below(usize::MAX).filter(|number| *number >= len) {
             self.clear(number);

@@ -1,10 +1,11 @@
 //! A size class: all objects of one shape.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::bits::Bits;
 use super::budget::Budget;
-use super::layout::{Shape, region_of};
+use super::layout::{SPAN_OBJECTS, Shape, region_of};
 use super::region::Regions;
 use super::span::Span;
 use super::{PoolError, RebuildError};
@@ -36,6 +37,15 @@ pub(super) struct Number {
 impl Number {
     /// Above all objects.
     pub(super) const END: Number = Number { span: usize::MAX, object: 0 };
+}
+
+/// An object that may be moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) number: Number,
+    pub(super) place: Place,
+    /// Who has it, if it has an owner at all.
+    pub(super) owner: u32,
 }
 
 /// The state of a class, in numbers.
@@ -107,12 +117,39 @@ impl Class {
         };
         let object = self.spans[span].first_free();
         let Some(object) = object else { unreachable!("an open span has a free object") };
-        let committed = self.commit(Number { span, object }, common);
-        if let Err(error) = committed {
+        let number = Number { span, object };
+        if let Err(error) = self.commit(number, common) {
             self.drop_bare_end(common.regions);
-            return Err(error);
+            // Higher up there may be a hole that costs no memory.
+            let other = self.first_committed(Number::END).ok_or(error)?;
+            return Ok(self.take(other));
         }
-        Ok(self.take(Number { span, object }))
+        Ok(self.take(number))
+    }
+
+    /// The lowest place below `end` that is not in use and whose memory is committed. Slow: for
+    /// when memory is short.
+    fn first_committed(&self, end: Number) -> Option<Number> {
+        if self.load().excess == 0 {
+            return None;
+        }
+        for (number, span) in self.spans.iter().enumerate() {
+            if number > end.span {
+                return None;
+            }
+            if span.is_full() || span.pages() == 0 {
+                continue;
+            }
+            let is_free = |object: &u32| {
+                let mut pages = self.shape.pages_of(*object);
+                !span.is_used(*object) && pages.all(|page| span.is_committed(page))
+            };
+            if let Some(object) = (0..SPAN_OBJECTS).find(is_free) {
+                let found = Number { span: number, object };
+                return (found < end).then_some(found);
+            }
+        }
+        None
     }
 
     /// Takes the lowest place that is not in use and whose memory is committed already, if that is
@@ -132,14 +169,17 @@ impl Class {
         place: Place,
         common: Common<'_>,
     ) -> Result<Option<Place>, PoolError> {
-        let limit = self.find(place, common.regions);
+        let Some(limit) = self.find(place, common.regions) else { return Ok(None) };
         let Some(span) = self.open.first() else { return Ok(None) };
         let Some(object) = self.spans[span].first_free() else { return Ok(None) };
-        if limit.is_none_or(|limit| Number { span, object } >= limit) {
+        let mut number = Number { span, object };
+        if number >= limit {
             return Ok(None);
         }
-        self.commit(Number { span, object }, common)?;
-        Ok(Some(self.take(Number { span, object })))
+        if let Err(error) = self.commit(number, common) {
+            number = self.first_committed(limit).ok_or(error)?;
+        }
+        Ok(Some(self.take(number)))
     }
 
     /// Frees the object at `place`. Its memory stays until it is trimmed, or used again.
@@ -154,35 +194,61 @@ impl Class {
     }
 
     /// Gives pages without objects back to the host, those of the highest spans first, until there
-    /// are at most `keep` pages more than needed. Returns how many were given back.
-    pub(super) fn trim(&mut self, keep: u64, common: Common<'_>) -> std::io::Result<u64> {
+    /// are at most `keep` pages more than needed, or `most` were given back or found not to be
+    /// bare. Returns how many were given back, and whether it got to the end.
+    pub(super) fn trim(
+        &mut self,
+        keep: u64,
+        most: u64,
+        common: Common<'_>,
+    ) -> std::io::Result<(u64, bool)> {
         let before = self.pages;
-        let mut end = usize::MAX;
+        let (mut end, mut spans) = (usize::MAX, 0);
+        let mut over = true;
         while self.load().excess > keep
             && let Some(span) = self.loose.last_below(end)
         {
+            let given = before - self.pages;
+            if given + spans >= most {
+                over = false;
+                break;
+            }
             end = span;
-            if self.trim_span(span, keep, common)? {
+            spans += 1;
+            let least = self.load().excess.saturating_sub(most - given);
+            if self.trim_span(span, keep.max(least), common)? {
                 self.loose.clear(span);
+            } else if least > keep {
+                over = false;
+                break;
             }
         }
         self.drop_bare_end(common.regions);
-        Ok(before - self.pages)
+        Ok((before - self.pages, over))
     }
 
-    /// The highest objects in use below `end`, highest first, at most as many as fit in `into`
-    /// (which is emptied first).
-    pub(super) fn uppermost(&self, mut end: Number, most: usize, into: &mut Vec<(Number, Place)>) {
+    /// The highest objects in use below `end`, highest first, at most `most` of them, with the
+    /// numbers of their owners. Those are read here, where nobody trims: an object in use lies on
+    /// pages that exist.
+    pub(super) fn uppermost(
+        &self,
+        mut end: Number,
+        most: usize,
+        arena: &Arena,
+        into: &mut Vec<Candidate>,
+    ) {
         into.clear();
         while into.len() < most {
             if end.object == 0 || end.span >= self.spans.len() {
                 let Some(span) = end.span.min(self.spans.len()).checked_sub(1) else { return };
-                end = Number { span, object: super::layout::SPAN_OBJECTS };
+                end = Number { span, object: SPAN_OBJECTS };
             }
             let found = self.spans[end.span].last_used_below(end.object);
             end.object = found.unwrap_or(0);
             if let Some(object) = found {
-                into.push((end, self.place(Number { span: end.span, object })));
+                let place = self.place(Number { span: end.span, object });
+                let owner = arena.tag(place).load(Ordering::Relaxed);
+                into.push(Candidate { number: end, place, owner });
             }
         }
     }
@@ -295,10 +361,12 @@ impl Class {
         }
         let missing = runs(needed.clone(), |page| !span.is_committed(page));
         for run in missing {
-            // Ahead only where the class grows, not in the holes of a span.
+            // Ahead only where the class grows, not in the holes of lower spans.
             let mut ahead = run.end;
-            if run.end == needed.end {
-                let most = run.end + (self.pages / SPARE_PART).min(MOST_AHEAD) as u32;
+            let more = (self.pages / SPARE_PART).min(MOST_AHEAD);
+            let grows = run.end == needed.end && number.span + 1 == self.spans.len();
+            if grows && common.budget.is_roomy(more * HOST_PAGE) {
+                let most = run.end + more as u32;
                 let span = &self.spans[number.span];
                 let most = most.min(self.shape.span_pages());
                 while ahead < most && !span.is_committed(ahead) {
@@ -323,7 +391,12 @@ impl Class {
     ) -> Result<(), PoolError> {
         let bytes = pages.len() as u64 * HOST_PAGE;
         common.budget.reserve(bytes)?;
-        if let Err(error) = common.arena.commit(self.page_offset(span, pages.start), bytes) {
+        let offset = self.page_offset(span, pages.start);
+        if let Err(error) = common.arena.commit(offset, bytes) {
+            // Some of the pages may exist now. Nobody would know of them.
+            if let Err(error) = common.arena.decommit(offset, bytes) {
+                log::warn!("{bytes} bytes that are not used cannot be given back: {error}");
+            }
             common.budget.release(bytes);
             return Err(error.into());
         }

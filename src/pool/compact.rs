@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::class::{Load, Number};
+use super::class::{Candidate, Load, Number};
 use super::layout::TAG_BYTES;
 use super::objects::Pool;
 use crate::store::{HOST_PAGE, Place};
@@ -11,6 +11,10 @@ use crate::sync;
 
 /// Candidates looked at under one hold of a class's mutex.
 const BATCH: usize = 32;
+
+/// Pages given back, or spans looked at, under one hold of a class's mutex: some hundred
+/// microseconds.
+const TRIM: u64 = 64;
 
 /// How hard a compaction tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,11 +25,11 @@ pub enum Effort {
     Upkeep,
     /// All there is.
     Full,
-    /// Until this many bytes are given back, at the price of so many moves.
+    /// Until this many bytes are given back, or so many objects were looked at.
     Enough {
         /// Bytes that are wanted.
         bytes: u64,
-        /// Objects that may be moved for them.
+        /// Objects that may be looked at for them.
         moves: u64,
     },
 }
@@ -63,12 +67,14 @@ impl Pool {
     ///
     /// `relocate` is called with the number of an object's owner and the object's place, without
     /// any of the pool's locks. It has to lock the owner, see that the owner does name this place
-    /// (else the object is [`Move::Busy`]), and call [`Pool::relocate`].
+    /// (else the object is [`Move::Busy`]), and call [`Pool::relocate`]. `go_on` is asked every
+    /// now and then, also without locks, whether to.
     pub fn compact(
         &self,
         effort: Effort,
         last: &mut LastRound,
-        mut relocate: impl FnMut(u32, Place) -> Move,
+        relocate: impl FnMut(u32, Place) -> Move,
+        go_on: impl FnMut() -> bool,
     ) -> Compaction {
         let changes = self.loads().map(|load| load.changes);
         let rests: Vec<bool> =
@@ -81,24 +87,30 @@ impl Pool {
             self.loads().enumerate().filter(|(_, load)| load.excess > 0).collect();
         wasting.sort_unstable_by_key(|(_, load)| std::cmp::Reverse(load.excess));
         let more = effort == Effort::Upkeep && !all_rest;
-        let mut done = Compaction { more, ..Compaction::default() };
-        let (enough, mut moves) = match effort {
-            Effort::Enough { bytes, moves } => (bytes.div_ceil(HOST_PAGE), moves),
-            Effort::Upkeep | Effort::Full => (u64::MAX, u64::MAX),
+        let mut run = Run {
+            pool: self,
+            done: Compaction { more, ..Compaction::default() },
+            wanted: u64::MAX,
+            tries: u64::MAX,
+            relocate,
+            go_on,
         };
+        if let Effort::Enough { bytes, moves } = effort {
+            (run.wanted, run.tries) = (bytes.div_ceil(HOST_PAGE), moves);
+        }
         for (class, load) in wasting {
             let (threshold, keep) = match effort {
                 Effort::Upkeep if !rests[class] => (2 * load.spare() + 2, load.spare() + 1),
                 _ => (0, 0),
             };
             if load.excess > threshold {
-                let pages = self.compact_class(class, keep, &mut moves, &mut done, &mut relocate);
-                done.pages += pages;
+                run.class(class, keep);
             }
-            if done.pages >= enough {
+            if run.is_over() {
                 break;
             }
         }
+        let done = run.done;
         self.pages_compacted.fetch_add(done.pages, Ordering::Relaxed);
         last.changes = self.loads().map(|load| load.changes).collect();
         done
@@ -120,58 +132,81 @@ impl Pool {
     pub fn vacate(&self, from: Place, length: usize) {
         self.free_at_once(from, length);
     }
+}
 
-    /// Brings one class down to `keep` pages more than it needs. Returns the pages given back.
-    fn compact_class(
-        &self,
-        number: usize,
-        keep: u64,
-        moves: &mut u64,
-        done: &mut Compaction,
-        relocate: &mut impl FnMut(u32, Place) -> Move,
-    ) -> u64 {
-        let mut pages = self.trim_class(number, keep);
+/// One compaction under way.
+struct Run<'p, R, G> {
+    pool: &'p Pool,
+    done: Compaction,
+    /// Pages after which it is over.
+    wanted: u64,
+    /// Objects that may still be looked at.
+    tries: u64,
+    relocate: R,
+    go_on: G,
+}
+
+impl<R: FnMut(u32, Place) -> Move, G: FnMut() -> bool> Run<'_, R, G> {
+    fn is_over(&self) -> bool {
+        self.done.pages >= self.wanted || self.tries == 0
+    }
+
+    /// Brings one class down to `keep` pages more than it needs.
+    fn class(&mut self, number: usize, keep: u64) {
+        self.trim(number, keep);
         let mut batch = Vec::with_capacity(BATCH);
         let mut end = Number::END;
-        loop {
-            let class = sync::lock(&self.classes[number]);
+        while !self.is_over() {
+            let class = sync::lock(&self.pool.classes[number]);
             if class.load().excess <= keep {
-                return pages;
+                return;
             }
-            class.uppermost(end, BATCH, &mut batch);
+            class.uppermost(end, BATCH, &self.pool.arena, &mut batch);
             drop(class);
-            let mut packed = batch.is_empty();
-            for (object, place) in batch.drain(..) {
-                end = object;
-                if *moves == 0 {
-                    packed = true;
-                    break;
-                }
-                let owner = self.arena.tag(place).load(Ordering::Relaxed);
-                match relocate(owner, place) {
-                    Move::Moved => {
-                        done.moves += 1;
-                        *moves -= 1;
-                    }
-                    Move::Busy => done.more = true,
-                    Move::NoPlace => {
-                        packed = true;
-                        break;
-                    }
-                }
-            }
-            pages += self.trim_class(number, keep);
+            let Some(lowest) = batch.last() else { return };
+            end = lowest.number;
+            let packed = !self.moves(&batch);
+            self.trim(number, keep);
             if packed {
-                return pages;
+                return;
+            }
+            if !(self.go_on)() {
+                self.tries = 0;
             }
         }
     }
 
-    fn trim_class(&self, number: usize, keep: u64) -> u64 {
-        let trimmed = sync::lock(&self.classes[number]).trim(keep, self.common());
-        trimmed.unwrap_or_else(|error| {
-            log::warn!("memory cannot be given back to the host: {error}");
-            0
-        })
+    /// Moves objects as far as they can be. False if nothing lower is free.
+    fn moves(&mut self, batch: &[Candidate]) -> bool {
+        for candidate in batch {
+            if self.tries == 0 {
+                return true;
+            }
+            self.tries -= 1;
+            match (self.relocate)(candidate.owner, candidate.place) {
+                Move::Moved => self.done.moves += 1,
+                Move::Busy => self.done.more = true,
+                Move::NoPlace => return false,
+            }
+        }
+        true
+    }
+
+    /// Trims a class, a bit at a time: others wait for its mutex.
+    fn trim(&mut self, number: usize, keep: u64) {
+        loop {
+            let most = TRIM.min(self.wanted.saturating_sub(self.done.pages));
+            let mut class = sync::lock(&self.pool.classes[number]);
+            let trimmed = class.trim(keep, most, self.pool.common());
+            drop(class);
+            let (pages, over) = trimmed.unwrap_or_else(|error| {
+                log::warn!("memory cannot be given back to the host: {error}");
+                (0, true)
+            });
+            self.done.pages += pages;
+            if over || self.is_over() {
+                return;
+            }
+        }
     }
 }

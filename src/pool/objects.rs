@@ -63,9 +63,9 @@ impl Pool {
         }
     }
 
-    /// Address space that a pool needs so that `bytes` bytes of pages fit however they are
-    /// distributed over classes, and while they move: twice the bytes, and two regions for each
-    /// class.
+    /// Address space for a pool of `bytes` bytes of pages, however they are distributed over classes:
+    /// twice the bytes, and two regions for each class. A class gives a region back when nothing
+    /// lies in it or above it, so this is a wide margin and no proof.
     pub fn address_space_for(bytes: u64) -> u64 {
         let classes = Classes::for_pages(bytes / PAGE_SIZE as u64).count() as u64;
         bytes.saturating_mul(2).saturating_add(2 * classes * REGION_BYTES)
@@ -169,6 +169,17 @@ impl Pool {
     /// The host can bear `bytes` more than are committed now; writes that need more are refused.
     pub fn allow_more(&self, bytes: u64) {
         self.budget.allow_more(bytes);
+    }
+
+    /// Whether the host can bear `bytes` more.
+    pub fn host_has(&self, bytes: u64) -> bool {
+        self.budget.host_has(bytes)
+    }
+
+    /// Counts bytes that were committed for the same disk beside the arena: against what the host
+    /// can bear, not against the limit.
+    pub fn add_beside(&self, bytes: u64) {
+        self.budget.add_beside(bytes);
     }
 
     /// What the pool takes now.

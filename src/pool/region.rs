@@ -1,8 +1,8 @@
 //! Regions: pieces of the arena's address space, each of one class at a time.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use super::PoolError;
 use super::layout::REGION_BYTES;
@@ -12,9 +12,16 @@ use crate::sync;
 /// gets it.
 pub(super) struct Regions {
     /// For each region 0, or 1 + class in the low half and its position in the class in the high.
-    owners: Box<[AtomicU64]>,
+    /// In pieces that are made when they are first needed: a disk of 16 TiB has two million.
+    owners: Box<[OnceLock<Box<Piece>>]>,
+    count: u32,
     free: Mutex<Free>,
 }
+
+/// Regions whose owners are noted in one piece: 64 GiB of address space.
+const PIECE: usize = 4096;
+
+type Piece = [AtomicU64; PIECE];
 
 #[derive(Default)]
 struct Free {
@@ -26,9 +33,10 @@ struct Free {
 
 impl Regions {
     pub(super) fn new(arena_bytes: u64) -> Self {
-        let count = (arena_bytes / REGION_BYTES) as usize;
-        let owners = (0..count).map(|_| AtomicU64::new(0)).collect();
-        Self { owners, free: Mutex::default() }
+        let count = (arena_bytes / REGION_BYTES) as u32;
+        let pieces = (count as usize).div_ceil(PIECE);
+        let owners = (0..pieces).map(|_| OnceLock::new()).collect();
+        Self { owners, count, free: Mutex::default() }
     }
 
     /// The region of the lowest number that nobody has.
@@ -36,12 +44,12 @@ impl Regions {
         let mut free = sync::lock(&self.free);
         let region = match free.returned.pop_first() {
             Some(region) => region,
-            None if (free.next as usize) < self.owners.len() => {
+            None if free.next < self.count => {
                 free.next += 1;
                 free.next - 1
             }
             None => {
-                let bytes = self.owners.len() as u64 * REGION_BYTES;
+                let bytes = u64::from(self.count) * REGION_BYTES;
                 return Err(PoolError::AddressSpace { bytes });
             }
         };
@@ -52,7 +60,7 @@ impl Regions {
     /// Takes a particular region, if nobody has it.
     pub(super) fn claim(&self, region: u32, class: usize, position: usize) -> bool {
         let mut free = sync::lock(&self.free);
-        if region as usize >= self.owners.len() {
+        if region >= self.count {
             return false;
         }
         if region >= free.next {
@@ -68,13 +76,14 @@ impl Regions {
 
     pub(super) fn give_back(&self, region: u32) {
         let mut free = sync::lock(&self.free);
-        self.owners[region as usize].store(0, Ordering::Relaxed);
+        self.set(region, 0);
         free.returned.insert(region);
     }
 
     /// The class that has the region, and the region's position in that class.
     pub(super) fn owner(&self, region: u32) -> Option<(usize, usize)> {
-        let owner = self.owners.get(region as usize)?.load(Ordering::Relaxed);
+        let piece = self.owners.get(region as usize / PIECE)?.get()?;
+        let owner = piece[region as usize % PIECE].load(Ordering::Relaxed);
         let class = (owner as u32).checked_sub(1)?;
         Some((class as usize, (owner >> 32) as usize))
     }
@@ -82,7 +91,7 @@ impl Regions {
     /// Runs of regions that nobody has, as offsets and lengths in bytes.
     pub(super) fn unowned(&self) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
-        for region in 0..self.owners.len() as u32 {
+        for region in 0..self.count {
             if self.owner(region).is_some() {
                 continue;
             }
@@ -95,17 +104,23 @@ impl Regions {
         runs
     }
 
-    /// Heap that was ever touched; entries of regions beyond cost address space only.
     pub(super) fn heap_bytes(&self) -> u64 {
         let free = sync::lock(&self.free);
         // A B-tree keeps its nodes between half full and full.
         let returned = free.returned.len() * size_of::<u32>() * 3 / 2;
-        (free.next as usize * size_of::<AtomicU64>() + returned) as u64
+        let pieces = self.owners.iter().filter(|piece| piece.get().is_some()).count();
+        (pieces * size_of::<Piece>() + size_of_val(&*self.owners) + returned) as u64
     }
 
     fn set_owner(&self, region: u32, class: usize, position: usize) {
         let owner = (class as u64 + 1) | ((position as u64) << 32);
-        self.owners[region as usize].store(owner, Ordering::Relaxed);
+        self.set(region, owner);
+    }
+
+    fn set(&self, region: u32, owner: u64) {
+        let new = || Box::new([const { AtomicU64::new(0) }; PIECE]);
+        let piece = self.owners[region as usize / PIECE].get_or_init(new);
+        piece[region as usize % PIECE].store(owner, Ordering::Relaxed);
     }
 }
 

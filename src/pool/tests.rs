@@ -55,7 +55,7 @@ impl Model {
     /// Compacts, refusing every `busy`-th candidate.
     fn compact(&mut self, pool: &Pool, effort: Effort, busy: usize) -> Compaction {
         let mut seen = 0;
-        pool.compact(effort, &mut LastRound::default(), |owner, from| {
+        let relocate = |owner, from| {
             seen += 1;
             let object = self.objects.get_mut(owner as usize).and_then(Option::as_mut);
             let Some((place, length)) = object.filter(|object| object.0 == from) else {
@@ -69,7 +69,8 @@ impl Model {
             *place = to;
             pool.vacate(from, *length);
             Move::Moved
-        })
+        };
+        pool.compact(effort, &mut LastRound::default(), relocate, || true)
     }
 
     fn visit(&self, visit: &mut dyn FnMut(Named)) {
@@ -247,13 +248,120 @@ fn a_class_in_use_keeps_a_margin_and_one_at_rest_does_not() {
         model.free(&pool, choice * 97);
     }
     let mut last = LastRound::default();
-    let round = |last: &mut LastRound| pool.compact(Effort::Upkeep, last, |_, _| Move::Busy);
+    let round =
+        |last: &mut LastRound| pool.compact(Effort::Upkeep, last, |_, _| Move::Busy, || true);
     assert_eq!(round(&mut last), Compaction { pages: 0, moves: 0, more: true });
     assert_eq!(pool.loads().map(|load| load.pages).sum::<u64>(), pages);
     // Nothing happened since: the pages that are bare go, and the objects are asked for.
     let rested = round(&mut last);
     assert!(rested.more, "all candidates were busy");
     assert!(rested.pages > 0);
+    model.check(&pool);
+}
+
+/// At a limit, with the lowest places punched away: a hole higher up serves as well.
+#[test]
+fn a_class_at_the_limit_uses_the_memory_it_has() {
+    let (pool, mut model) = (pool(1 << 18, 4 << 20), Model::default());
+    while model.store(&pool, 1500).is_ok() {}
+    let count = model.objects.len();
+    for owner in (0..count).filter(|owner| *owner < 600 || owner % 2 == 0) {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    // The low pages go, and others take the memory.
+    pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::NoPlace, || true);
+    while model.store(&pool, 4096).is_ok() {}
+    for _ in 0..100 {
+        model.store(&pool, 1500).unwrap();
+    }
+    model.check(&pool);
+    let done = model.compact(&pool, Effort::Full, 0);
+    assert!(done.moves > 100 && done.pages > 100, "{done:?}");
+    model.check(&pool);
+}
+
+#[test]
+fn an_object_that_is_busy_does_not_keep_the_others() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for _ in 0..2000 {
+        model.store(&pool, 1500).unwrap();
+    }
+    for owner in 0..1000 {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    let before = pool.usage().arena_bytes;
+    let done = model.compact(&pool, Effort::Full, 5);
+    assert!(done.more && done.moves >= 700, "{done:?}");
+    assert!(pool.usage().arena_bytes < before);
+    model.check(&pool);
+}
+
+#[test]
+fn a_class_in_use_is_brought_down_to_its_margin() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for _ in 0..10_000 {
+        model.store(&pool, 1500).unwrap();
+    }
+    let mut last = LastRound::default();
+    pool.compact(Effort::Upkeep, &mut last, |_, _| Move::Busy, || true);
+    for owner in 5_000..10_000 {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    let done = pool.compact(Effort::Upkeep, &mut last, |_, _| Move::Busy, || true);
+    assert!(done.more);
+    let load = pool.loads().find(|load| load.objects > 0).unwrap();
+    assert_eq!(load.excess, 3700 / 64 + 1, "{load:?}");
+}
+
+#[test]
+fn enough_is_enough() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for length in [1500, 3000] {
+        for _ in 0..5000 {
+            model.store(&pool, length).unwrap();
+        }
+    }
+    for owner in 0..10_000 {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    let effort = Effort::Enough { bytes: 16 * HOST_PAGE, moves: 100 };
+    assert_eq!(model.compact(&pool, effort, 0).pages, 16);
+    let stopped =
+        pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::Busy, || false);
+    assert!(stopped.pages > 16);
+}
+
+#[test]
+fn whatever_changes_rings_for_upkeep() {
+    let pool = pool(1 << 10, 0);
+    assert!(!pool.answer());
+    let place = pool.store(&[1; 100], 0).unwrap();
+    assert!(pool.answer() && !pool.answer());
+    pool.free(place, 100);
+    assert!(pool.answer());
+}
+
+#[test]
+fn wrong_owners_in_the_arena_are_put_right_by_a_rebuild() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for _ in 0..1000 {
+        model.store(&pool, 1500).unwrap();
+    }
+    for owner in 0..500 {
+        model.free(&pool, owner);
+    }
+    pool.drain_caches();
+    model.visit(&mut |object| {
+        pool.arena.tag(object.place).store(77, std::sync::atomic::Ordering::Relaxed);
+    });
+    let Pool { arena, .. } = pool;
+    let pool = Pool::rebuild(arena, 1 << 18, 0, |visit| model.visit(visit)).unwrap();
+    let done = model.compact(&pool, Effort::Full, 0);
+    assert!(done.moves >= 400 && !done.more, "{done:?}");
     model.check(&pool);
 }
 

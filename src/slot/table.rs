@@ -71,10 +71,25 @@ impl SlotTable {
 
     /// Makes the part of the table exist in which `index` lies, so that the slot can be written.
     ///
+    /// Returns the bytes that it takes more.
+    ///
     /// # Errors
     /// The host has no memory for it.
-    pub fn ensure(&self, index: u64) -> Result<(), StoreError> {
+    pub fn ensure(&self, index: u64) -> Result<u64, StoreError> {
         self.words.ensure(index)
+    }
+
+    /// Whether the part of the table exists in which `index` lies.
+    pub fn exists(&self, index: u64) -> bool {
+        self.words.get(index).is_some()
+    }
+
+    /// The table with nothing known of it but what its mapping says; see [`Words::reopened`].
+    ///
+    /// # Errors
+    /// The mapping cannot be asked.
+    pub fn reopened(self) -> std::io::Result<Self> {
+        Ok(Self::new(self.words.reopened()?))
     }
 
     /// The first slot at or after `index` that lies in a part of the table that exists; `len()`

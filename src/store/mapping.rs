@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::unistd::{Whence, lseek64};
 
 use super::{HOST_PAGE, MemoryKind, StoreError};
 use crate::sync::{AtomicU32, AtomicU64};
@@ -46,6 +47,10 @@ impl Mapping {
         let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), 0) }
             .map_err(|errno| fail(errno.into()))?;
         let mapping = Self { file, base: base.cast(), len: size.get() };
+        // A huge page would make 2 MiB exist where 4 KiB were asked for, uncounted by any limit. A
+        // kernel without huge pages does not know the advice, and needs none.
+        // SAFETY: advice about our own mapping, which changes no byte.
+        let _ = unsafe { madvise(base.cast(), size.get(), MmapAdvise::MADV_NOHUGEPAGE) };
         if kind.is_locked() {
             // SAFETY: locking pages of our own mapping, as they come to exist, changes no byte.
             let locked = unsafe { libc::mlock2(base.as_ptr(), size.get(), libc::MLOCK_ONFAULT) };
@@ -73,7 +78,11 @@ impl Mapping {
     ///
     /// `offset` and `len` are multiples of [`HOST_PAGE`] within the mapping.
     pub(super) fn populate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        let fail = |errno: nix::Error| StoreError::Populate { bytes: len, source: errno.into() };
+        let fail = |errno: nix::Error| {
+            // Where a store would raise SIGBUS: the file system is full.
+            let errno = if errno == nix::Error::EFAULT { nix::Error::ENOSPC } else { errno };
+            StoreError::Populate { bytes: len, source: errno.into() }
+        };
         let start = self.range(offset, len).cast();
         // SAFETY: the range lies in our mapping, and populating changes no byte that exists.
         unsafe { madvise(start, len as usize, MmapAdvise::MADV_POPULATE_WRITE) }.map_err(fail)
@@ -86,6 +95,15 @@ impl Mapping {
         let _ = self.range(offset, len);
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&self.file, mode, offset.cast_signed(), len.cast_signed()).map_err(Into::into)
+    }
+
+    /// Offset of the first page at or after `offset` that exists, or `len()`.
+    pub(super) fn next_existing(&self, offset: u64) -> io::Result<u64> {
+        match lseek64(&self.file, offset.cast_signed(), Whence::SeekData) {
+            Ok(found) => Ok(found.cast_unsigned() / HOST_PAGE * HOST_PAGE),
+            Err(nix::Error::ENXIO) => Ok(self.len()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Copies `bytes` in at `offset`.

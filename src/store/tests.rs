@@ -30,6 +30,38 @@ fn a_word_exists_from_ensure_on_with_its_neighbours_of_the_page() {
 }
 
 #[test]
+fn a_table_that_is_filled_in_order_grows_in_batches_and_one_that_is_not_does_not() {
+    let words = Words::new(512 * 4096, &MemoryKind::default()).unwrap();
+    let grown: Vec<u64> = (0..64).map(|page| words.ensure(page * 512).unwrap()).collect();
+    assert_eq!(grown.iter().sum::<u64>(), words.resident_bytes());
+    assert_eq!(grown[..9], [4096; 9]);
+    assert!(grown.contains(&0) && grown.iter().all(|bytes| *bytes <= 8 * 4096));
+    let ahead = words.resident_bytes() - 64 * 4096;
+    assert!(ahead <= 8 * 4096, "{ahead} bytes ahead");
+    assert_eq!(words.ensure(512 * 2000).unwrap(), 4096);
+}
+
+#[test]
+fn which_words_exist_is_found_again_in_the_file() {
+    let words = Words::new(512 * 4096, &MemoryKind::default()).unwrap();
+    for page in [0, 1, 63, 64, 700, 4095] {
+        words.ensure(page * 512).unwrap();
+        words.get(page * 512 + 3).unwrap().store(page + 1, Ordering::Relaxed);
+    }
+    let before = words.resident_bytes();
+    let words = words.reopened().unwrap();
+    assert_eq!(words.resident_bytes(), before);
+    let mut found = Vec::new();
+    let mut index = words.next_existing(0);
+    while index < words.len() {
+        found.push(index / 512);
+        index = words.next_existing((index / 512 + 1) * 512);
+    }
+    assert_eq!(found, [0, 1, 63, 64, 700, 4095]);
+    assert_eq!(words.get(700 * 512 + 3).unwrap().load(Ordering::Relaxed), 701);
+}
+
+#[test]
 fn the_last_page_of_words_ends_at_len() {
     let words = Words::new(513, &MemoryKind::default()).unwrap();
     words.ensure(512).unwrap();

@@ -30,10 +30,29 @@ impl Words {
             bytes: u64::MAX,
             source: std::io::ErrorKind::OutOfMemory.into(),
         })?;
-        let mapping = Mapping::new("table", bytes, kind)?;
+        Ok(Self::over(Mapping::new("table", bytes, kind)?, len))
+    }
+
+    fn over(mapping: Mapping, len: u64) -> Self {
         let pages = mapping.len() / HOST_PAGE;
         let existing = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { mapping, len, existing })
+        Self { mapping, len, existing }
+    }
+
+    /// The same words with nothing known of them but what the file says: which parts exist is found
+    /// by one pass over it that skips holes.
+    ///
+    /// # Errors
+    /// The file system does not tell.
+    pub fn reopened(self) -> std::io::Result<Self> {
+        let this = Self::over(self.mapping, self.len);
+        let mut offset = this.mapping.next_existing(0)?;
+        while offset < this.mapping.len() {
+            let page = offset / HOST_PAGE;
+            this.existing[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
+            offset = this.mapping.next_existing(offset + HOST_PAGE)?;
+        }
+        Ok(this)
     }
 
     /// Number of words.
@@ -57,11 +76,13 @@ impl Words {
     /// Makes the part exist in which `index` lies, and some of what follows if much of what comes
     /// before exists: a table that is filled in order is populated in batches.
     ///
+    /// Returns the bytes that came to exist.
+    ///
     /// # Errors
     /// The host has no memory for it.
-    pub fn ensure(&self, index: u64) -> Result<(), StoreError> {
+    pub fn ensure(&self, index: u64) -> Result<u64, StoreError> {
         if self.get(index).is_some() {
-            return Ok(());
+            return Ok(0);
         }
         let page = index / WORDS_PER_PAGE;
         let (group, bit) = ((page / 64) as usize, page % 64);
@@ -75,11 +96,11 @@ impl Words {
     }
 
     /// Makes some pages of one group exist.
-    fn populate(&self, page: u64, count: u64) -> Result<(), StoreError> {
+    fn populate(&self, page: u64, count: u64) -> Result<u64, StoreError> {
         self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)?;
         let bits = (u64::MAX >> (64 - count)) << (page % 64);
         self.existing[(page / 64) as usize].fetch_or(bits, Ordering::Release);
-        Ok(())
+        Ok(count * HOST_PAGE)
     }
 
     /// The first index at or after `index` that lies in a part that exists, or `len()`.

@@ -8,10 +8,10 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use self::host::{Host, default_reserve};
-use crate::device::{Compactor, Device, Effort};
+use crate::device::{Compaction, Compactor, Device, Effort};
 use crate::sync;
 
 /// From a change to the work that it makes: what is freed in between is worked off in one go.
@@ -36,7 +36,12 @@ struct Shared {
 struct State {
     stopped: bool,
     woken: bool,
+    /// Who wants everything compacted now, and is told when that is done.
+    wanted: Vec<Told>,
 }
+
+/// What is called with the result of a compaction.
+type Told = Box<dyn FnOnce(Compaction) + Send>;
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +60,22 @@ impl Upkeep {
     /// No thread can be started.
     pub fn start(device: Arc<Device>, host: Host) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
-        look_at_host(&device, &host);
+        device.watch_host(move || host.spare());
         device.set_upkeep_waker(Waker::from(Arc::clone(&shared)));
         let its_shared = Arc::clone(&shared);
-        let body = move || run(&its_shared, &device, &host);
+        let body = move || run(&its_shared, &device);
         let thread = thread::Builder::new().name("upkeep".into()).spawn(body)?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Has all there is compacted, and calls `told` when that is done; not at all if upkeep ends
+    /// before.
+    pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
+        let mut state = sync::lock(&self.shared.state);
+        state.wanted.push(Box::new(told));
+        state.woken = true;
+        drop(state);
+        self.shared.changed.notify_all();
     }
 }
 
@@ -109,34 +124,52 @@ impl Shared {
         }
     }
 
-    /// Sleeps this long whatever rings. True if the thread is to end.
-    fn settle(&self, time: Duration) -> bool {
+    /// Sleeps this long, unless the thread is to end or somebody wants something now.
+    fn settle(&self, time: Duration) {
         let state = sync::lock(&self.state);
-        let waited = self.changed.wait_timeout_while(state, time, |state| !state.stopped);
-        waited.unwrap_or_else(std::sync::PoisonError::into_inner).0.stopped
+        let idle = |state: &mut State| !state.stopped && state.wanted.is_empty();
+        drop(self.changed.wait_timeout_while(state, time, idle));
+    }
+
+    fn is_stopped(&self) -> bool {
+        sync::lock(&self.state).stopped
     }
 }
 
-fn run(shared: &Shared, device: &Device, host: &Host) {
+fn run(shared: &Shared, device: &Device) {
     let mut compactor = Compactor::default();
     let mut pause = None;
     loop {
         let wakened = shared.wait(pause);
-        if wakened == Wakened::Stopped {
-            return;
-        }
         device.answer();
-        look_at_host(device, host);
-        if wakened == Wakened::Rung && shared.settle(SETTLE) {
+        device.look_at_host();
+        if wakened == Wakened::Rung {
+            shared.settle(SETTLE);
+        }
+        if shared.is_stopped() {
             return;
         }
-        let done = device.compact(&mut compactor, Effort::Upkeep);
+        let mut looked = Instant::now();
+        let go_on = || {
+            // A large disk takes its time, and meanwhile the host's memory changes.
+            if looked.elapsed() >= SETTLE {
+                looked = Instant::now();
+                device.look_at_host();
+            }
+            !shared.is_stopped()
+        };
+        let wanted = std::mem::take(&mut sync::lock(&shared.state).wanted);
+        let effort = if wanted.is_empty() { Effort::Upkeep } else { Effort::Full };
+        let done = device.compact(&mut compactor, effort, go_on);
         if done.pages > 0 {
             log::debug!("{} pages given back, {} objects moved", done.pages, done.moves);
         }
         let progress = wakened == Wakened::Rung || done.pages + done.moves > 0;
+        // What was wanted says nothing of what is left to upkeep.
+        let more = done.more || !wanted.is_empty();
+        wanted.into_iter().for_each(|told| told(done));
         pause = match pause {
-            _ if !done.more => None,
+            _ if !more => None,
             // Objects in use can keep a page for as long as they are: no reason to spin.
             Some(last) if !progress => Some((last * 2).min(LONGEST_PAUSE)),
             _ => Some(SETTLE),
@@ -144,16 +177,9 @@ fn run(shared: &Shared, device: &Device, host: &Host) {
     }
 }
 
-/// Tells the disk how much the host can bear.
-fn look_at_host(device: &Device, host: &Host) {
-    if let Some(bytes) = host.spare() {
-        device.allow_more(bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
     use crate::device::{DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
@@ -213,6 +239,33 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         drop(upkeep);
+    }
+
+    #[test]
+    fn compaction_is_done_when_it_is_wanted() {
+        let device = device();
+        let upkeep = Upkeep::start(Arc::clone(&device), Host::unlimited()).unwrap();
+        let (told, done) = std::sync::mpsc::channel();
+        upkeep.compact(move |done| told.send(done).unwrap());
+        assert_eq!(done.recv().unwrap().pages, 0);
+    }
+
+    /// Also on a disk where nothing happens meanwhile: who is refused has looked first.
+    #[test]
+    fn a_host_that_has_memory_again_gets_writes_again() {
+        let device = device();
+        let spare = Arc::new(AtomicU64::new(0));
+        let its_spare = Arc::clone(&spare);
+        device.watch_host(move || Some(its_spare.load(Ordering::Relaxed)));
+        let mut lane = device.lane().unwrap();
+        assert!(!request(&device, &mut lane, Op::Write, 0, 1));
+        spare.store(1 << 20, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(60));
+        assert!(request(&device, &mut lane, Op::Write, 0, 1));
+        spare.store(0, Ordering::Relaxed);
+        device.look_at_host();
+        let refused = (1..64).filter(|page| !request(&device, &mut lane, Op::Write, *page, 1));
+        assert!(refused.count() > 50);
     }
 
     #[test]

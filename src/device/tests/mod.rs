@@ -85,7 +85,7 @@ fn free(device: &Device, lane: &mut Lane, op: Op, sector: u64, sectors: u64) {
 
 /// Gives back all memory that can be had.
 fn compact(device: &Device) {
-    device.compact(&mut Compactor::default(), Effort::Full);
+    device.compact(&mut Compactor::default(), Effort::Full, || true);
 }
 
 fn read(device: &Device, lane: &mut Lane, sector: u64, sectors: usize) -> Vec<u8> {
