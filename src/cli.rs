@@ -82,7 +82,8 @@ pub struct Args {
     #[arg(long, value_name = "POLICY", default_value = "auto")]
     engine: Policy,
 
-    /// Threads that compress beside those of the queues [default: one for each CPU].
+    /// Threads that compress beside those of the queues [default: one for each CPU, or one less if the
+    /// queues' threads compress too].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     engine_workers: Option<u16>,
 
@@ -140,7 +141,7 @@ impl Args {
                 Policy::Auto if self.engine_model.is_some() => Policy::Offload,
                 policy => policy,
             },
-            workers: self.engine_workers.map_or(defaults.workers, usize::from),
+            workers: self.engine_workers.map(usize::from),
             depth: usize::from(self.engine_queue),
             cpus: self.engine_cpus.unwrap_or_default(),
             model: self.engine_model,

@@ -10,6 +10,13 @@ use crate::units::PAGE_SIZE;
 /// two switches of context cost a few microseconds.
 const SLOW: Duration = Duration::from_micros(12);
 
+/// One that costs more than this is never compressed by a queue's own thread, which would keep
+/// others waiting.
+const VERY_SLOW: Duration = Duration::from_micros(60);
+
+/// Queued jobs for each worker that are enough for it not to run out.
+const BACKLOG: usize = 4;
+
 /// Pages of a large request are spread over idle workers if all of them cost more than this.
 const WORTH_SPREADING: Duration = Duration::from_micros(40);
 
@@ -71,11 +78,19 @@ impl Costs {
     }
 }
 
-/// How many of `pages` pages, at `each` a page, are to be handed over when so many workers are idle.
+/// How many of `pages` pages of a slow codec, at `each` a page, are to be handed over when so many
+/// jobs are queued before so many workers.
+///
+/// Where the workers have enough to do and a page takes not too long, the queue's own thread does
+/// better to work than to sleep: who sleeps has to be woken.
+pub(super) fn share_of_slow(each: Duration, pages: usize, backlog: usize, workers: usize) -> usize {
+    let enough = workers * BACKLOG;
+    if each >= VERY_SLOW { pages } else { pages.min(enough.saturating_sub(backlog)) }
+}
+
+/// How many of `pages` pages of a fast codec are to be handed over when so many workers are idle.
 pub(super) fn share(each: Duration, pages: usize, idle: usize) -> usize {
-    if each >= SLOW {
-        pages
-    } else if pages >= LARGE && each * pages as u32 >= WORTH_SPREADING {
+    if pages >= LARGE && each * pages as u32 >= WORTH_SPREADING {
         // The queue's own thread is one of those who work.
         pages * idle / (idle + 1)
     } else {
@@ -86,6 +101,11 @@ pub(super) fn share(each: Duration, pages: usize, idle: usize) -> usize {
 /// Whether a page is so slow that a request rather waits for a place than works itself.
 pub(super) fn is_slow(each: Duration) -> bool {
     each >= SLOW
+}
+
+/// Whether a page is so slow that a queue's own thread never compresses one if it can help it.
+pub(super) fn is_very_slow(each: Duration) -> bool {
+    each >= VERY_SLOW
 }
 
 /// Says which inline calls are to be timed. One for each thread.
@@ -112,8 +132,10 @@ mod tests {
         assert_eq!(share(us(5), 32, 1), 16);
         assert_eq!(share(us(5), 33, 2), 22);
         assert_eq!(share(us(1), 8, 2), 0, "too little work");
-        assert_eq!(share(us(20), 1, 0), 1);
-        assert_eq!(share(us(2000), 32, 2), 32);
+        assert_eq!(share_of_slow(us(20), 1, 0, 2), 1);
+        assert_eq!(share_of_slow(us(20), 1, 8, 2), 0, "the workers have enough");
+        assert_eq!(share_of_slow(us(20), 32, 3, 2), 5);
+        assert_eq!(share_of_slow(us(2000), 32, 100, 2), 32, "others would wait");
     }
 
     #[test]

@@ -53,8 +53,9 @@ impl FromStr for Policy {
 pub struct EngineConfig {
     /// When work is handed over.
     pub policy: Policy,
-    /// Worker threads, at least 1.
-    pub workers: usize,
+    /// Worker threads, at least 1. `None` is one for each processor if the codec is so slow that a
+    /// queue's own thread never uses it, and one less if it does.
+    pub workers: Option<usize>,
     /// Jobs that the queue holds, at least 1.
     pub depth: usize,
     /// Where the workers may run; anywhere if empty.
@@ -67,10 +68,9 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         Self {
             policy: Policy::Auto,
-            workers: cpus,
+            workers: None,
             depth: 256,
             cpus: Cpus::default(),
             timeout: Duration::from_secs(5),
@@ -143,14 +143,22 @@ impl Engine {
     /// Contexts cannot be allocated, or threads not be started.
     pub fn start(codec: &Codec, config: &EngineConfig) -> Result<Self, EngineError> {
         let policy = config.policy;
-        let workers = if policy == Policy::Inline { 0 } else { config.workers.max(1) };
+        let costs = Costs::measure(codec)?;
+        let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let alone = policy == Policy::Offload || cost::is_very_slow(costs.compress.get());
+        let workers = match config.workers {
+            _ if policy == Policy::Inline => 0,
+            Some(workers) => workers.max(1),
+            None if alone => cpus,
+            None => (cpus - 1).max(1),
+        };
         let shared = Arc::new(Shared {
             codec: codec.clone(),
             queue: Queue::new(config.depth),
             workers,
             model: config.model.clone(),
             counters: Counters::default(),
-            costs: Costs::measure(codec)?,
+            costs,
             in_service: (0..workers).map(|_| InService::default()).collect(),
             number: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
@@ -160,7 +168,6 @@ impl Engine {
             noticed: Condvar::new(),
             asleep: AtomicBool::new(false),
         });
-        let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let beside = workers.min(cpus - 1);
         // From here on dropping it ends the threads that were started.
         let mut engine = Self { shared, policy, beside, threads: Vec::new() };
@@ -195,8 +202,13 @@ impl Engine {
             Policy::Inline => 0,
             Policy::Offload => pages,
             Policy::Auto => {
+                let each = self.shared.cost(work);
+                if cost::is_slow(each) {
+                    let backlog = self.shared.queue.queued();
+                    return cost::share_of_slow(each, pages, backlog, self.shared.workers);
+                }
                 let idle = if pages > 1 { self.shared.queue.idle().min(self.beside) } else { 0 };
-                cost::share(self.shared.cost(work), pages, idle)
+                cost::share(each, pages, idle)
             }
         }
     }

@@ -19,8 +19,9 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// Workers wait here.
     filled: Condvar,
-    /// Workers that wait; read without the mutex as a hint.
+    /// Workers that wait, and jobs that are queued; read without the mutex as hints.
     idle: AtomicUsize,
+    queued: AtomicUsize,
 }
 
 /// What a worker got.
@@ -56,6 +57,7 @@ impl Queue {
             state: Mutex::new(State::default()),
             filled: Condvar::new(),
             idle: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
         }
     }
 
@@ -69,6 +71,7 @@ impl Queue {
         let count = jobs.len().min(self.depth.saturating_sub(state.jobs.len()));
         let now = Instant::now();
         state.jobs.extend(jobs.drain(..count).map(|job| (job, now)));
+        self.queued.store(state.jobs.len(), Ordering::Relaxed);
         state.deepest = state.deepest.max(state.jobs.len());
         // A worker that does not wait looks again by itself, and waking costs a system call.
         let wake = count.min(state.idle);
@@ -114,6 +117,7 @@ impl Queue {
         // Few enough that the others have something too.
         let count = (state.jobs.len() / workers.max(1)).clamp(1, GRAB);
         into.extend(state.jobs.drain(..count).map(|(job, _)| job));
+        self.queued.store(state.jobs.len(), Ordering::Relaxed);
         // As many as there is room for now: one that was woken and has gone takes nobody's turn.
         let room = self.depth.saturating_sub(state.jobs.len());
         let woken = state.next_waiting(room);
@@ -153,6 +157,11 @@ impl Queue {
     /// Workers with nothing to do, some moments ago.
     pub(super) fn idle(&self) -> usize {
         self.idle.load(Ordering::Relaxed)
+    }
+
+    /// Jobs in the queue, some moments ago.
+    pub(super) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
     }
 
     /// Jobs now, and the most there ever were.

@@ -14,7 +14,8 @@ fn codec() -> Codec {
 }
 
 fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
-    let mut config = EngineConfig { policy: Policy::Offload, workers: 2, ..Default::default() };
+    let mut config =
+        EngineConfig { policy: Policy::Offload, workers: Some(2), ..Default::default() };
     change(&mut config);
     Engine::start(&codec(), &config).unwrap()
 }

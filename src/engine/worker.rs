@@ -19,7 +19,7 @@ use crate::units::PAGE_SIZE;
 pub(super) type InService = Mutex<VecDeque<(Arc<Job>, Instant)>>;
 
 /// How long a finished job waits for the next one of those that were taken with it.
-const PATIENCE: Duration = Duration::from_micros(60);
+const PATIENCE: Duration = Duration::from_micros(120);
 
 /// A finished job.
 struct Finished {

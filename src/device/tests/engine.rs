@@ -7,7 +7,7 @@ fn offloading(pages: u64, codec: &str, model: &str, depth: usize) -> Device {
     let model: EngineModel = model.parse().unwrap();
     let engine = EngineConfig {
         policy: Policy::Offload,
-        workers: 2,
+        workers: Some(2),
         depth,
         model: Some(model),
         ..EngineConfig::default()
