@@ -69,8 +69,8 @@ fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, bytes: &mut [u8;
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let (mut writes, mut reads, mut rounds, mut algorithm) =
-        (200_000, 200_000, 3, "lz4".to_owned());
+    let (mut writes, mut reads): (u64, u64) = (200_000, 200_000);
+    let (mut rounds, mut algorithm) = (3, "lz4".to_owned());
     let mut real = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
