@@ -223,6 +223,11 @@ impl<P: Payload> Io<'_, P> {
         Poll::Ready(Ok(()))
     }
 
+    /// The slot that it waits for, if it waits for one.
+    pub fn waits_for(&self) -> Option<u64> {
+        self.waiter.as_ref().map(|_| self.at / PAGE)
+    }
+
     /// The payload, to be had back when the request is over.
     pub fn into_payload(self) -> P {
         self.payload

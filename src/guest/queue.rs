@@ -18,7 +18,8 @@ use super::memory::{Memory, Region, SharedMemory};
 use super::parked::{Bound, Extent, InFlight, Parked};
 use super::request::{Finished, GuestBytes, Request, Status, Taken, deliver_id, snapshot};
 use super::ring::{self, Heads, RingError};
-use crate::clock::{MIN_WORK, Share};
+use super::watchdog::{Patience, Pulse};
+use crate::clock::{self, MIN_WORK, Share};
 use crate::device::{Device, IoError, Lane, Op};
 
 /// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
@@ -58,6 +59,8 @@ pub(super) struct QueueServer<'d> {
     shared: &'d Shared,
     vring: Vring,
     mailbox: Arc<Mailbox>,
+    /// The thread's, for the watchdog.
+    pulse: Arc<Pulse>,
     /// Heads may be taken. Cleared by a stop and by a ring that makes no sense.
     running: bool,
     /// Told when the ring breaks.
@@ -93,12 +96,14 @@ impl<'d> QueueServer<'d> {
         vring: Vring,
         shared: &'d Shared,
         mailbox: Arc<Mailbox>,
+        pulse: Arc<Pulse>,
     ) -> Self {
         Self {
             index,
             shared,
             vring,
             mailbox,
+            pulse,
             running: false,
             error_event: None,
             heads: Heads::default(),
@@ -211,6 +216,43 @@ impl<'d> QueueServer<'d> {
         }
     }
 
+    /// Reports the requests that are parked for too long at `now`, and gives up those that are
+    /// parked for far too long. True if there were such, so that there is room for others.
+    pub(super) fn look_after(&mut self, now: Duration, patience: &Patience) -> bool {
+        let (index, figures) = (self.index, self.shared.device.figures());
+        let lost = self.parked.overdue(now, patience, |request, age| {
+            figures.stalled_requests.inc();
+            let slot = request.io.waits_for().map(|slot| format!(" for slot {slot}"));
+            super::limited::warn(format_args!(
+                "queue {index}: request {} ({}) waits{} since {:.1} s",
+                request.taken.head(),
+                request.extent,
+                slot.unwrap_or_default(),
+                age.as_secs_f64()
+            ));
+        });
+        if lost.is_empty() {
+            return false;
+        }
+        for head in lost {
+            let Some(InFlight { taken, io, reply, extent, .. }) = self.parked.take(head) else {
+                continue;
+            };
+            figures.expired(extent.op);
+            super::limited::warn(format_args!("queue {index}: request {head} ({extent}) fails"));
+            // Its pages are done or untouched, and its place in a slot's queue is free.
+            let payload = io.into_payload();
+            self.scratch.finished.push(reply.finish(payload.memory(), taken, Status::IoErr));
+        }
+        let vring = self.vring.clone();
+        let memory = snapshot(&self.shared.memory);
+        let published = self.publish(&mut vring.get_mut(), &memory);
+        if let Err(error) = published {
+            self.break_down(error);
+        }
+        true
+    }
+
     /// Publishes what is finished, and takes a batch of heads unless the turn is `over`.
     fn exchange(
         &mut self,
@@ -303,8 +345,10 @@ impl<'d> QueueServer<'d> {
                     let payload = GuestBytes::new(memory.clone(), data);
                     match self.shared.device.request(op, sector, bytes, payload) {
                         Ok(io) => {
-                            let extent = Extent { op, bytes };
-                            let ended = self.poll(InFlight { taken, io, reply, extent }, lane);
+                            let extent = Extent { op, sector, bytes };
+                            let (since, reported) = (None, false);
+                            let begun = InFlight { taken, io, reply, extent, since, reported };
+                            let ended = self.poll(begun, lane);
                             return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                         }
                         Err(error) => {
@@ -335,8 +379,14 @@ impl<'d> QueueServer<'d> {
         let head = in_flight.taken.head();
         let waker = self.wakers[usize::from(head)]
             .get_or_insert_with(|| self.mailbox.waker(self.index, head));
-        let done = match in_flight.io.poll(lane, &Context::from_waker(waker)) {
+        let InFlight { io, extent, reported, .. } = &mut in_flight;
+        self.pulse.enter(self.index, head, extent, *reported);
+        let polled = io.poll(lane, &Context::from_waker(waker));
+        self.pulse.leave();
+        let done = match polled {
             Poll::Pending => {
+                in_flight.since.get_or_insert_with(clock::coarse);
+                in_flight.reported |= self.pulse.was_reported();
                 self.parked.put(in_flight);
                 return false;
             }
