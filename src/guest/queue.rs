@@ -69,6 +69,8 @@ pub(super) struct QueueServer<'d> {
     parked: Parked<'d>,
     /// One for each head, made when the head is first used.
     wakers: Vec<Option<Waker>>,
+    /// The driver was told not to kick.
+    quiet: bool,
     /// Used index when the driver was last asked whether it wants an interrupt.
     signalled: u16,
     /// Heads of parked requests that can go on, in the order in which they woke up. A head may be
@@ -109,6 +111,7 @@ impl<'d> QueueServer<'d> {
             heads: Heads::default(),
             parked: Parked::new(Bound::default()),
             wakers: Vec::new(),
+            quiet: false,
             signalled: 0,
             woken: VecDeque::new(),
             share: Share::new(SHARE, MIN_WORK),
@@ -128,6 +131,7 @@ impl<'d> QueueServer<'d> {
         self.wakers.resize_with(usize::from(size), || None);
         self.error_event = error_event;
         self.woken.clear();
+        self.quiet = false;
         self.running = true;
     }
 
@@ -222,13 +226,13 @@ impl<'d> QueueServer<'d> {
         let (index, figures) = (self.index, self.shared.device.figures());
         let lost = self.parked.overdue(now, patience, |request, age| {
             figures.stalled_requests.inc();
-            let slot = request.io.waits_for().map(|slot| format!(" for slot {slot}"));
+            let slot = request.io.waits_for().map(|slot| format!(", now for slot {slot}"));
             super::limited::warn(format_args!(
-                "queue {index}: request {} ({}) waits{} since {:.1} s",
+                "queue {index}: request {} ({}) has waited for {:.1} s{}",
                 request.taken.head(),
                 request.extent,
-                slot.unwrap_or_default(),
-                age.as_secs_f64()
+                age.as_secs_f64(),
+                slot.unwrap_or_default()
             ));
         });
         if lost.is_empty() {
@@ -239,7 +243,9 @@ impl<'d> QueueServer<'d> {
                 continue;
             };
             figures.expired(extent.op);
-            super::limited::warn(format_args!("queue {index}: request {head} ({extent}) fails"));
+            super::limited::warn(format_args!(
+                "queue {index}: request {head} ({extent}) is given up"
+            ));
             // Its pages are done or untouched, and its place in a slot's queue is free.
             let payload = io.into_payload();
             self.scratch.finished.push(reply.finish(payload.memory(), taken, Status::IoErr));
@@ -274,11 +280,15 @@ impl<'d> QueueServer<'d> {
         if over || full || !self.running || !state.is_enabled() || !state.get_queue().ready() {
             return Ok(Next::Rest(self.rest(over && !full)));
         }
-        state.disable_notification().map_err(unreachable)?;
+        if !self.quiet {
+            state.disable_notification().map_err(unreachable)?;
+            self.quiet = true;
+        }
         let (queue, taken) = (state.get_queue_mut(), &mut self.scratch.taken);
         let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
         if taken.is_empty() {
             outcome?;
+            self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
                 return Ok(Next::Rest(self.rest(false)));
             }
@@ -429,6 +439,9 @@ impl<'d> QueueServer<'d> {
         memory: &Memory,
     ) -> Result<(), RingError> {
         let finished = &mut self.scratch.finished;
+        if finished.is_empty() {
+            return Ok(());
+        }
         ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, finished)?;
         if ring::wants_interrupt(state.get_queue(), memory, &mut self.signalled)? {
             // A full eventfd is signalled already.

@@ -228,7 +228,7 @@ fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device) {
         device.figures().stalled_requests.inc();
     }
     super::limited::warn(format_args!(
-        "queue {queue}: request {head} ({extent}) keeps its thread since {:.1} s",
+        "queue {queue}: request {head} ({extent}) has kept its thread for {:.1} s",
         age.as_secs_f64()
     ));
 }
