@@ -105,6 +105,20 @@ impl Pulse {
         self.awake.store(false, Ordering::Release);
     }
 
+    /// How many polls there were, and what the last one was of.
+    #[cfg(test)]
+    pub(super) fn last(&self) -> (u64, String) {
+        let beat = self.beat.load(Ordering::Relaxed);
+        let (queue, head, extent, reported) = self.request(beat).unwrap();
+        (beat / 2, format!("{queue} {head} {extent} {reported}"))
+    }
+
+    /// As if the watchdog reported the next poll.
+    #[cfg(test)]
+    pub(super) fn report_next(&self) {
+        self.reported.store(self.beat.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
     /// The request of poll `beat`, if that is not over: queue, head, extent, reported before.
     fn request(&self, beat: u64) -> Option<(u64, u16, Extent, bool)> {
         let request = self.request.load(Ordering::Relaxed);

@@ -11,7 +11,7 @@ use super::super::config::GuestOptions;
 use super::super::mailbox::Mailbox;
 use super::super::memory::{MemoryMap, for_tests};
 use super::super::queue::{QueueServer, Shared, Turn, Vring};
-use super::super::watchdog::Patience;
+use super::super::watchdog::{Patience, Pulse};
 use super::{NEXT, TABLE, WRITE, desc, put};
 use crate::device::{Device, DeviceConfig, Lane, MemoryKind};
 use crate::slot::Ticket;
@@ -59,9 +59,12 @@ impl Rig {
     }
 
     pub(super) fn server(&self) -> QueueServer<'_> {
+        self.server_with(Arc::default())
+    }
+
+    pub(super) fn server_with(&self, pulse: Arc<Pulse>) -> QueueServer<'_> {
         let mailbox = Arc::clone(&self.mailbox);
-        let mut server =
-            QueueServer::new(0, self.vring.clone(), &self.shared, mailbox, Arc::default());
+        let mut server = QueueServer::new(0, self.vring.clone(), &self.shared, mailbox, pulse);
         server.start(None);
         server
     }

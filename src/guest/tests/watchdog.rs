@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::mailbox::Command;
 use super::super::parked::{Bound, Extent};
-use super::super::watchdog::{Patience, Watch, Watchdog};
+use super::super::watchdog::{Patience, Pulse, Watch, Watchdog};
 use super::super::worker::Worker;
 use super::rig::Rig;
 use crate::clock;
@@ -210,6 +210,27 @@ fn a_thread_that_does_not_leave_a_poll_is_reported_once() {
         busy.rest();
     }
     drop(dog);
+}
+
+#[test]
+fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported() {
+    let rig = Rig::new();
+    let held = rig.offer_to_held(2);
+    let pulse = Arc::<Pulse>::default();
+    let (mut server, mut lane) = (rig.server_with(Arc::clone(&pulse)), rig.lane());
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(pulse.last(), (2, "0 3 read of 4096 bytes from sector 8 false".into()));
+    // One of the two is reported while it is polled, and then parked.
+    pulse.report_next();
+    server.wake(0);
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(pulse.last(), (3, "0 0 read of 4096 bytes from sector 0 false".into()));
+    let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
+    server.look_after(clock::coarse() + 10 * SECOND, &patience);
+    assert_eq!(figures(&rig).stalled_requests, 1, "one was counted by the watchdog");
+    drop(held);
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(pulse.last(), (5, "0 3 read of 4096 bytes from sector 8 true".into()));
 }
 
 #[test]
