@@ -5,14 +5,15 @@ use std::num::NonZeroU64;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgGroup, Parser};
+use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::codec::CodecSpec;
 use vhost_user_zram::daemon::{Endpoint, Settings};
 use vhost_user_zram::device::{DeviceConfig, MemoryKind};
 use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
-use vhost_user_zram::guest::GuestOptions;
+use vhost_user_zram::guest::{GuestOptions, Patience};
 
 /// Exit code of a command line that makes no sense, as of most programs.
 const USAGE: u8 = 2;
@@ -116,6 +117,16 @@ pub struct Args {
     #[arg(long)]
     mlock: bool,
 
+    /// Report requests that take longer than this, in the log and as `stalled_requests` in the
+    /// statistics. 0 is never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    watchdog: u32,
+
+    /// Have requests that wait longer than this fail with an I/O error, which is counted as
+    /// `expired_requests`; more than --watchdog. 0 is never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    watchdog_fail: u32,
+
     /// How much is logged to stderr: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: log::LevelFilter,
@@ -125,6 +136,15 @@ impl Args {
     /// How much is logged.
     pub fn log_level(&self) -> log::LevelFilter {
         self.log_level
+    }
+
+    /// Refuses what is wrong only together.
+    fn check(self) -> Result<Self, clap::Error> {
+        if self.watchdog_fail == 0 || (1..self.watchdog_fail).contains(&self.watchdog) {
+            return Ok(self);
+        }
+        let text = "--watchdog-fail has to be more than --watchdog, and that not 0";
+        Err(Self::command().error(ErrorKind::ValueValidation, text))
     }
 
     /// What the daemon is told.
@@ -162,6 +182,10 @@ impl Args {
                 threads: self.queue_threads.unwrap_or(cpus.min(self.num_queues)),
                 serial: self.serial,
                 read_only: self.read_only,
+                patience: Patience {
+                    report: Duration::from_secs(self.watchdog.into()),
+                    fail: Duration::from_secs(self.watchdog_fail.into()),
+                },
             },
             load: self.load,
             host_reserve: self.host_reserve,
@@ -171,7 +195,7 @@ impl Args {
 
 /// Parses the command line; on a mistake says so in one line, and gives the exit code.
 pub fn parse() -> Result<Args, ExitCode> {
-    Args::try_parse().map_err(|error| match error.kind() {
+    Args::try_parse().and_then(Args::check).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(error.render()),
         _ => {
             // Clap's first paragraph says what is wrong; usage and hints follow after a blank
@@ -239,13 +263,28 @@ fn parse_serial(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_request_is_given_up_only_after_it_was_reported() {
+        let parse = |more: &str| {
+            let base = "vhost-user-zram --socket-path s --size 1M ";
+            Args::try_parse_from((base.to_owned() + more).split_whitespace())
+                .and_then(Args::check)
+                .map(|args| args.settings().guest.patience)
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(parse("").unwrap(), Patience { report: seconds(10), fail: seconds(0) });
+        assert_eq!(parse("--watchdog 0").unwrap().report, seconds(0));
+        assert_eq!(parse("--watchdog 1 --watchdog-fail 2").unwrap().fail, seconds(2));
+        for bad in ["--watchdog-fail 10", "--watchdog 0 --watchdog-fail 5", "--watchdog -1"] {
+            parse(bad).unwrap_err();
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ const SLOW: [&str; 6] =
 
 #[test]
 fn a_queue_with_slow_requests_does_not_hold_up_another_one() {
-    let daemon = Daemon::start("32M", &SLOW);
+    let mut daemon = Daemon::start("32M", &SLOW);
     let mut client = slow_writes(&daemon, 16);
     for _ in 0..5 {
         client.queues[1].read_vec(60_000, 4096).unwrap();
@@ -127,6 +127,7 @@ fn a_queue_with_slow_requests_does_not_hold_up_another_one() {
     client.session.enable(1, true).unwrap();
     reap_all(&mut client.queues[0]);
     expect_pattern(&mut client.queues[1], 0, 16 * 2048, 1);
+    assert_eq!(daemon.stats()["expired_requests"], 0);
 }
 
 #[test]

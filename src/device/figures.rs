@@ -1,5 +1,6 @@
 //! What a device counts, under the kernel's names.
 
+use super::Op;
 use crate::engine::EngineReport;
 use crate::pool::PoolUsage;
 use crate::slot::{Content, TableUsage};
@@ -26,6 +27,9 @@ pub struct Figures {
     pub failed_reads: Counter,
     /// Write, discard and write-zeroes requests that failed.
     pub failed_writes: Counter,
+    /// Requests that took longer than they may, ended or not.
+    pub stalled_requests: Counter,
+    expired_requests: Counter,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: Counter,
     /// Pages that hold something, same-filled ones included.
@@ -64,6 +68,13 @@ impl Share {
 }
 
 impl Figures {
+    /// Counts a request that was given up while it waited.
+    pub fn expired(&self, op: Op) {
+        self.expired_requests.inc();
+        let failed = if op == Op::Read { &self.failed_reads } else { &self.failed_writes };
+        failed.inc();
+    }
+
     /// Counts that a slot's content `old` was replaced by `new`.
     pub(super) fn replace(&self, old: Content, new: Content) {
         let (old, new) = (Share::of(old), Share::of(new));
@@ -130,6 +141,10 @@ pub struct Report {
     pub failed_reads: u64,
     /// Write, discard and write-zeroes requests that failed.
     pub failed_writes: u64,
+    /// Requests that took longer than they may, ended or not.
+    pub stalled_requests: u64,
+    /// Those of them that were given up; they are among the failed ones too.
+    pub expired_requests: u64,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: u64,
     /// What the engine did.
@@ -165,12 +180,14 @@ impl Report {
             flushes: all.total(|f| &f.flushes),
             failed_reads: all.total(|f| &f.failed_reads),
             failed_writes: all.total(|f| &f.failed_writes),
+            stalled_requests: all.total(|f| &f.stalled_requests),
+            expired_requests: all.total(|f| &f.expired_requests),
             notify_free: all.total(|f| &f.notify_free),
             engine,
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 34] {
+    fn pairs(&self) -> [(&'static str, u64); 36] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -193,6 +210,8 @@ impl Report {
             ("flushes", self.flushes),
             ("failed_reads", self.failed_reads),
             ("failed_writes", self.failed_writes),
+            ("stalled_requests", self.stalled_requests),
+            ("expired_requests", self.expired_requests),
             ("notify_free", self.notify_free),
             ("engine_jobs", self.engine.jobs),
             ("engine_batches", self.engine.batches),

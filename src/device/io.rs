@@ -105,6 +105,24 @@ pub enum IoError {
     Table(#[from] StoreError),
 }
 
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The slot of this number, which somebody else holds.
+    Slot(u64),
+    /// The engine.
+    Engine,
+}
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Obstacle::Slot(index) => write!(f, "slot {index}"),
+            Obstacle::Engine => write!(f, "the engine"),
+        }
+    }
+}
+
 /// A content that is stored and that no slot names yet. Dropping it frees the object.
 pub(super) struct Prepared<'d> {
     device: &'d Device,
@@ -242,6 +260,15 @@ impl<'d, P: Payload> Io<'d, P> {
             Err(_) => self.device.count_failure(self.op),
         }
         Poll::Ready(done)
+    }
+
+    /// What it waits for, if it waits for anything but its turn.
+    pub fn waits_for(&self) -> Option<Obstacle> {
+        let slot = self.waiter.as_ref().map(|_| self.at / PAGE);
+        let slot = slot.or_else(|| self.offload.slot_waited_for());
+        let engine =
+            || (self.modify.is_some() || !self.offload.is_empty()).then_some(Obstacle::Engine);
+        slot.map(Obstacle::Slot).or_else(engine)
     }
 
     /// The payload, to be had back when the request is over.

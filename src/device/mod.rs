@@ -19,7 +19,7 @@ use std::sync::{Mutex, OnceLock};
 pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
-pub use self::io::{Io, IoError, Op, Payload, PayloadFault};
+pub use self::io::{Io, IoError, Obstacle, Op, Payload, PayloadFault};
 pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec};
 use crate::engine::{Engine, EngineConfig, EngineError};

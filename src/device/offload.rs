@@ -55,6 +55,12 @@ impl Offload<'_> {
         self.pages.len() >= WINDOW
     }
 
+    /// A slot that a finished page waits for.
+    pub(super) fn slot_waited_for(&self) -> Option<u64> {
+        let waits = |page: &&Page<'_>| matches!(&page.stage, Stage::Install { waiter, .. } if waiter.is_some());
+        self.pages.iter().find(waits).map(|page| page.index)
+    }
+
     /// Pages that may be begun now.
     pub(super) fn room(&self) -> usize {
         WINDOW - self.pages.len()

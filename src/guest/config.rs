@@ -11,6 +11,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
+use super::watchdog::Patience;
 use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, the one feature bit that is vhost-user's own.
@@ -44,6 +45,8 @@ pub struct GuestOptions {
     pub serial: String,
     /// Refuse whatever would change the disk.
     pub read_only: bool,
+    /// How long a request may take.
+    pub patience: Patience,
 }
 
 impl GuestOptions {
@@ -168,6 +171,7 @@ mod tests {
             threads: 1,
             serial: "a serial of more than twenty".into(),
             read_only: false,
+            patience: Patience::default(),
         }
     }
 

@@ -15,6 +15,7 @@ use super::mailbox::Mailbox;
 use super::memory::for_tests;
 use super::queue::{QueueServer, Shared, Turn, Vring};
 use super::session::Server;
+use super::watchdog::Patience;
 use crate::codec::CodecSpec;
 use crate::device::{Device, DeviceConfig, MemoryKind};
 use crate::engine::EngineConfig;
@@ -45,6 +46,7 @@ fn options() -> GuestOptions {
         threads: 1,
         serial: "fuzz".into(),
         read_only: false,
+        patience: Patience::default(),
     }
 }
 
@@ -67,7 +69,8 @@ pub fn virtqueue(input: &[u8]) {
     vring.set_enabled(true);
     let mailbox = Mailbox::new().expect("an eventfd");
     let mut lane = shared.device.lane().expect("a lane");
-    let mut server = QueueServer::new(0, vring.clone(), &shared, Arc::clone(&mailbox));
+    let mut server =
+        QueueServer::new(0, vring.clone(), &shared, Arc::clone(&mailbox), Arc::default());
     server.start(None);
     // The ring's own rule bounds the heads to its size; a few turns are more than enough.
     for _ in 0..64 {

@@ -6,6 +6,7 @@
 //! * `worker`, `mailbox`: queue threads and what reaches them
 //! * `queue`: one virtqueue, served
 //! * `parked`: its requests that wait, and how many there may be
+//! * `watchdog`: requests that do not end
 //! * `ring`, `chain`: available and used rings, descriptor chains
 //! * `request`: virtio-blk requests from chain to status
 //! * `sys`: two system calls
@@ -28,7 +29,9 @@ mod sigbus;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 mod worker;
 
 pub use self::config::GuestOptions;
 pub use self::session::{Server, SessionEnd, SessionError};
+pub use self::watchdog::Patience;

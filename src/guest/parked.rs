@@ -1,6 +1,10 @@
 //! The requests of a queue that wait: for a slot, for the engine, or for their turn.
 
+use std::fmt;
+use std::time::Duration;
+
 use super::request::{GuestBytes, Reply, Taken};
+use super::watchdog::Patience;
 use crate::device::{Io, Op};
 
 /// Most bytes that the parked requests of a queue move, and most of them there are. A queue that
@@ -25,6 +29,8 @@ impl Default for Bound {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extent {
     pub(super) op: Op,
+    /// First sector.
+    pub(super) sector: u64,
     /// Length of the range.
     pub(super) bytes: u64,
 }
@@ -39,12 +45,28 @@ impl Extent {
     }
 }
 
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let op = match self.op {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Discard => "discard",
+            Op::WriteZeroes => "write-zeroes",
+        };
+        write!(f, "{op} of {} bytes from sector {}", self.bytes, self.sector)
+    }
+}
+
 /// A request that was begun, and how it will be answered.
 pub(super) struct InFlight<'d> {
     pub(super) taken: Taken,
     pub(super) io: Io<'d, GuestBytes>,
     pub(super) reply: Reply,
     pub(super) extent: Extent,
+    /// When it was first parked, by the coarse clock.
+    pub(super) since: Option<Duration>,
+    /// The watchdog has spoken of it.
+    pub(super) reported: bool,
 }
 
 /// The parked requests of one queue, by their heads.
@@ -94,5 +116,26 @@ impl<'d> Parked<'d> {
         self.count -= 1;
         self.bytes -= in_flight.extent.moved();
         Some(in_flight)
+    }
+
+    /// Calls `report` with each request that is parked for too long at `now` and its age, once.
+    /// Returns the heads of those that are to be given up.
+    pub(super) fn overdue(
+        &mut self,
+        now: Duration,
+        patience: &Patience,
+        mut report: impl FnMut(&InFlight<'d>, Duration),
+    ) -> Vec<u16> {
+        let mut lost = Vec::new();
+        for in_flight in self.places.iter_mut().flatten() {
+            let age = now.saturating_sub(in_flight.since.unwrap_or(now));
+            if patience.is_over(age) && !std::mem::replace(&mut in_flight.reported, true) {
+                report(in_flight, age);
+            }
+            if patience.is_lost(age) {
+                lost.push(in_flight.taken.head());
+            }
+        }
+        lost
     }
 }

@@ -18,7 +18,8 @@ use super::memory::{Memory, Region, SharedMemory};
 use super::parked::{Bound, Extent, InFlight, Parked};
 use super::request::{Finished, GuestBytes, Request, Status, Taken, deliver_id, snapshot};
 use super::ring::{self, Heads, RingError};
-use crate::clock::{MIN_WORK, Share};
+use super::watchdog::{Patience, Pulse};
+use crate::clock::{self, MIN_WORK, Share};
 use crate::device::{Device, IoError, Lane, Op};
 
 /// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
@@ -58,6 +59,8 @@ pub(super) struct QueueServer<'d> {
     shared: &'d Shared,
     vring: Vring,
     mailbox: Arc<Mailbox>,
+    /// The thread's, for the watchdog.
+    pulse: Arc<Pulse>,
     /// Heads may be taken. Cleared by a stop and by a ring that makes no sense.
     running: bool,
     /// Told when the ring breaks.
@@ -66,6 +69,8 @@ pub(super) struct QueueServer<'d> {
     parked: Parked<'d>,
     /// One for each head, made when the head is first used.
     wakers: Vec<Option<Waker>>,
+    /// The driver was told not to kick.
+    quiet: bool,
     /// Used index when the driver was last asked whether it wants an interrupt.
     signalled: u16,
     /// Heads of parked requests that can go on, in the order in which they woke up. A head may be
@@ -93,17 +98,20 @@ impl<'d> QueueServer<'d> {
         vring: Vring,
         shared: &'d Shared,
         mailbox: Arc<Mailbox>,
+        pulse: Arc<Pulse>,
     ) -> Self {
         Self {
             index,
             shared,
             vring,
             mailbox,
+            pulse,
             running: false,
             error_event: None,
             heads: Heads::default(),
             parked: Parked::new(Bound::default()),
             wakers: Vec::new(),
+            quiet: false,
             signalled: 0,
             woken: VecDeque::new(),
             share: Share::new(SHARE, MIN_WORK),
@@ -123,6 +131,7 @@ impl<'d> QueueServer<'d> {
         self.wakers.resize_with(usize::from(size), || None);
         self.error_event = error_event;
         self.woken.clear();
+        self.quiet = false;
         self.running = true;
     }
 
@@ -211,6 +220,45 @@ impl<'d> QueueServer<'d> {
         }
     }
 
+    /// Reports the requests that are parked for too long at `now`, and gives up those that are
+    /// parked for far too long. True if there were such, so that there is room for others.
+    pub(super) fn look_after(&mut self, now: Duration, patience: &Patience) -> bool {
+        let (index, figures) = (self.index, self.shared.device.figures());
+        let lost = self.parked.overdue(now, patience, |request, age| {
+            figures.stalled_requests.inc();
+            let what = request.io.waits_for().map(|what| format!(", now for {what}"));
+            super::limited::warn(format_args!(
+                "queue {index}: request {} ({}) has waited for {:.1} s{}",
+                request.taken.head(),
+                request.extent,
+                age.as_secs_f64(),
+                what.unwrap_or_default()
+            ));
+        });
+        if lost.is_empty() {
+            return false;
+        }
+        for head in lost {
+            let Some(InFlight { taken, io, reply, extent, .. }) = self.parked.take(head) else {
+                continue;
+            };
+            figures.expired(extent.op);
+            super::limited::warn(format_args!(
+                "queue {index}: request {head} ({extent}) is given up"
+            ));
+            // Its pages are done or untouched, and its place in a slot's queue is free.
+            let payload = io.into_payload();
+            self.scratch.finished.push(reply.finish(payload.memory(), taken, Status::IoErr));
+        }
+        let vring = self.vring.clone();
+        let memory = snapshot(&self.shared.memory);
+        let published = self.publish(&mut vring.get_mut(), &memory);
+        if let Err(error) = published {
+            self.break_down(error);
+        }
+        true
+    }
+
     /// Publishes what is finished, and takes a batch of heads unless the turn is `over`.
     fn exchange(
         &mut self,
@@ -232,11 +280,15 @@ impl<'d> QueueServer<'d> {
         if over || full || !self.running || !state.is_enabled() || !state.get_queue().ready() {
             return Ok(Next::Rest(self.rest(over && !full)));
         }
-        state.disable_notification().map_err(unreachable)?;
+        if !self.quiet {
+            state.disable_notification().map_err(unreachable)?;
+            self.quiet = true;
+        }
         let (queue, taken) = (state.get_queue_mut(), &mut self.scratch.taken);
         let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
         if taken.is_empty() {
             outcome?;
+            self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
                 return Ok(Next::Rest(self.rest(false)));
             }
@@ -303,8 +355,10 @@ impl<'d> QueueServer<'d> {
                     let payload = GuestBytes::new(memory.clone(), data);
                     match self.shared.device.request(op, sector, bytes, payload) {
                         Ok(io) => {
-                            let extent = Extent { op, bytes };
-                            let ended = self.poll(InFlight { taken, io, reply, extent }, lane);
+                            let extent = Extent { op, sector, bytes };
+                            let (since, reported) = (None, false);
+                            let begun = InFlight { taken, io, reply, extent, since, reported };
+                            let ended = self.poll(begun, lane);
                             return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                         }
                         Err(error) => {
@@ -335,8 +389,14 @@ impl<'d> QueueServer<'d> {
         let head = in_flight.taken.head();
         let waker = self.wakers[usize::from(head)]
             .get_or_insert_with(|| self.mailbox.waker(self.index, head));
-        let done = match in_flight.io.poll(lane, &Context::from_waker(waker)) {
+        let InFlight { io, extent, reported, .. } = &mut in_flight;
+        self.pulse.enter(self.index, head, extent, *reported);
+        let polled = io.poll(lane, &Context::from_waker(waker));
+        self.pulse.leave();
+        let done = match polled {
             Poll::Pending => {
+                in_flight.since.get_or_insert_with(clock::coarse);
+                in_flight.reported |= self.pulse.was_reported();
                 self.parked.put(in_flight);
                 return false;
             }
@@ -379,6 +439,9 @@ impl<'d> QueueServer<'d> {
         memory: &Memory,
     ) -> Result<(), RingError> {
         let finished = &mut self.scratch.finished;
+        if finished.is_empty() {
+            return Ok(());
+        }
         ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, finished)?;
         if ring::wants_interrupt(state.get_queue(), memory, &mut self.signalled)? {
             // A full eventfd is signalled already.

@@ -6,12 +6,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mailbox::{Command, Mailbox};
 use super::queue::{QueueServer, Shared, Turn, Vring};
+use super::watchdog::{Pulse, Watch};
+use crate::clock;
 use crate::device::Lane;
 
 /// Epoll token of the mailbox; those of kicks are the numbers of their queues in the thread.
@@ -32,20 +35,25 @@ impl Worker {
         shared: Arc<Shared>,
         lane: Lane,
         trouble: EventFd,
+        watch: Arc<Watch>,
     ) -> io::Result<Self> {
         let mailbox = Mailbox::new()?;
         let epoll = Epoll::new()?;
-        watch(&epoll, mailbox.event().as_raw_fd(), MAILBOX)?;
+        listen(&epoll, mailbox.event().as_raw_fd(), MAILBOX)?;
         let its_mailbox = Arc::clone(&mailbox);
         let body = move || {
             let end = End { mailbox: Arc::clone(&its_mailbox), trouble };
             let shared = &*shared;
+            let pulse = watch.pulse(number);
             let queues = vrings.into_iter().map(|(index, vring)| {
-                let server = QueueServer::new(index, vring, shared, Arc::clone(&its_mailbox));
+                let (mailbox, pulse) = (Arc::clone(&its_mailbox), Arc::clone(&pulse));
+                let server = QueueServer::new(index, vring, shared, mailbox, pulse);
                 Served { index, server, kick: None, hot: false, stopped: None }
             });
             let queues = queues.collect();
-            QueueThread { queues, mailbox: its_mailbox, epoll, lane, quitting: false }.run();
+            let (mailbox, looked) = (its_mailbox, Duration::ZERO);
+            QueueThread { queues, mailbox, epoll, lane, watch, pulse, looked, quitting: false }
+                .run();
             drop(end);
         };
         let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(body)?;
@@ -102,6 +110,10 @@ struct QueueThread<'d> {
     mailbox: Arc<Mailbox>,
     epoll: Epoll,
     lane: Lane,
+    watch: Arc<Watch>,
+    pulse: Arc<Pulse>,
+    /// When parked requests were last looked through, by the coarse clock.
+    looked: Duration,
     quitting: bool,
 }
 
@@ -113,8 +125,7 @@ impl QueueThread<'_> {
             if self.quitting && self.queues.iter().all(|queue| queue.server.is_drained()) {
                 return;
             }
-            let timeout = if self.queues.iter().any(|queue| queue.hot) { 0 } else { -1 };
-            let count = match self.epoll.wait(timeout, &mut events) {
+            let count = match self.sleep(&mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => panic!("epoll fails: {error}"),
@@ -129,6 +140,7 @@ impl QueueThread<'_> {
             for command in commands.drain(..) {
                 self.obey(command);
             }
+            self.look_after_parked();
             for queue in &mut self.queues {
                 if queue.hot {
                     queue.hot = queue.server.serve(&mut self.lane) == Turn::More;
@@ -139,6 +151,38 @@ impl QueueThread<'_> {
                     let _ = stopped.send(());
                 }
             }
+        }
+    }
+
+    /// Waits for events, if there is nothing to do.
+    fn sleep(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        if self.queues.iter().any(|queue| queue.hot) {
+            return self.epoll.wait(0, events);
+        }
+        // Only what is parked has to be looked at while nothing happens.
+        let parked = self.queues.iter().any(|queue| !queue.server.is_drained());
+        let interval = self.watch.patience().interval().filter(|_| parked);
+        let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
+        self.pulse.rest();
+        let count = self.epoll.wait(timeout, events);
+        self.watch.rouse(&self.pulse);
+        count
+    }
+
+    /// Looks through what is parked, if that was not done lately.
+    fn look_after_parked(&mut self) {
+        let patience = self.watch.patience();
+        let Some(interval) = patience.interval() else { return };
+        if self.queues.iter().all(|queue| queue.server.is_drained()) {
+            return;
+        }
+        let now = clock::coarse();
+        if now.saturating_sub(self.looked) < interval {
+            return;
+        }
+        self.looked = now;
+        for queue in &mut self.queues {
+            queue.hot |= queue.server.look_after(now, &patience);
         }
     }
 
@@ -163,7 +207,7 @@ impl QueueThread<'_> {
             // Not an eventfd, or the end of one: it would be readable for ever.
             _ => {
                 log::warn!("queue {}: the kick descriptor is of no use", queue.index);
-                unwatch(&self.epoll, kick.as_raw_fd());
+                unlisten(&self.epoll, kick.as_raw_fd());
                 queue.kick = None;
             }
         }
@@ -174,9 +218,9 @@ impl QueueThread<'_> {
             Command::Start { ring, kick, error_event } => {
                 let Some((number, queue)) = find(&mut self.queues, ring) else { return };
                 if let Some(old) = queue.kick.take() {
-                    unwatch(&self.epoll, old.as_raw_fd());
+                    unlisten(&self.epoll, old.as_raw_fd());
                 }
-                if let Err(error) = watch(&self.epoll, kick.as_raw_fd(), number as u64) {
+                if let Err(error) = listen(&self.epoll, kick.as_raw_fd(), number as u64) {
                     log::warn!("queue {ring}: kicks cannot be waited for: {error}");
                 }
                 queue.kick = Some(kick);
@@ -192,7 +236,7 @@ impl QueueThread<'_> {
             Command::Stop { ring, stopped } => {
                 let Some((_, queue)) = find(&mut self.queues, ring) else { return };
                 if let Some(kick) = queue.kick.take() {
-                    unwatch(&self.epoll, kick.as_raw_fd());
+                    unlisten(&self.epoll, kick.as_raw_fd());
                 }
                 queue.server.stop();
                 queue.stopped = Some(stopped);
@@ -228,6 +272,7 @@ impl QueueThread<'_> {
                     queue.server.go_on(&mut self.lane);
                 }
             }
+            self.look_after_parked();
         }
         for command in commands {
             self.mailbox.send(command);
@@ -239,11 +284,11 @@ fn find<'a, 'd>(queues: &'a mut [Served<'d>], ring: usize) -> Option<(usize, &'a
     queues.iter_mut().enumerate().find(|(_, queue)| queue.index == ring)
 }
 
-fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+fn listen(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
 }
 
-fn unwatch(epoll: &Epoll, fd: RawFd) {
+fn unlisten(epoll: &Epoll, fd: RawFd) {
     if let Err(error) = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
         log::debug!("a descriptor cannot be taken out of epoll: {error}");
     }

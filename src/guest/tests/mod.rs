@@ -4,7 +4,9 @@ mod chain;
 mod memory;
 mod queue;
 mod request;
+mod rig;
 mod ring;
+mod watchdog;
 
 use vm_memory::{Bytes, GuestAddress};
 

@@ -4,6 +4,7 @@ use super::super::chain::{Chain, Segment};
 use super::super::config::GuestOptions;
 use super::super::memory::{Memory, MemoryMap, for_tests};
 use super::super::request::{GuestBytes, Request, Status, Taken, deliver_id};
+use super::super::watchdog::Patience;
 use crate::device::{Op, Payload, PayloadFault};
 
 const HEADER: u64 = 0x4000;
@@ -17,6 +18,7 @@ fn options(read_only: bool) -> GuestOptions {
         threads: 1,
         serial: "serial".into(),
         read_only,
+        patience: Patience::default(),
     }
 }
 

@@ -1,0 +1,176 @@
+//! A queue and its disk, driven by hand.
+
+use std::sync::Arc;
+
+use vhost_user_backend::VringT;
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::super::config::GuestOptions;
+use super::super::mailbox::Mailbox;
+use super::super::memory::{MemoryMap, for_tests};
+use super::super::queue::{QueueServer, Shared, Turn, Vring};
+use super::super::watchdog::{Patience, Pulse};
+use super::{NEXT, TABLE, WRITE, desc, put};
+use crate::device::{Device, DeviceConfig, Lane, MemoryKind};
+use crate::slot::Ticket;
+
+pub(super) const AVAIL: u64 = 0x10000;
+pub(super) const USED: u64 = 0x20000;
+pub(super) const SIZE: u16 = 64;
+/// Headers and status bytes, 32 bytes a request.
+pub(super) const HEADERS: u64 = 0x30000;
+/// Data buffers, one after another.
+pub(super) const DATA: u64 = 0x10_0000;
+/// Bytes of each buffer.
+pub(super) const ROOM: u64 = 1 << 20;
+
+/// A disk and guest memory with room for rings and requests.
+pub(super) struct Rig {
+    pub(super) map: MemoryMap,
+    pub(super) shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    pub(super) vring: Vring,
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        let map = for_tests(0, DATA + 32 * ROOM);
+        let options = GuestOptions {
+            num_queues: 1,
+            max_queue_size: SIZE,
+            threads: 1,
+            serial: String::new(),
+            read_only: false,
+            patience: Patience::default(),
+        };
+        let codec = "lz4".parse().unwrap();
+        let memory = MemoryKind::default();
+        let config = DeviceConfig {
+            size: 64 << 20,
+            codec,
+            mem_limit: 0,
+            memory,
+            engine: crate::engine::EngineConfig::default(),
+        };
+        let device = Arc::new(Device::new(&config).unwrap());
+        let vring = Vring::new(map.shared(), SIZE).unwrap();
+        vring.set_queue_size(SIZE);
+        vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
+        vring.set_queue_ready(true);
+        vring.set_enabled(true);
+        let shared = Arc::new(Shared { device, memory: map.shared(), options });
+        Self { map, shared, mailbox: Mailbox::new().unwrap(), vring }
+    }
+
+    pub(super) fn server(&self) -> QueueServer<'_> {
+        self.server_with(Arc::default())
+    }
+
+    pub(super) fn server_with(&self, pulse: Arc<Pulse>) -> QueueServer<'_> {
+        let mailbox = Arc::clone(&self.mailbox);
+        let mut server = QueueServer::new(0, self.vring.clone(), &self.shared, mailbox, pulse);
+        server.start(None);
+        server
+    }
+
+    pub(super) fn lane(&self) -> Lane {
+        self.shared.device.lane().unwrap()
+    }
+
+    /// Lays out request `n`, whose head is 3 `n`, and makes it available.
+    pub(super) fn offer(&self, n: u16, kind: u32, sector: u64, bytes: u64) {
+        let memory = self.map.shared().memory().clone();
+        let header = HEADERS + u64::from(n) * 32;
+        let data = DATA + u64::from(n) * ROOM;
+        memory.write_obj(kind, GuestAddress(header)).unwrap();
+        memory.write_obj(sector, GuestAddress(header + 8)).unwrap();
+        memory.write_obj(0xff_u8, GuestAddress(header + 16)).unwrap();
+        let head = n * 3;
+        let way = if kind == VIRTIO_BLK_T_IN { WRITE } else { 0 };
+        let chain = [
+            desc(header, 16, NEXT, head + 1),
+            desc(data, bytes as u32, NEXT | way, head + 2),
+            desc(header + 16, 1, WRITE, 0),
+        ];
+        put(&memory, TABLE + u64::from(head) * 16, &chain);
+        let index: u16 = memory.read_obj(GuestAddress(AVAIL + 2)).unwrap();
+        let slot = u64::from(index % SIZE);
+        memory.write_obj(head, GuestAddress(AVAIL + 4 + slot * 2)).unwrap();
+        memory.write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2)).unwrap();
+    }
+
+    pub(super) fn write(&self, n: u16, page: u64, bytes: u64) {
+        // Something that takes an object, so that the slot is one that requests wait for.
+        let data: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8 ^ n as u8).collect();
+        let memory = self.map.shared().memory().clone();
+        memory.write_slice(&data, GuestAddress(DATA + u64::from(n) * ROOM)).unwrap();
+        self.offer(n, VIRTIO_BLK_T_OUT, page * 8, bytes);
+    }
+
+    pub(super) fn status(&self, n: u16) -> u8 {
+        let memory = self.map.shared().memory().clone();
+        memory.read_obj(GuestAddress(HEADERS + u64::from(n) * 32 + 16)).unwrap()
+    }
+
+    /// The first page of a request's data.
+    pub(super) fn data(&self, n: u16) -> Vec<u8> {
+        let memory = self.map.shared().memory().clone();
+        let mut data = vec![0; 4096];
+        memory.read_slice(&mut data, GuestAddress(DATA + u64::from(n) * ROOM)).unwrap();
+        data
+    }
+
+    /// Numbers of the requests in the used ring, in order.
+    pub(super) fn used(&self) -> Vec<u16> {
+        let memory = self.map.shared().memory().clone();
+        let index: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let element = |at: u16| -> u32 {
+            let slot = u64::from(at % SIZE);
+            memory.read_obj(GuestAddress(USED + 4 + slot * 8)).unwrap()
+        };
+        (0..index).map(|at| element(at) as u16 / 3).collect()
+    }
+
+    pub(super) fn next_avail(&self) -> u16 {
+        self.vring.get_ref().get_queue().next_avail()
+    }
+
+    /// Tells the server of all requests that woke up.
+    pub(super) fn pass_on(&self, server: &mut QueueServer<'_>) {
+        let (mut commands, mut woken) = (Vec::new(), Vec::new());
+        self.mailbox.take(&mut commands, &mut woken);
+        woken.into_iter().for_each(|(_, head)| server.wake(head));
+    }
+
+    /// Serves as a queue thread does, until nothing is left to be done without waiting.
+    pub(super) fn settle(&self, server: &mut QueueServer<'_>, lane: &mut Lane) {
+        for _ in 0..1000 {
+            self.pass_on(server);
+            if server.serve(lane) == Turn::Idle && !server.has_woken() {
+                let before = self.used().len();
+                self.pass_on(server);
+                if !server.has_woken() && self.used().len() == before {
+                    return;
+                }
+            }
+        }
+        panic!("it spins");
+    }
+
+    /// Writes the first `count` pages, holds their slots, and makes a read of each available.
+    pub(super) fn offer_to_held(&self, count: u16) -> Vec<Ticket<'_>> {
+        let (mut server, mut lane) = (self.server(), self.lane());
+        for n in 0..count {
+            self.write(n, n.into(), 4096);
+        }
+        self.settle(&mut server, &mut lane);
+        assert_eq!(self.used().len(), usize::from(count));
+        let held = (0..count).map(|page| self.shared.device.hold(page.into()).unwrap()).collect();
+        for n in 0..count {
+            self.offer(n, VIRTIO_BLK_T_IN, u64::from(n) * 8, 4096);
+        }
+        held
+    }
+}

@@ -1,0 +1,278 @@
+//! The watchdog: requests that do not end are reported, and given up if that is wanted.
+//!
+//! Two things keep a request from ending, and each is seen where it costs least:
+//!
+//! * A request that is *parked* waits for what does not come. Its own queue thread looks through
+//!   what it has parked, woken by a time limit on its sleep that is there only while something is
+//!   parked. A request is timed from when it is first parked, by a coarse clock.
+//! * A request that is *being worked on* keeps its thread. A thread of the session that does
+//!   nothing else looks at the [`Pulse`] of each queue thread: a few stores of its own for each
+//!   poll, and no clock. It looks only while queue threads are awake; when all of them have slept
+//!   for a while it sleeps without a time limit, until one wakes up and finds it asleep.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::parked::Extent;
+use crate::device::{Device, Op};
+use crate::sync;
+
+/// Looks in the time after which a request is reported.
+const LOOKS: u32 = 4;
+
+/// How long a request may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Time after which a request that has not ended is reported; zero is never.
+    pub report: Duration,
+    /// Time after which one that waits fails; longer than `report`, or zero, which is never.
+    pub fail: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { report: Duration::from_secs(10), fail: Duration::ZERO }
+    }
+}
+
+impl Patience {
+    /// Time between two looks, if any are to be taken.
+    pub(super) fn interval(&self) -> Option<Duration> {
+        let interval = (self.report / LOOKS).max(Duration::from_millis(1));
+        (!self.report.is_zero()).then_some(interval)
+    }
+
+    /// Whether a request of this age is to be reported.
+    pub(super) fn is_over(&self, age: Duration) -> bool {
+        !self.report.is_zero() && age >= self.report
+    }
+
+    /// Whether a request of this age is to be given up.
+    pub(super) fn is_lost(&self, age: Duration) -> bool {
+        !self.fail.is_zero() && age >= self.fail
+    }
+}
+
+/// What one queue thread is doing. Written by the thread, in its own cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Pulse {
+    /// Beginnings and ends of polls: odd within one.
+    beat: AtomicU64,
+    /// Of the request that is polled: queue in bits 32 to 47, head in 16 to 31, operation in 1 to
+    /// 2, whether it was reported before in 0.
+    request: AtomicU64,
+    sector: AtomicU64,
+    bytes: AtomicU64,
+    /// The thread does not sleep.
+    awake: AtomicBool,
+    /// Beat of the last poll that was reported. The one field that the watchdog writes.
+    reported: AtomicU64,
+}
+
+const OPS: [Op; 4] = [Op::Read, Op::Write, Op::Discard, Op::WriteZeroes];
+
+impl Pulse {
+    /// A poll of a request begins.
+    pub(super) fn enter(&self, queue: usize, head: u16, extent: &Extent, reported: bool) {
+        let op = OPS.iter().position(|op| *op == extent.op).unwrap_or_default() as u64;
+        let request = (queue as u64) << 32 | u64::from(head) << 16 | op << 1 | u64::from(reported);
+        let beat = self.beat.load(Ordering::Relaxed);
+        // Whoever sees one of the next stores sees the end of the poll before it.
+        fence(Ordering::Release);
+        self.request.store(request, Ordering::Relaxed);
+        self.sector.store(extent.sector, Ordering::Relaxed);
+        self.bytes.store(extent.bytes, Ordering::Relaxed);
+        self.beat.store(beat + 1, Ordering::Release);
+    }
+
+    /// The poll is over.
+    pub(super) fn leave(&self) {
+        let beat = self.beat.load(Ordering::Relaxed);
+        self.beat.store(beat + 1, Ordering::Release);
+    }
+
+    /// Whether the last poll, which is over, was reported.
+    pub(super) fn was_reported(&self) -> bool {
+        self.reported.load(Ordering::Relaxed) + 1 == self.beat.load(Ordering::Relaxed)
+    }
+
+    /// The thread is about to sleep.
+    pub(super) fn rest(&self) {
+        self.awake.store(false, Ordering::Release);
+    }
+
+    /// How many polls there were, and what the last one was of.
+    #[cfg(test)]
+    pub(super) fn last(&self) -> (u64, String) {
+        let beat = self.beat.load(Ordering::Relaxed);
+        let (queue, head, extent, reported) = self.request(beat).unwrap();
+        (beat / 2, format!("{queue} {head} {extent} {reported}"))
+    }
+
+    /// As if the watchdog reported the next poll.
+    #[cfg(test)]
+    pub(super) fn report_next(&self) {
+        self.reported.store(self.beat.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// The request of poll `beat`, if that is not over: queue, head, extent, reported before.
+    fn request(&self, beat: u64) -> Option<(u64, u16, Extent, bool)> {
+        let request = self.request.load(Ordering::Relaxed);
+        let sector = self.sector.load(Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let op = OPS[(request >> 1 & 3) as usize];
+        let described =
+            (request >> 32, (request >> 16) as u16, Extent { op, sector, bytes }, request & 1 == 1);
+        (self.beat.load(Ordering::Relaxed) == beat).then_some(described)
+    }
+}
+
+/// What queue threads and watchdog share.
+pub(super) struct Watch {
+    pulses: Vec<Arc<Pulse>>,
+    patience: Patience,
+    /// The watchdog looks from time to time; otherwise it has to be woken.
+    armed: AtomicBool,
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// What the watchdog saw of a thread.
+#[derive(Clone, Copy)]
+struct Seen {
+    beat: u64,
+    since: Instant,
+}
+
+impl Watch {
+    /// A watch over `threads` queue threads.
+    pub(super) fn new(threads: usize, patience: Patience) -> Arc<Self> {
+        Arc::new(Self {
+            pulses: (0..threads).map(|_| Arc::default()).collect(),
+            patience,
+            // One that is off has not to be woken.
+            armed: AtomicBool::new(patience.interval().is_none()),
+            stopped: Mutex::new(false),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// The pulse of thread `number`.
+    pub(super) fn pulse(&self, number: usize) -> Arc<Pulse> {
+        Arc::clone(&self.pulses[number])
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// A queue thread woke up.
+    pub(super) fn rouse(&self, pulse: &Pulse) {
+        pulse.awake.store(true, Ordering::Relaxed);
+        // With the fence in `sleep`: either the watchdog sees a thread awake, or it is woken.
+        fence(Ordering::SeqCst);
+        if !self.armed.load(Ordering::Relaxed) {
+            let _stopped = sync::lock(&self.stopped);
+            self.armed.store(true, Ordering::Relaxed);
+            self.changed.notify_all();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Relaxed)
+    }
+
+    fn run(&self, device: &Device, interval: Duration) {
+        let mut seen = Vec::new();
+        loop {
+            if seen.is_empty() && self.sleep() {
+                return;
+            }
+            let now = Instant::now();
+            let mut quiet = true;
+            seen.resize(self.pulses.len(), Seen { beat: 0, since: now });
+            for (pulse, seen) in self.pulses.iter().zip(&mut seen) {
+                let beat = pulse.beat.load(Ordering::Acquire);
+                quiet &= beat == seen.beat && !pulse.awake.load(Ordering::Acquire);
+                if beat != seen.beat {
+                    *seen = Seen { beat, since: now };
+                } else if beat & 1 == 1 && self.patience.is_over(now - seen.since) {
+                    report(pulse, beat, now - seen.since, device);
+                }
+            }
+            if quiet {
+                seen.clear();
+                continue;
+            }
+            let stopped = sync::lock(&self.stopped);
+            let waited = self.changed.wait_timeout_while(stopped, interval, |stopped| !*stopped);
+            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until a queue thread is awake. True if the watchdog is to end.
+    fn sleep(&self) -> bool {
+        let stopped = sync::lock(&self.stopped);
+        self.armed.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.pulses.iter().any(|pulse| pulse.awake.load(Ordering::Relaxed)) {
+            self.armed.store(true, Ordering::Relaxed);
+        }
+        let asleep = |stopped: &mut bool| !*stopped && !self.armed.load(Ordering::Relaxed);
+        *self.changed.wait_while(stopped, asleep).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reports a thread that does not get out of a poll, once for each poll.
+fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device) {
+    if pulse.reported.load(Ordering::Relaxed) == beat {
+        return;
+    }
+    let Some((queue, head, extent, before)) = pulse.request(beat) else { return };
+    pulse.reported.store(beat, Ordering::Relaxed);
+    if !before {
+        device.figures().stalled_requests.inc();
+    }
+    super::limited::warn(format_args!(
+        "queue {queue}: request {head} ({extent}) has kept its thread for {:.1} s",
+        age.as_secs_f64()
+    ));
+}
+
+/// The thread that watches a session's queue threads. Dropping it ends the thread.
+pub(super) struct Watchdog {
+    watch: Arc<Watch>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Starts the thread, unless the watch is off.
+    pub(super) fn start(watch: Arc<Watch>, device: Arc<Device>) -> io::Result<Self> {
+        let its_watch = Arc::clone(&watch);
+        let thread = watch.patience.interval().map(|interval| {
+            let body = move || its_watch.run(&device, interval);
+            thread::Builder::new().name("watchdog".into()).spawn(body)
+        });
+        Ok(Self { watch, thread: thread.transpose()? })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        *sync::lock(&self.watch.stopped) = true;
+        self.watch.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the watchdog had died");
+        }
+    }
+}
