@@ -14,12 +14,14 @@
 //! | 2 | [`pool`] | variable-size objects in an arena |
 //! | 1 | [`store`] | the shared mappings of one disk |
 //! | 1 | [`codec`] | one page in, bytes out |
-//! | 0 | [`sync`], [`stats`], [`units`] | atomics and waiting, counters, units |
+//! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
+//! | 0 | [`stats`], [`units`] | counters, units |
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
 // Under loom only what is model-checked is built: the lock, its word and its wait queues, and what
 // the pool shares without a mutex.
+pub mod checker;
 #[cfg(not(loom))]
 pub mod codec;
 #[cfg(not(loom))]

@@ -3,6 +3,7 @@
 use std::task::Waker;
 
 use super::Device;
+use crate::checker::Class;
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
 use crate::store::Place;
 use crate::sync;
@@ -12,6 +13,9 @@ const RECLAIM_BYTES: u64 = 64 * 1024;
 
 /// Objects that it moves for that at most: some hundred microseconds.
 const RECLAIM_MOVES: u64 = 1024;
+
+/// The mutexes of writers that reclaim, to the lock checker.
+static RECLAIMING: Class = Class::mutex("reclaiming");
 
 /// What a series of compactions remembers.
 #[derive(Debug, Default)]
@@ -56,9 +60,9 @@ impl Device {
     /// Gives back what can be had without much work. True if that was anything, or if another
     /// writer was at it.
     fn reclaim(&self) -> bool {
-        let Ok(mut last) = self.reclaiming.try_lock() else {
+        let Some(mut last) = sync::try_lock_as(&RECLAIMING, &self.reclaiming) else {
             // Waiting for the other one costs no more than working beside it.
-            drop(sync::lock(&self.reclaiming));
+            drop(sync::lock_as(&RECLAIMING, &self.reclaiming));
             return true;
         };
         let effort = Effort::Enough { bytes: RECLAIM_BYTES, moves: RECLAIM_MOVES };

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use super::{Device, Lane};
+use crate::checker;
 use crate::codec::CodecError;
 use crate::pool::PoolError;
 use crate::slot::{Content, Ticket, Waiter, Word};
@@ -132,6 +133,8 @@ pub struct Io<'d, P> {
     end: u64,
     waiter: Option<Waiter<'d>>,
     prepared: Option<Prepared<'d>>,
+    /// Who holds its tickets, to the lock checker. Dropped last.
+    task: checker::Task,
 }
 
 impl Device {
@@ -150,7 +153,9 @@ impl Device {
         self.check_range(sector, bytes).inspect_err(|_| self.count_failure(op))?;
         let start = sector * SECTOR_SIZE;
         let end = start + bytes;
-        Ok(Io { device: self, op, payload, start, at: start, end, waiter: None, prepared: None })
+        let task = checker::Task::default();
+        let (waiter, prepared) = (None, None);
+        Ok(Io { device: self, op, payload, start, at: start, end, waiter, prepared, task })
     }
 
     fn check_range(&self, sector: u64, bytes: u64) -> Result<(), IoError> {
@@ -200,6 +205,7 @@ impl<P: Payload> Io<'_, P> {
     /// # Errors
     /// See [`IoError`]. The request is over then.
     pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+        let _turn = self.task.enter();
         let mut share = PAGES_PER_POLL;
         while self.at < self.end {
             if share == 0 {

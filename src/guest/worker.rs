@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::mailbox::{Command, Mailbox};
 use super::queue::{QueueServer, Shared, Turn, Vring};
+use crate::checker;
 use crate::device::Lane;
 
 /// Epoll token of the mailbox; those of kicks are the numbers of their queues in the thread.
@@ -114,6 +115,7 @@ impl QueueThread<'_> {
                 return;
             }
             let timeout = if self.queues.iter().any(|queue| queue.hot) { 0 } else { -1 };
+            checker::may_not_hold("a queue's thread sleeps");
             let count = match self.epoll.wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

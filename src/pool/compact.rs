@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::class::{Load, Number};
+use super::class::{CLASS, Load, Number};
 use super::layout::TAG_BYTES;
 use super::objects::Pool;
 use crate::store::{HOST_PAGE, Place};
@@ -108,7 +108,7 @@ impl Pool {
     /// its owner's lock, publishes the new place, and then frees the old one by
     /// [`Pool::vacate`].
     pub fn relocate(&self, from: Place, length: usize) -> Option<Place> {
-        let mut class = sync::lock(&self.classes[self.kinds.of(length)]);
+        let mut class = sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)]);
         // No memory for a hole in a low page is no fault here.
         let to = class.allocate_below(from, self.common()).ok().flatten()?;
         drop(class);
@@ -134,7 +134,7 @@ impl Pool {
         let mut batch = Vec::with_capacity(BATCH);
         let mut end = Number::END;
         loop {
-            let class = sync::lock(&self.classes[number]);
+            let class = sync::lock_as(&CLASS, &self.classes[number]);
             if class.load().excess <= keep {
                 return pages;
             }
@@ -168,7 +168,7 @@ impl Pool {
     }
 
     fn trim_class(&self, number: usize, keep: u64) -> u64 {
-        let trimmed = sync::lock(&self.classes[number]).trim(keep, self.common());
+        let trimmed = sync::lock_as(&CLASS, &self.classes[number]).trim(keep, self.common());
         trimmed.unwrap_or_else(|error| {
             log::warn!("memory cannot be given back to the host: {error}");
             0

@@ -26,6 +26,7 @@ use std::task::{Context, Poll};
 
 use super::parking::{Fate, ParkingLot, Sleeper};
 use super::word::{LOCKED, WAITERS, Word};
+use crate::checker::{self, Class, Lock, Stopwatch};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Races a woken waiter may lose before the lock is handed to it.
@@ -34,6 +35,9 @@ const MAX_LOST_RACES: u32 = 3;
 /// Few, so that the model gets to the hand-over.
 #[cfg(loom)]
 const MAX_LOST_RACES: u32 = 1;
+
+/// The slots of all disks, to the lock checker.
+static SLOT: Class = Class::sleepable("slot");
 
 /// A slot's word and where its waiters sleep.
 #[derive(Clone, Copy)]
@@ -60,20 +64,26 @@ pub struct Waiter<'a> {
     /// None once the turn was used.
     sleeper: Option<Arc<Sleeper>>,
     lost: u32,
+    since: Stopwatch,
 }
 
 impl<'a> Slot<'a> {
+    /// What the lock checker knows the lock by.
+    fn checked(self) -> Lock {
+        Lock::new(&SLOT, self.lot.domain(), self.word, self.index)
+    }
+
     /// Takes the lock if it is free.
     pub(super) fn try_lock(self) -> Option<Ticket<'a>> {
         let seen = self.word.load(Ordering::Relaxed);
         if seen & LOCKED != 0 {
             return None;
         }
-        self.take(seen)
+        self.take(seen, Stopwatch::start())
     }
 
-    /// Takes the lock if the word is still `seen`, which has the LOCKED bit clear.
-    fn take(self, mut seen: u64) -> Option<Ticket<'a>> {
+    /// Takes the lock unless somebody has it; `seen` is what the word was, with LOCKED clear.
+    fn take(self, mut seen: u64, since: Stopwatch) -> Option<Ticket<'a>> {
         while seen & LOCKED == 0 {
             match self.word.compare_exchange_weak(
                 seen,
@@ -81,14 +91,16 @@ impl<'a> Slot<'a> {
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(self.ticket(seen)),
+                Ok(_) => return Some(self.ticket(seen, since)),
                 Err(now) => seen = now,
             }
         }
         None
     }
 
-    fn ticket(self, word: u64) -> Ticket<'a> {
+    /// The ticket of the lock, which the caller just took, or was handed.
+    fn ticket(self, word: u64, since: Stopwatch) -> Ticket<'a> {
+        checker::taken(self.checked(), since);
         Ticket { slot: self, data: Word(word).data() }
     }
 
@@ -101,25 +113,29 @@ impl<'a> Slot<'a> {
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
     ) -> Poll<Ticket<'a>> {
+        checker::wants(self.checked());
         let mut lost = 0;
+        let mut since = Stopwatch::start();
         if let Some(place) = waiter.as_mut() {
             match place.look(cx) {
                 Fate::Queued => return Poll::Pending,
                 Fate::Granted => {
+                    since = place.since;
                     place.use_up();
                     *waiter = None;
                     let word = self.word.load(Ordering::Acquire);
                     debug_assert!(word & LOCKED != 0, "a granted lock is held");
-                    return Poll::Ready(self.ticket(word));
+                    return Poll::Ready(self.ticket(word, since));
                 }
                 Fate::Woken => {
-                    lost = place.lost + 1;
+                    (lost, since) = (place.lost + 1, place.since);
                     place.use_up();
                     *waiter = None;
                 }
             }
         }
-        if let Some(ticket) = self.try_lock() {
+        let seen = self.word.load(Ordering::Relaxed);
+        if let Some(ticket) = self.take(seen, since) {
             return Poll::Ready(ticket);
         }
         let mut bucket = self.lot.bucket(self.index);
@@ -127,7 +143,7 @@ impl<'a> Slot<'a> {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
             if seen & LOCKED == 0 {
-                match self.take(seen) {
+                match self.take(seen, since) {
                     Some(ticket) => return Poll::Ready(ticket),
                     None => seen = self.word.load(Ordering::Relaxed),
                 }
@@ -145,12 +161,13 @@ impl<'a> Slot<'a> {
         }
         let sleeper = Sleeper::new(cx.waker());
         bucket.push(self.index, lost, Arc::clone(&sleeper));
-        *waiter = Some(Waiter { slot: self, sleeper: Some(sleeper), lost });
+        *waiter = Some(Waiter { slot: self, sleeper: Some(sleeper), lost, since });
         Poll::Pending
     }
 
     /// Publishes `data` and lets go of the lock.
     fn unlock(self, held: Word, data: Word) {
+        checker::released(self.checked());
         let expected = held.0 | LOCKED;
         let free = data.data().0;
         // Release: the object's bytes are visible to whoever sees the word that names it.
@@ -207,6 +224,13 @@ impl Ticket<'_> {
         self.data
     }
 
+    /// Says that the ticket is given to somebody else, who may be anywhere. Only the lock checker
+    /// hears it: whoever took the lock no longer counts as its holder.
+    pub fn detach(self) -> Self {
+        checker::detached(self.slot.checked());
+        self
+    }
+
     /// Publishes a new word and releases the slot, in one atomic step. The lock bits of `word`
     /// are ignored.
     pub fn release(self, word: Word) {
@@ -248,7 +272,7 @@ impl Drop for Waiter<'_> {
         match sleeper.fate() {
             Fate::Granted => {
                 let word = self.slot.word.load(Ordering::Acquire);
-                drop(self.slot.ticket(word));
+                drop(self.slot.ticket(word, self.since));
             }
             Fate::Woken | Fate::Queued => self.slot.pass_turn_on(),
         }

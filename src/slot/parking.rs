@@ -7,13 +7,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::sync::{self, AtomicU8, Mutex, MutexGuard, Ordering};
+use crate::checker::{self, Class};
+use crate::sync::{self, AtomicU8, Locked, Mutex, Ordering};
 
 /// Queues of the table; a power of two. Two slots that share one only share its mutex.
 #[cfg(not(loom))]
 const BUCKETS: usize = 64;
 #[cfg(loom)]
 const BUCKETS: usize = 1;
+
+/// The queues of all tables, to the lock checker.
+static QUEUE: Class = Class::mutex("slot queue");
 
 /// State of a waiter, written under its bucket's mutex and by nobody but the waker's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,9 +124,21 @@ impl ParkingLot {
         Self { buckets: (0..BUCKETS).map(|_| Mutex::new(Bucket::default())).collect() }
     }
 
-    pub(super) fn bucket(&self, slot: u64) -> MutexGuard<'_, Bucket> {
+    pub(super) fn bucket(&self, slot: u64) -> Locked<'_, Bucket> {
         // Fibonacci hashing: neighbours, which are used together, land in different buckets.
         let hash = slot.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        sync::lock(&self.buckets[hash as usize % BUCKETS])
+        sync::lock_as(&QUEUE, &self.buckets[hash as usize % BUCKETS])
+    }
+
+    /// What the lock checker knows the table by.
+    pub(super) fn domain(&self) -> usize {
+        self.buckets.as_ptr().addr()
+    }
+}
+
+impl Drop for ParkingLot {
+    /// No slot of the table can be held any more, unless its ticket was forgotten.
+    fn drop(&mut self) {
+        checker::closed(self.domain());
     }
 }

@@ -184,7 +184,7 @@ fn a_waiter_that_leaves_after_it_was_handed_the_lock_releases_it() {
 #[test]
 fn a_ticket_can_be_released_on_another_thread() {
     let table = table(1);
-    let ticket = table.try_lock(0).unwrap();
+    let ticket = table.try_lock(0).unwrap().detach();
     thread::scope(|scope| {
         scope.spawn(move || ticket.release(object(2)));
         let ticket = sync::block_on(|cx| table.poll_lock(0, &mut None, cx));

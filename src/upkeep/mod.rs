@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 pub use self::host::{Host, default_reserve};
+use crate::checker;
 use crate::device::{Compactor, Device, Effort};
 use crate::sync;
 
@@ -121,6 +122,7 @@ fn run(shared: &Shared, device: &Device, host: &Host) {
     let mut compactor = Compactor::default();
     let mut pause = None;
     loop {
+        checker::may_not_hold("upkeep sleeps");
         let wakened = shared.wait(pause);
         if wakened == Wakened::Stopped {
             return;
