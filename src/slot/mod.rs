@@ -1,5 +1,7 @@
 //! Slots: what is known of each page of the disk, and the lock that guards it.
 
+#[cfg(all(test, not(loom)))]
+mod crowd_tests;
 mod lock;
 #[cfg(all(test, loom))]
 mod loom_tests;

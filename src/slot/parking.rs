@@ -25,7 +25,7 @@ static QUEUE: Class = Class::mutex("slot queue");
 pub(super) enum Fate {
     /// In the queue.
     Queued = 0,
-    /// Taken off the queue and told to try again.
+    /// The first in the queue, and told to try.
     Woken = 1,
     /// Taken off the queue, and the lock was handed to it.
     Granted = 2,
@@ -70,36 +70,33 @@ impl Sleeper {
     }
 }
 
-struct Entry {
+/// A place in a queue.
+pub(super) struct Entry {
     slot: u64,
-    /// Times this waiter was woken and found the lock taken again by a barging locker.
-    lost: u32,
-    sleeper: Arc<Sleeper>,
+    /// Newcomers that had the lock since this waiter was first woken.
+    pub(super) passed: u32,
+    pub(super) sleeper: Arc<Sleeper>,
 }
 
 /// The queue of one bucket. Everything that changes who waits for a slot, or that releases a slot
 /// with waiters, happens under its mutex.
+///
+/// The waiters of one slot stand in the order in which they came. All but the first are
+/// [`Fate::Queued`], and while the slot is free the first is [`Fate::Woken`].
 #[derive(Default)]
 pub(super) struct Bucket {
     queue: VecDeque<Entry>,
 }
 
 impl Bucket {
-    /// Queues a waiter: a new one at the end, one that lost a race at the front, where it was.
-    pub(super) fn push(&mut self, slot: u64, lost: u32, sleeper: Arc<Sleeper>) {
-        let entry = Entry { slot, lost, sleeper };
-        if lost == 0 {
-            self.queue.push_back(entry);
-        } else {
-            self.queue.push_front(entry);
-        }
+    /// Queues a new waiter.
+    pub(super) fn push(&mut self, slot: u64, sleeper: Arc<Sleeper>) {
+        self.queue.push_back(Entry { slot, passed: 0, sleeper });
     }
 
-    /// Takes the first waiter of a slot off the queue: it, its lost races, whether more wait.
-    pub(super) fn pop(&mut self, slot: u64) -> Option<(Arc<Sleeper>, u32, bool)> {
-        let at = self.queue.iter().position(|entry| entry.slot == slot)?;
-        let entry = self.queue.remove(at)?;
-        Some((entry.sleeper, entry.lost, self.waits(slot)))
+    /// The waiter of a slot that has waited longest.
+    pub(super) fn first(&mut self, slot: u64) -> Option<&mut Entry> {
+        self.queue.iter_mut().find(|entry| entry.slot == slot)
     }
 
     /// Whether anybody waits for the slot.
@@ -107,10 +104,23 @@ impl Bucket {
         self.queue.iter().any(|entry| entry.slot == slot)
     }
 
-    /// Takes one waiter off the queue, wherever it is; false if it is not there.
-    pub(super) fn remove(&mut self, sleeper: &Arc<Sleeper>) -> bool {
-        let at = self.queue.iter().position(|entry| Arc::ptr_eq(&entry.sleeper, sleeper));
-        at.and_then(|at| self.queue.remove(at)).is_some()
+    /// A waiter that was woken found the lock taken, and waits again where it stood.
+    pub(super) fn requeue(&mut self, sleeper: &Arc<Sleeper>) {
+        if let Some(at) = self.position(sleeper) {
+            self.queue[at].passed += 1;
+            sleeper.settle(Fate::Queued);
+        }
+    }
+
+    /// Takes a waiter off the queue, if it is there.
+    pub(super) fn remove(&mut self, sleeper: &Arc<Sleeper>) {
+        if let Some(at) = self.position(sleeper) {
+            self.queue.remove(at);
+        }
+    }
+
+    fn position(&self, sleeper: &Arc<Sleeper>) -> Option<usize> {
+        self.queue.iter().position(|entry| Arc::ptr_eq(&entry.sleeper, sleeper))
     }
 }
 
