@@ -19,23 +19,24 @@
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
-// Under loom only what is model-checked is built: the lock, its word and its wait queues, and what
-// the pool shares without a mutex.
+// Under loom and shuttle only what they explore is built: the lock, its word and its wait queues,
+// and under loom what the pool shares without a mutex.
 pub mod checker;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod codec;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod daemon;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod device;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod guest;
+#[cfg(not(shuttle))]
 pub mod pool;
 pub mod slot;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod stats;
 pub mod store;
 pub mod sync;
 pub mod units;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod upkeep;

@@ -1,7 +1,7 @@
-//! Atomics, locks and waiting, from `std` or, under `--cfg loom`, from loom.
+//! Atomics, locks and waiting, from `std` or, under `--cfg loom` or `--cfg shuttle`, from those.
 //!
 //! Whatever is shared between threads and has to be model-checked takes its primitives from here,
-//! so the code that loom explores is the code that ships.
+//! so the code that they explore is the code that ships.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, TryLockError};
@@ -17,7 +17,15 @@ pub use loom::{
     },
     thread,
 };
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub use shuttle::{
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+#[cfg(not(any(loom, shuttle)))]
 pub use std::{
     sync::{
         Mutex, MutexGuard,

@@ -11,9 +11,10 @@ use crate::checker::{self, Class};
 use crate::sync::{self, AtomicU8, Locked, Mutex, Ordering};
 
 /// Queues of the table; a power of two. Two slots that share one only share its mutex.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const BUCKETS: usize = 64;
-#[cfg(loom)]
+/// One, so that all slots of a model meet there.
+#[cfg(any(loom, shuttle))]
 const BUCKETS: usize = 1;
 
 /// The queues of all tables, to the lock checker.
