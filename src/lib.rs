@@ -15,29 +15,33 @@
 //! | 2 | [`pool`] | variable-size objects in an arena |
 //! | 1 | [`store`] | the shared mappings of one disk |
 //! | 1 | [`codec`] | one page in, bytes out |
-//! | 0 | [`sync`], [`stats`], [`clock`], [`units`] | atomics and waiting, counters, time, units |
+//! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
+//! | 0 | [`stats`], [`clock`], [`units`] | counters, time, units |
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
-// Under loom only what is model-checked is built: the lock, its word and its wait queues, and what
-// the pool shares without a mutex.
-#[cfg(not(loom))]
+// Under loom and shuttle only what they explore is built: the lock, its word and its wait queues,
+// and under loom what the pool and the engine share.
+pub mod checker;
+#[cfg(not(any(loom, shuttle)))]
 pub mod clock;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod codec;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod daemon;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod device;
+#[cfg(not(shuttle))]
 pub mod engine;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod guest;
+#[cfg(not(shuttle))]
 pub mod pool;
 pub mod slot;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod stats;
 pub mod store;
 pub mod sync;
 pub mod units;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod upkeep;

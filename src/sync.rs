@@ -1,10 +1,13 @@
-//! Atomics, locks and waiting, from `std` or, under `--cfg loom`, from loom.
+//! Atomics, locks and waiting, from `std` or, under `--cfg loom` or `--cfg shuttle`, from those.
 //!
 //! Whatever is shared between threads and has to be model-checked takes its primitives from here,
-//! so the code that loom explores is the code that ships.
+//! so the code that they explore is the code that ships.
 
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
+
+use crate::checker::{Bound, Class, Waits};
 
 #[cfg(loom)]
 pub use loom::{
@@ -14,7 +17,15 @@ pub use loom::{
     },
     thread,
 };
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub use shuttle::{
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+#[cfg(not(any(loom, shuttle)))]
 pub use std::{
     sync::{
         Condvar, Mutex, MutexGuard,
@@ -32,8 +43,47 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Waits on `condition`, with the same view of panics as [`lock`].
+#[cfg(not(shuttle))]
 pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     condition.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Locks `mutex` as a lock of `class`, in the eyes of the lock checker.
+pub fn lock_as<'a, T>(class: &'static Class, mutex: &'a Mutex<T>) -> Locked<'a, T> {
+    let mut bound = Bound::wants(class, mutex);
+    let guard = lock(mutex);
+    bound.taken();
+    Locked { guard, _bound: bound }
+}
+
+/// Locks `mutex` as a lock of `class` if nobody has it.
+pub fn try_lock_as<'a, T>(class: &'static Class, mutex: &'a Mutex<T>) -> Option<Locked<'a, T>> {
+    let guard = match mutex.try_lock() {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    Some(Locked { guard, _bound: Bound::tried(class, mutex) })
+}
+
+/// The guard of a mutex that the lock checker knows of.
+pub struct Locked<'a, T> {
+    guard: MutexGuard<'a, T>,
+    _bound: Bound,
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
 }
 
 /// A waker that unparks one thread.
@@ -50,6 +100,7 @@ impl Wake for ThreadWaker {
 /// `step` is called again whenever its waker fires; spurious calls are harmless. This is how a
 /// plain thread (start-up, upkeep, tests) waits for what a queue thread would wait for as a task.
 pub fn block_on<T>(mut step: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+    let _waits = Waits::begin();
     let waker = Waker::from(Arc::new(ThreadWaker(thread::current())));
     let mut cx = Context::from_waker(&waker);
     loop {

@@ -22,6 +22,7 @@ mod spec;
 mod tests;
 mod zstd;
 
+use crate::checker;
 use crate::units::{PAGE_SIZE, Page};
 
 pub use self::{
@@ -70,6 +71,7 @@ impl Codec {
         page: &Page,
         out: &mut [u8],
     ) -> Result<Option<usize>, CodecError> {
+        checker::might_sleep("compressing");
         match self.contexts(ws)? {
             Contexts::Lz4(lz4) => Ok(lz4.compress(page, out)),
             Contexts::Lz4Flex(flex) => Ok(flex.compress(page, out)),
@@ -89,6 +91,7 @@ impl Codec {
         object: &[u8],
         page: &mut Page,
     ) -> Result<(), CodecError> {
+        checker::might_sleep("decompressing");
         match self.contexts(ws)? {
             Contexts::Lz4(lz4) => lz4.decompress(object, page),
             Contexts::Lz4Flex(flex) => flex.decompress(object, page),

@@ -5,6 +5,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Device, IoError};
+use crate::checker::Class;
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
 use crate::store::Place;
 use crate::sync;
@@ -23,6 +24,9 @@ const TABLE_STEP: u64 = 32 * 1024;
 
 /// Least time between two looks at the host because it was short.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The mutexes of writers that reclaim, to the lock checker.
+static RECLAIMING: Class = Class::mutex("reclaiming");
 
 /// What a series of compactions remembers.
 #[derive(Debug, Default)]
@@ -136,9 +140,9 @@ impl Device {
     /// Gives back what can be had without much work. True if that was anything, or if another
     /// writer was at it.
     fn reclaim(&self) -> bool {
-        let Ok(mut last) = self.reclaiming.try_lock() else {
+        let Some(mut last) = sync::try_lock_as(&RECLAIMING, &self.reclaiming) else {
             // Waiting for the other one costs no more than working beside it.
-            drop(sync::lock(&self.reclaiming));
+            drop(sync::lock_as(&RECLAIMING, &self.reclaiming));
             return true;
         };
         let effort = Effort::Enough { bytes: RECLAIM_BYTES, moves: RECLAIM_MOVES };

@@ -8,6 +8,7 @@ use super::modify::Modify;
 use super::offload::Offload;
 use super::page::MAX_OBJECT;
 use super::{Device, Lane};
+use crate::checker;
 use crate::clock::Share;
 use crate::codec::CodecError;
 use crate::engine::{Job, Work};
@@ -172,6 +173,8 @@ pub struct Io<'d, P> {
     prepared: Option<Prepared<'d>>,
     pub(super) modify: Option<Modify<'d>>,
     pub(super) offload: Offload<'d>,
+    /// Who holds its tickets, to the lock checker. Dropped last.
+    task: checker::Task,
 }
 
 impl Device {
@@ -203,6 +206,7 @@ impl Device {
             prepared: None,
             modify: None,
             offload: Offload::default(),
+            task: checker::Task::default(),
         })
     }
 
@@ -254,6 +258,7 @@ impl<'d, P: Payload> Io<'d, P> {
     /// # Errors
     /// See [`IoError`]. The request is over then.
     pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+        let _turn = self.task.enter();
         let done = ready!(self.work(lane, cx));
         match &done {
             Ok(()) => self.device.count_success(self.op),

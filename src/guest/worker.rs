@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mailbox::{Command, Mailbox};
 use super::queue::{QueueServer, Shared, Turn, Vring};
 use super::watchdog::{Pulse, Watch};
+use crate::checker;
 use crate::clock;
 use crate::device::Lane;
 
@@ -125,6 +126,7 @@ impl QueueThread<'_> {
             if self.quitting && self.queues.iter().all(|queue| queue.server.is_drained()) {
                 return;
             }
+            checker::may_not_hold("a queue's thread sleeps");
             let count = match self.sleep(&mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -2,12 +2,16 @@
 
 use std::sync::Mutex;
 
+use crate::checker::Class;
 use crate::stats;
 use crate::store::Place;
 use crate::sync;
 
 /// Sets of magazines; a power of two. More threads than this share them, which costs speed only.
 const SHARDS: usize = 16;
+
+/// The mutexes of all shards, to the lock checker.
+static SHARD: Class = Class::mutex("pool shard");
 
 /// Places that a magazine holds at most.
 const MOST: usize = 8;
@@ -71,7 +75,7 @@ impl Caches {
 
     /// Calls `with` with the calling thread's magazine of a class.
     pub(super) fn with<T>(&self, class: usize, with: impl FnOnce(&mut Magazine) -> T) -> T {
-        let mut magazines = sync::lock(&self.shards[stats::thread_number() % SHARDS].0);
+        let mut magazines = sync::lock_as(&SHARD, &self.shards[stats::thread_number() % SHARDS].0);
         if magazines.is_empty() {
             magazines.resize(self.classes, Magazine::default());
         }
@@ -81,7 +85,7 @@ impl Caches {
     /// Empties all magazines, those of other threads too.
     pub(super) fn drain(&self, mut give_back: impl FnMut(usize, Place)) {
         for shard in &self.shards {
-            for (class, magazine) in sync::lock(&shard.0).iter_mut().enumerate() {
+            for (class, magazine) in sync::lock_as(&SHARD, &shard.0).iter_mut().enumerate() {
                 while let Some(place) = magazine.pop() {
                     give_back(class, place);
                 }
@@ -91,7 +95,7 @@ impl Caches {
 
     pub(super) fn heap_bytes(&self) -> u64 {
         let magazines: usize =
-            self.shards.iter().map(|shard| sync::lock(&shard.0).capacity()).sum();
+            self.shards.iter().map(|shard| sync::lock_as(&SHARD, &shard.0).capacity()).sum();
         (magazines * size_of::<Magazine>() + size_of_val(&*self.shards)) as u64
     }
 
@@ -99,7 +103,7 @@ impl Caches {
     #[cfg(test)]
     pub(super) fn len(&self) -> u64 {
         let in_shard = |shard: &Shard| -> u64 {
-            sync::lock(&shard.0).iter().map(|magazine| u64::from(magazine.len)).sum()
+            sync::lock_as(&SHARD, &shard.0).iter().map(|magazine| u64::from(magazine.len)).sum()
         };
         self.shards.iter().map(in_shard).sum()
     }

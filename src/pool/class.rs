@@ -9,6 +9,7 @@ use super::layout::{SPAN_OBJECTS, Shape, region_of};
 use super::region::Regions;
 use super::span::Span;
 use super::{PoolError, RebuildError};
+use crate::checker;
 use crate::store::{Arena, HOST_PAGE, Place};
 
 /// Pages committed ahead of a growing class, at most: a batch of host pages costs a third a page
@@ -17,6 +18,9 @@ const MOST_AHEAD: u64 = 16;
 
 /// A class commits, and under load keeps, this part of its pages more than it needs.
 const SPARE_PART: u64 = 64;
+
+/// The mutexes of all classes of all pools, to the lock checker.
+pub(super) static CLASS: checker::Class = checker::Class::mutex("pool class");
 
 /// What all classes of a pool share.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::class::{Candidate, Load, Number};
+use super::class::{CLASS, Candidate, Load, Number};
 use super::layout::TAG_BYTES;
 use super::objects::Pool;
 use crate::store::{HOST_PAGE, Place};
@@ -120,7 +120,7 @@ impl Pool {
     /// its owner's lock, publishes the new place, and then frees the old one by
     /// [`Pool::vacate`].
     pub fn relocate(&self, from: Place, length: usize) -> Option<Place> {
-        let mut class = sync::lock(&self.classes[self.kinds.of(length)]);
+        let mut class = sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)]);
         // No memory for a hole in a low page is no fault here.
         let to = class.allocate_below(from, self.common()).ok().flatten()?;
         drop(class);
@@ -157,7 +157,7 @@ impl<R: FnMut(u32, Place) -> Move, G: FnMut() -> bool> Run<'_, R, G> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut end = Number::END;
         while !self.is_over() {
-            let class = sync::lock(&self.pool.classes[number]);
+            let class = sync::lock_as(&CLASS, &self.pool.classes[number]);
             if class.load().excess <= keep {
                 return;
             }
@@ -196,7 +196,7 @@ impl<R: FnMut(u32, Place) -> Move, G: FnMut() -> bool> Run<'_, R, G> {
     fn trim(&mut self, number: usize, keep: u64) {
         loop {
             let most = TRIM.min(self.wanted.saturating_sub(self.done.pages));
-            let mut class = sync::lock(&self.pool.classes[number]);
+            let mut class = sync::lock_as(&CLASS, &self.pool.classes[number]);
             let trimmed = class.trim(keep, most, self.pool.common());
             drop(class);
             let (pages, over) = trimmed.unwrap_or_else(|error| {

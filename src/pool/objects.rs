@@ -8,7 +8,7 @@ use super::PoolError;
 use super::bell::Bell;
 use super::budget::Budget;
 use super::cache::Caches;
-use super::class::{Class, Common, Load};
+use super::class::{CLASS, Class, Common, Load};
 use super::layout::{Classes, REGION_BYTES, TAG_BYTES};
 use super::region::Regions;
 use crate::store::{Arena, Place};
@@ -93,7 +93,7 @@ impl Pool {
             if magazine.push(place) {
                 return;
             }
-            let mut class = sync::lock(&self.classes[number]);
+            let mut class = sync::lock_as(&CLASS, &self.classes[number]);
             class.free(place, &self.regions);
             // Half of them with it: the class is not asked again for as many as these.
             for _ in 0..magazine.resize(class.load().objects) {
@@ -118,7 +118,7 @@ impl Pool {
             if let Some(place) = magazine.pop() {
                 return Ok(place);
             }
-            let mut class = sync::lock(&self.classes[number]);
+            let mut class = sync::lock_as(&CLASS, &self.classes[number]);
             let place = class.allocate(self.common())?;
             for _ in 0..magazine.resize(class.load().objects) {
                 // Only what costs no memory; nor is more of a hole filled than is needed.
@@ -136,19 +136,19 @@ impl Pool {
 
     /// Frees an object past the caches.
     pub(super) fn free_at_once(&self, place: Place, length: usize) {
-        sync::lock(&self.classes[self.kinds.of(length)]).free(place, &self.regions);
+        sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)]).free(place, &self.regions);
     }
 
     /// Returns what all threads keep at hand to the classes.
     pub fn drain_caches(&self) {
         self.caches.drain(|class, place| {
-            sync::lock(&self.classes[class]).free(place, &self.regions);
+            sync::lock_as(&CLASS, &self.classes[class]).free(place, &self.regions);
         });
     }
 
     /// What each class has.
     pub(super) fn loads(&self) -> impl Iterator<Item = Load> {
-        self.classes.iter().map(|class| sync::lock(class).load())
+        self.classes.iter().map(|class| sync::lock_as(&CLASS, class).load())
     }
 
     pub(super) fn common(&self) -> Common<'_> {
@@ -184,7 +184,8 @@ impl Pool {
 
     /// What the pool takes now.
     pub fn usage(&self) -> PoolUsage {
-        let classes: u64 = self.classes.iter().map(|class| sync::lock(class).heap_bytes()).sum();
+        let classes: u64 =
+            self.classes.iter().map(|class| sync::lock_as(&CLASS, class).heap_bytes()).sum();
         PoolUsage {
             arena_bytes: self.arena.allocated_bytes(),
             arena_bytes_max: self.budget.committed_max(),
@@ -202,7 +203,7 @@ impl Pool {
     /// using the pool. The first contradiction is the error.
     pub(crate) fn check(&self) -> Result<(), String> {
         for class in &self.classes {
-            sync::lock(class).check(&self.regions)?;
+            sync::lock_as(&CLASS, class).check(&self.regions)?;
         }
         let pages: u64 = self.loads().map(|load| load.pages).sum();
         let (file, budget) = (self.arena.allocated_bytes(), self.budget.committed());

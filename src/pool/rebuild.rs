@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::RebuildError;
+use super::class::CLASS;
 use super::layout::REGION_BYTES;
 use super::objects::Pool;
 use crate::store::{Arena, Place};
@@ -65,7 +66,8 @@ impl Pool {
         };
         match length {
             1..=PAGE_SIZE if fits(self.kinds.of(length)) => {
-                sync::lock(&self.classes[self.kinds.of(length)]).adopt(place, self.common())
+                sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)])
+                    .adopt(place, self.common())
             }
             _ => Err(RebuildError::Place { offset: place.offset(), length }),
         }
@@ -73,7 +75,7 @@ impl Pool {
 
     fn punch_unused(&self) -> std::io::Result<()> {
         for class in &self.classes {
-            sync::lock(class).punch_unused(self.common())?;
+            sync::lock_as(&CLASS, class).punch_unused(self.common())?;
         }
         for (offset, len) in self.regions.unowned() {
             self.arena.decommit(offset, len)?;

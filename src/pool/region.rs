@@ -6,7 +6,11 @@ use std::sync::{Mutex, OnceLock};
 
 use super::PoolError;
 use super::layout::REGION_BYTES;
+use crate::checker::Class;
 use crate::sync;
+
+/// The free lists of all pools, to the lock checker.
+static FREE: Class = Class::mutex("pool regions");
 
 /// Who has which region. A region's entry is written under the mutex of the class that has it, or
 /// gets it.
@@ -41,7 +45,7 @@ impl Regions {
 
     /// The region of the lowest number that nobody has.
     pub(super) fn take(&self, class: usize, position: usize) -> Result<u32, PoolError> {
-        let mut free = sync::lock(&self.free);
+        let mut free = sync::lock_as(&FREE, &self.free);
         let region = match free.returned.pop_first() {
             Some(region) => region,
             None if free.next < self.count => {
@@ -59,7 +63,7 @@ impl Regions {
 
     /// Takes a particular region, if nobody has it.
     pub(super) fn claim(&self, region: u32, class: usize, position: usize) -> bool {
-        let mut free = sync::lock(&self.free);
+        let mut free = sync::lock_as(&FREE, &self.free);
         if region >= self.count {
             return false;
         }
@@ -75,7 +79,7 @@ impl Regions {
     }
 
     pub(super) fn give_back(&self, region: u32) {
-        let mut free = sync::lock(&self.free);
+        let mut free = sync::lock_as(&FREE, &self.free);
         self.set(region, 0);
         free.returned.insert(region);
     }
@@ -105,7 +109,7 @@ impl Regions {
     }
 
     pub(super) fn heap_bytes(&self) -> u64 {
-        let free = sync::lock(&self.free);
+        let free = sync::lock_as(&FREE, &self.free);
         // A B-tree keeps its nodes between half full and full.
         let returned = free.returned.len() * size_of::<u32>() * 3 / 2;
         let pieces = self.owners.iter().filter(|piece| piece.get().is_some()).count();

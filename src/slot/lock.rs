@@ -17,23 +17,29 @@
 //! release, or sees it: no wake-up is lost.
 //!
 //! # Fairness
-//! A newcomer may take a free lock before a woken waiter gets to it (barging keeps the lock busy
-//! while the waiter's thread is being scheduled). A waiter that lost [`MAX_LOST_RACES`] times is
-//! handed the lock instead: the bit is never cleared, so nobody can come between.
+//! Waiters are served in the order in which they queued: only the first one is ever woken, and it
+//! stays in the queue until it has the lock. A newcomer may take a free lock before the woken
+//! waiter gets to it (barging keeps the lock busy while the waiter's thread is being scheduled).
+//! A waiter that was passed by [`MAX_PASSED`] of them is handed the lock instead: the bit is never
+//! cleared, so nobody can come between. `docs/locking.md` has the reasons why all this holds.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::parking::{Fate, ParkingLot, Sleeper};
 use super::word::{LOCKED, WAITERS, Word};
+use crate::checker::{self, Class, Lock, Stopwatch};
 use crate::sync::{AtomicU64, Ordering};
 
-/// Races a woken waiter may lose before the lock is handed to it.
+/// Newcomers that may pass a woken waiter before the lock is handed to it.
 #[cfg(not(loom))]
-const MAX_LOST_RACES: u32 = 3;
+pub(super) const MAX_PASSED: u32 = 3;
 /// Few, so that the model gets to the hand-over.
 #[cfg(loom)]
-const MAX_LOST_RACES: u32 = 1;
+pub(super) const MAX_PASSED: u32 = 1;
+
+/// The slots of all disks, to the lock checker.
+static SLOT: Class = Class::sleepable("slot");
 
 /// A slot's word and where its waiters sleep.
 #[derive(Clone, Copy)]
@@ -59,21 +65,26 @@ pub struct Waiter<'a> {
     slot: Slot<'a>,
     /// None once the turn was used.
     sleeper: Option<Arc<Sleeper>>,
-    lost: u32,
+    since: Stopwatch,
 }
 
 impl<'a> Slot<'a> {
+    /// What the lock checker knows the lock by.
+    fn checked(self) -> Lock {
+        Lock::new(&SLOT, self.lot.domain(), self.word, self.index)
+    }
+
     /// Takes the lock if it is free.
     pub(super) fn try_lock(self) -> Option<Ticket<'a>> {
         let seen = self.word.load(Ordering::Relaxed);
         if seen & LOCKED != 0 {
             return None;
         }
-        self.take(seen)
+        self.take(seen, Stopwatch::start())
     }
 
-    /// Takes the lock if the word is still `seen`, which has the LOCKED bit clear.
-    fn take(self, mut seen: u64) -> Option<Ticket<'a>> {
+    /// Takes the lock unless somebody has it; `seen` is what the word was, with LOCKED clear.
+    fn take(self, mut seen: u64, since: Stopwatch) -> Option<Ticket<'a>> {
         while seen & LOCKED == 0 {
             match self.word.compare_exchange_weak(
                 seen,
@@ -81,14 +92,16 @@ impl<'a> Slot<'a> {
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(self.ticket(seen)),
+                Ok(_) => return Some(self.ticket(seen, since)),
                 Err(now) => seen = now,
             }
         }
         None
     }
 
-    fn ticket(self, word: u64) -> Ticket<'a> {
+    /// The ticket of the lock, which the caller just took, or was handed.
+    fn ticket(self, word: u64, since: Stopwatch) -> Ticket<'a> {
+        checker::taken(self.checked(), since);
         Ticket { slot: self, data: Word(word).data() }
     }
 
@@ -101,36 +114,38 @@ impl<'a> Slot<'a> {
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
     ) -> Poll<Ticket<'a>> {
-        let mut lost = 0;
+        checker::wants(self.checked());
         if let Some(place) = waiter.as_mut() {
-            match place.look(cx) {
-                Fate::Queued => return Poll::Pending,
-                Fate::Granted => {
-                    place.use_up();
-                    *waiter = None;
-                    let word = self.word.load(Ordering::Acquire);
-                    debug_assert!(word & LOCKED != 0, "a granted lock is held");
-                    return Poll::Ready(self.ticket(word));
-                }
-                Fate::Woken => {
-                    lost = place.lost + 1;
-                    place.use_up();
-                    *waiter = None;
-                }
-            }
+            let Some(ticket) = place.poll(cx) else { return Poll::Pending };
+            *waiter = None;
+            return Poll::Ready(ticket);
         }
-        if let Some(ticket) = self.try_lock() {
+        let since = Stopwatch::start();
+        let seen = self.word.load(Ordering::Relaxed);
+        if let Some(ticket) = self.take(seen, since) {
             return Poll::Ready(ticket);
         }
         let mut bucket = self.lot.bucket(self.index);
-        // Under the mutex: either the lock is free now, or its owner will see WAITERS.
+        if let Some(ticket) = self.take_or_announce(since) {
+            return Poll::Ready(ticket);
+        }
+        let sleeper = Sleeper::new(cx.waker());
+        bucket.push(self.index, Arc::clone(&sleeper));
+        *waiter = Some(Waiter { slot: self, sleeper: Some(sleeper), since });
+        Poll::Pending
+    }
+
+    /// Takes the lock, or makes sure that its owner looks into the queue when it releases. The
+    /// caller has the bucket's mutex.
+    fn take_or_announce(self, since: Stopwatch) -> Option<Ticket<'a>> {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
             if seen & LOCKED == 0 {
-                match self.take(seen) {
-                    Some(ticket) => return Poll::Ready(ticket),
-                    None => seen = self.word.load(Ordering::Relaxed),
+                let ticket = self.take(seen, since);
+                if ticket.is_some() {
+                    return ticket;
                 }
+                seen = self.word.load(Ordering::Relaxed);
                 continue;
             }
             match self.word.compare_exchange_weak(
@@ -139,18 +154,15 @@ impl<'a> Slot<'a> {
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => break,
+                Ok(_) => return None,
                 Err(now) => seen = now,
             }
         }
-        let sleeper = Sleeper::new(cx.waker());
-        bucket.push(self.index, lost, Arc::clone(&sleeper));
-        *waiter = Some(Waiter { slot: self, sleeper: Some(sleeper), lost });
-        Poll::Pending
     }
 
     /// Publishes `data` and lets go of the lock.
     fn unlock(self, held: Word, data: Word) {
+        checker::released(self.checked());
         let expected = held.0 | LOCKED;
         let free = data.data().0;
         // Release: the object's bytes are visible to whoever sees the word that names it.
@@ -164,38 +176,28 @@ impl<'a> Slot<'a> {
     #[cold]
     fn unlock_to_waiter(self, free: u64) {
         let mut bucket = self.lot.bucket(self.index);
-        let next = bucket.pop(self.index);
-        let (word, fate) = match &next {
+        let Some(first) = bucket.first(self.index) else {
             // All waiters left the queue.
-            None => (free, Fate::Woken),
-            Some((_, lost, more)) => {
-                let waiters = if *more { WAITERS } else { 0 };
-                if *lost >= MAX_LOST_RACES {
-                    (free | waiters | LOCKED, Fate::Granted)
-                } else {
-                    (free | waiters, Fate::Woken)
-                }
-            }
-        };
-        self.word.store(word, Ordering::Release);
-        if let Some((sleeper, ..)) = next {
-            sleeper.settle(fate);
-            drop(bucket);
-            sleeper.wake();
-        }
-    }
-
-    /// Wakes the first waiter of a slot that is free; used when a woken waiter gives up its turn.
-    fn pass_turn_on(self) {
-        let mut bucket = self.lot.bucket(self.index);
-        if self.word.load(Ordering::Relaxed) & LOCKED != 0 {
-            // The owner finds the queue when it releases: WAITERS is set whenever it is not empty.
+            self.word.store(free, Ordering::Release);
             return;
-        }
-        if let Some((sleeper, ..)) = bucket.pop(self.index) {
-            // WAITERS may stay set with nobody queued; the next release clears it.
+        };
+        // Woken and still there: it was our owner that came before it.
+        let was_woken = first.sleeper.fate() == Fate::Woken;
+        first.passed += u32::from(was_woken);
+        let passed = first.passed;
+        let sleeper = Arc::clone(&first.sleeper);
+        if passed >= MAX_PASSED {
+            bucket.remove(&sleeper);
+            let waiters = if bucket.waits(self.index) { WAITERS } else { 0 };
+            self.word.store(free | waiters | LOCKED, Ordering::Release);
+            sleeper.settle(Fate::Granted);
+        } else {
+            self.word.store(free | WAITERS, Ordering::Release);
             sleeper.settle(Fate::Woken);
-            drop(bucket);
+        }
+        drop(bucket);
+        // One that was woken before has yet to be polled, and will see what it got.
+        if !was_woken {
             sleeper.wake();
         }
     }
@@ -205,6 +207,13 @@ impl Ticket<'_> {
     /// Content and flags of the slot, as they were when it was locked.
     pub fn word(&self) -> Word {
         self.data
+    }
+
+    /// Says that the ticket is given to somebody else, who may be anywhere. Only the lock checker
+    /// hears it: whoever took the lock no longer counts as its holder.
+    pub fn detach(self) -> Self {
+        checker::detached(self.slot.checked());
+        self
     }
 
     /// Publishes a new word and releases the slot, in one atomic step. The lock bits of `word`
@@ -221,36 +230,61 @@ impl Drop for Ticket<'_> {
     }
 }
 
-impl Waiter<'_> {
-    /// How the waiter stands; if it is still queued, `cx` is who will be woken.
-    fn look(&self, cx: &Context<'_>) -> Fate {
-        let Some(sleeper) = &self.sleeper else { return Fate::Woken };
+impl<'a> Waiter<'a> {
+    /// Takes the lock if it is this waiter's turn and nobody was faster; else `cx` is who will be
+    /// woken.
+    fn poll(&mut self, cx: &Context<'_>) -> Option<Ticket<'a>> {
+        let sleeper = self.sleeper.as_ref()?;
         if sleeper.fate() == Fate::Queued {
             sleeper.set_waker(cx.waker());
+            // Again: settled between look and change, the old waker was the one that fired.
+            if sleeper.fate() == Fate::Queued {
+                return None;
+            }
         }
-        // Again: settled between look and change, the old waker was the one that fired.
-        sleeper.fate()
-    }
-
-    /// The turn was taken; nothing is left to pass on.
-    fn use_up(&mut self) {
-        self.sleeper = None;
+        let mut bucket = self.slot.lot.bucket(self.slot.index);
+        let ticket = if sleeper.fate() == Fate::Granted {
+            let word = self.slot.word.load(Ordering::Acquire);
+            debug_assert!(word & LOCKED != 0, "a granted lock is held");
+            Some(self.slot.ticket(word, self.since))
+        } else {
+            self.slot.take_or_announce(self.since)
+        };
+        if ticket.is_some() {
+            bucket.remove(sleeper);
+            self.sleeper = None;
+        } else {
+            sleeper.set_waker(cx.waker());
+            bucket.requeue(sleeper);
+        }
+        ticket
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let Some(sleeper) = self.sleeper.take() else { return };
-        if self.slot.lot.bucket(self.slot.index).remove(&sleeper) {
-            return;
-        }
-        // Taken off the queue by somebody who counts on this waiter to carry on.
+        let mut bucket = self.slot.lot.bucket(self.slot.index);
         match sleeper.fate() {
+            Fate::Queued => bucket.remove(&sleeper),
             Fate::Granted => {
+                drop(bucket);
                 let word = self.slot.word.load(Ordering::Acquire);
-                drop(self.slot.ticket(word));
+                drop(self.slot.ticket(word, self.since));
             }
-            Fate::Woken | Fate::Queued => self.slot.pass_turn_on(),
+            Fate::Woken => {
+                bucket.remove(&sleeper);
+                // Somebody counts on this waiter to carry on: the owner, if there is one now,
+                // wakes the next one at its release; else nobody would.
+                if self.slot.word.load(Ordering::Relaxed) & LOCKED == 0
+                    && let Some(next) = bucket.first(self.slot.index)
+                {
+                    let next = Arc::clone(&next.sleeper);
+                    next.settle(Fate::Woken);
+                    drop(bucket);
+                    next.wake();
+                }
+            }
         }
     }
 }

@@ -1,16 +1,20 @@
 //! Slots: what is known of each page of the disk, and the lock that guards it.
 
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod crowd_tests;
 mod lock;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod parking;
-#[cfg(not(loom))]
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
+#[cfg(not(any(loom, shuttle)))]
 mod table;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 mod word;
 
 pub use self::lock::{Ticket, Waiter};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use table::{SlotTable, TableUsage};
 pub use word::{Content, Object, Word};

@@ -7,13 +7,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::sync::{self, AtomicU8, Mutex, MutexGuard, Ordering};
+use crate::checker::{self, Class};
+use crate::sync::{self, AtomicU8, Locked, Mutex, Ordering};
 
 /// Queues of the table; a power of two. Two slots that share one only share its mutex.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const BUCKETS: usize = 64;
-#[cfg(loom)]
+/// One, so that all slots of a model meet there.
+#[cfg(any(loom, shuttle))]
 const BUCKETS: usize = 1;
+
+/// The queues of all tables, to the lock checker.
+static QUEUE: Class = Class::mutex("slot queue");
 
 /// State of a waiter, written under its bucket's mutex and by nobody but the waker's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +26,7 @@ const BUCKETS: usize = 1;
 pub(super) enum Fate {
     /// In the queue.
     Queued = 0,
-    /// Taken off the queue and told to try again.
+    /// The first in the queue, and told to try.
     Woken = 1,
     /// Taken off the queue, and the lock was handed to it.
     Granted = 2,
@@ -66,36 +71,33 @@ impl Sleeper {
     }
 }
 
-struct Entry {
+/// A place in a queue.
+pub(super) struct Entry {
     slot: u64,
-    /// Times this waiter was woken and found the lock taken again by a barging locker.
-    lost: u32,
-    sleeper: Arc<Sleeper>,
+    /// Newcomers that had the lock since this waiter was first woken.
+    pub(super) passed: u32,
+    pub(super) sleeper: Arc<Sleeper>,
 }
 
 /// The queue of one bucket. Everything that changes who waits for a slot, or that releases a slot
 /// with waiters, happens under its mutex.
+///
+/// The waiters of one slot stand in the order in which they came. All but the first are
+/// [`Fate::Queued`], and while the slot is free the first is [`Fate::Woken`].
 #[derive(Default)]
 pub(super) struct Bucket {
     queue: VecDeque<Entry>,
 }
 
 impl Bucket {
-    /// Queues a waiter: a new one at the end, one that lost a race at the front, where it was.
-    pub(super) fn push(&mut self, slot: u64, lost: u32, sleeper: Arc<Sleeper>) {
-        let entry = Entry { slot, lost, sleeper };
-        if lost == 0 {
-            self.queue.push_back(entry);
-        } else {
-            self.queue.push_front(entry);
-        }
+    /// Queues a new waiter.
+    pub(super) fn push(&mut self, slot: u64, sleeper: Arc<Sleeper>) {
+        self.queue.push_back(Entry { slot, passed: 0, sleeper });
     }
 
-    /// Takes the first waiter of a slot off the queue: it, its lost races, whether more wait.
-    pub(super) fn pop(&mut self, slot: u64) -> Option<(Arc<Sleeper>, u32, bool)> {
-        let at = self.queue.iter().position(|entry| entry.slot == slot)?;
-        let entry = self.queue.remove(at)?;
-        Some((entry.sleeper, entry.lost, self.waits(slot)))
+    /// The waiter of a slot that has waited longest.
+    pub(super) fn first(&mut self, slot: u64) -> Option<&mut Entry> {
+        self.queue.iter_mut().find(|entry| entry.slot == slot)
     }
 
     /// Whether anybody waits for the slot.
@@ -103,10 +105,23 @@ impl Bucket {
         self.queue.iter().any(|entry| entry.slot == slot)
     }
 
-    /// Takes one waiter off the queue, wherever it is; false if it is not there.
-    pub(super) fn remove(&mut self, sleeper: &Arc<Sleeper>) -> bool {
-        let at = self.queue.iter().position(|entry| Arc::ptr_eq(&entry.sleeper, sleeper));
-        at.and_then(|at| self.queue.remove(at)).is_some()
+    /// A waiter that was woken found the lock taken, and waits again where it stood.
+    pub(super) fn requeue(&mut self, sleeper: &Arc<Sleeper>) {
+        if let Some(at) = self.position(sleeper) {
+            self.queue[at].passed += 1;
+            sleeper.settle(Fate::Queued);
+        }
+    }
+
+    /// Takes a waiter off the queue, if it is there.
+    pub(super) fn remove(&mut self, sleeper: &Arc<Sleeper>) {
+        if let Some(at) = self.position(sleeper) {
+            self.queue.remove(at);
+        }
+    }
+
+    fn position(&self, sleeper: &Arc<Sleeper>) -> Option<usize> {
+        self.queue.iter().position(|entry| Arc::ptr_eq(&entry.sleeper, sleeper))
     }
 }
 
@@ -120,9 +135,21 @@ impl ParkingLot {
         Self { buckets: (0..BUCKETS).map(|_| Mutex::new(Bucket::default())).collect() }
     }
 
-    pub(super) fn bucket(&self, slot: u64) -> MutexGuard<'_, Bucket> {
+    pub(super) fn bucket(&self, slot: u64) -> Locked<'_, Bucket> {
         // Fibonacci hashing: neighbours, which are used together, land in different buckets.
         let hash = slot.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        sync::lock(&self.buckets[hash as usize % BUCKETS])
+        sync::lock_as(&QUEUE, &self.buckets[hash as usize % BUCKETS])
+    }
+
+    /// What the lock checker knows the table by.
+    pub(super) fn domain(&self) -> usize {
+        self.buckets.as_ptr().addr()
+    }
+}
+
+impl Drop for ParkingLot {
+    /// No slot of the table can be held any more, unless its ticket was forgotten.
+    fn drop(&mut self) {
+        checker::closed(self.domain());
     }
 }

@@ -1,4 +1,3 @@
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -184,7 +183,7 @@ fn a_waiter_that_leaves_after_it_was_handed_the_lock_releases_it() {
 #[test]
 fn a_ticket_can_be_released_on_another_thread() {
     let table = table(1);
-    let ticket = table.try_lock(0).unwrap();
+    let ticket = table.try_lock(0).unwrap().detach();
     thread::scope(|scope| {
         scope.spawn(move || ticket.release(object(2)));
         let ticket = sync::block_on(|cx| table.poll_lock(0, &mut None, cx));
@@ -226,31 +225,4 @@ fn threads_on_few_slots_never_share_a_lock_and_lose_no_update() {
         })
         .sum();
     assert_eq!(total, THREADS * ROUNDS);
-}
-
-#[test]
-fn many_waiters_of_one_slot_are_all_served() {
-    let table = table(1);
-    let mut held = Some(table.try_lock(0).unwrap());
-    let (_, waker) = bell();
-    let cx = Context::from_waker(&waker);
-    let mut places: VecDeque<_> = (0..1000).map(|_| None).collect();
-    for place in &mut places {
-        assert!(table.poll_lock(0, place, &cx).is_pending());
-    }
-    let mut served = 0;
-    while let Some(ticket) = held.take() {
-        drop(ticket);
-        for place in &mut places {
-            if place.is_some()
-                && let Poll::Ready(Some(ticket)) = table.poll_lock(0, place, &cx)
-            {
-                served += 1;
-                held = Some(ticket);
-                break;
-            }
-        }
-    }
-    assert_eq!(served, 1000);
-    assert!(table.try_lock(0).is_some());
 }

@@ -4,28 +4,28 @@
 //! are sparse: what was never written takes no memory, and what was released gives it back.
 
 // Under loom the slot lock alone is built, which needs no more than a place.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod arena;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod kind;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod mapping;
 mod place;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod words;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use arena::Arena;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use kind::MemoryKind;
 pub use place::Place;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use words::Words;
 
 /// Bytes of a page of host memory, the grain in which mappings come and go.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) const HOST_PAGE: u64 = 4096;
 
 /// What can go wrong with the mappings.

@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use self::host::{Host, default_reserve};
+use crate::checker;
 use crate::device::{Compaction, Compactor, Device, Effort};
 use crate::sync;
 
@@ -140,6 +141,7 @@ fn run(shared: &Shared, device: &Device) {
     let mut compactor = Compactor::default();
     let mut pause = None;
     loop {
+        checker::may_not_hold("upkeep sleeps");
         let wakened = shared.wait(pause);
         device.answer();
         device.look_at_host();

@@ -1,4 +1,5 @@
 mod compact;
+mod contention;
 mod engine;
 
 use std::task::{Context, Poll, Waker};
@@ -367,50 +368,6 @@ fn a_long_request_gives_the_thread_back_in_between() {
     }
     assert!(polls > 3, "{polls} polls");
     assert_eq!(device.report().orig_data_size, 0);
-}
-
-/// The kernel's bug ce4be9e4307c: two writes to one page, the loser's object lost. And what else
-/// may meet on a slot: reads see one of the pages that were written, whole.
-#[test]
-fn writers_readers_and_discards_on_few_slots_leak_nothing_and_tear_nothing() {
-    const ROUNDS: u64 = 4_000;
-    let device = device(3);
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let device = &device;
-            scope.spawn(move || {
-                let mut lane = device.lane().unwrap();
-                for round in 0..ROUNDS {
-                    let sector = (round * 7 + thread) % 3 * 8;
-                    let stamp = (thread * ROUNDS + round) as u8;
-                    match (round + thread) % 5 {
-                        0 => free(device, &mut lane, Op::Discard, sector, 8),
-                        1 => {
-                            let page = read(device, &mut lane, sector, 8);
-                            let whole = page[8..].chunks(8).all(|c| c[..4] == page[8..12]);
-                            assert!(whole, "a mix of two pages");
-                        }
-                        2 => run(device, &mut lane, Op::Write, sector, vec![stamp; 4096])
-                            .map(|_| ())
-                            .unwrap(),
-                        _ => {
-                            // Compressible, not same-filled, and recognisable.
-                            let mut page = vec![stamp; PAGE_SIZE];
-                            page[0] = !stamp;
-                            run(device, &mut lane, Op::Write, sector, page).unwrap();
-                        }
-                    }
-                }
-            });
-        }
-    });
-    device.check().unwrap();
-    let mut lane = device.lane().unwrap();
-    free(&device, &mut lane, Op::Discard, 0, 24);
-    compact(&device);
-    let report = device.report();
-    assert_eq!((report.orig_data_size, report.compr_data_size), (0, 0));
-    assert_eq!(report.mem_used_total, 0, "an object was lost");
 }
 
 #[test]
