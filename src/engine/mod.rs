@@ -13,11 +13,14 @@ mod cost;
 mod figures;
 #[cfg(not(loom))]
 mod host;
+// The model needs but a part of these two.
+#[cfg_attr(loom, allow(dead_code))]
 mod job;
 #[cfg(all(test, loom))]
 mod loom_tests;
 #[cfg(not(loom))]
 mod model;
+#[cfg_attr(loom, allow(dead_code))]
 mod queue;
 #[cfg(all(test, not(loom)))]
 mod tests;
