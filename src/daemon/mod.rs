@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::socket::{Bound, SocketError};
+use crate::checker;
 use crate::device::{Compactor, Device, DeviceConfig, DeviceError, Effort};
 use crate::guest::{GuestOptions, Server, SessionEnd};
 use crate::upkeep::{Host, Upkeep};
@@ -125,6 +126,10 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     let server = Server::new(Arc::clone(&device), settings.guest.clone());
     let ended = serve(source, &server, stop.as_fd());
     drop(upkeep);
+    // Of debug builds only.
+    for class in checker::figures() {
+        log::debug!("locks: {class}");
+    }
     say(format_args!("summary: {}", device.report()));
     ended
 }
