@@ -44,6 +44,7 @@ mod stub;
 #[cfg(all(test, debug_assertions, not(any(loom, shuttle))))]
 mod tests;
 
+use std::fmt;
 use std::time::Duration;
 
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
@@ -70,4 +71,11 @@ pub struct ClassFigures {
     pub max_wait: Duration,
     /// The longest that one was held.
     pub max_hold: Duration,
+}
+
+impl fmt::Display for ClassFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, taken, max_wait, max_hold } = self;
+        write!(f, "'{name}' taken={taken} max_wait={max_wait:?} max_hold={max_hold:?}")
+    }
 }

@@ -290,7 +290,8 @@ fn the_longest_wait_and_hold_of_a_class_are_known() {
     });
     let figures = of_class().expect("it was used");
     assert_eq!(figures.taken, 2);
-    assert!(figures.max_hold >= TIME && figures.max_wait >= TIME, "{figures:?}");
+    assert!(figures.max_hold >= TIME && figures.max_wait >= TIME, "{figures}");
+    assert!(figures.to_string().starts_with("'measured' taken=2 max_wait="), "{figures}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::socket::{Bound, SocketError};
+use crate::checker;
 use crate::device::{Compaction, Device, DeviceConfig, DeviceError};
 use crate::guest::{GuestOptions, Server, SessionEnd};
 use crate::sync;
@@ -129,6 +130,10 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     // Taken out first: its end is waited for, and signals are not.
     let upkeep = sync::lock(&upkeep).take();
     drop(upkeep);
+    // Of debug builds only.
+    for class in checker::figures() {
+        log::debug!("locks: {class}");
+    }
     say(format_args!("summary: {}", device.report()));
     ended
 }
