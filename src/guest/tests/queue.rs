@@ -123,6 +123,26 @@ fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
 }
 
 #[test]
+fn a_full_queue_is_not_kicked() {
+    let rig = Rig::new();
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    let memory = rig.map.shared().memory().clone();
+    let no_kicks = || -> u16 { memory.read_obj(GuestAddress(USED)).unwrap() };
+    rig.write(0, 0, 4096);
+    rig.settle(&mut server, &mut lane);
+    server.set_bound(Bound { bytes: u64::MAX, count: 1 });
+    for _ in 0..3 {
+        assert_eq!(no_kicks(), 0);
+        let held = rig.shared.device.hold(0);
+        rig.offer(1, VIRTIO_BLK_T_IN, 0, 4096);
+        rig.settle(&mut server, &mut lane);
+        assert_eq!(no_kicks(), 1);
+        drop(held);
+        rig.settle(&mut server, &mut lane);
+    }
+}
+
+#[test]
 fn one_request_is_let_in_whatever_its_size() {
     let rig = Rig::new();
     let held = rig.offer_to_held(2);

@@ -154,14 +154,35 @@ fn a_thread_looks_after_what_it_has_parked_without_being_woken() {
     let rig = Rig::new();
     let held = rig.offer_to_held(3);
     let patience = Patience { report: SECOND / 10, fail: SECOND / 5 };
-    let (mut worker, _watch) = worker(&rig, patience);
+    let (mut worker, watch) = worker(&rig, patience);
+    let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device)).unwrap();
+    // Dropped first, or a thread would be waited for that waits for this.
+    let held = held;
     wait_until("the failure of all three", || rig.used().len() == 6);
     assert!((0..3).all(|n| rig.status(n) == IOERR));
     let report = figures(&rig);
     assert_eq!((report.stalled_requests, report.expired_requests), (3, 3));
+    wait_until("sleep without a timer", || !watch.is_armed());
+    drop(dog);
     worker.send(Command::Quit);
     assert!(worker.join());
     drop(held);
+}
+
+#[test]
+fn a_thread_goes_on_with_what_wakes_up_without_a_kick() {
+    let rig = Rig::new();
+    let held = rig.offer_to_held(8);
+    let (mut worker, _watch) = worker(&rig, Patience::default());
+    let mut held = held;
+    wait_until("the requests are parked", || rig.next_avail() == 16);
+    for done in 1..=8 {
+        drop(held.pop());
+        wait_until("the request whose slot is free", || rig.used().len() == 8 + done);
+    }
+    worker.send(Command::Quit);
+    assert!(worker.join());
+    assert_eq!(figures(&rig).stalled_requests, 0);
 }
 
 #[test]
@@ -170,6 +191,7 @@ fn what_is_given_up_lets_a_thread_come_to_rest() {
     let held = rig.offer_to_held(3);
     let patience = Patience { report: SECOND / 10, fail: SECOND / 5 };
     let (mut worker, _watch) = worker(&rig, patience);
+    let held = held;
     wait_until("the requests are parked", || rig.next_avail() == 6);
     let (paused, wait) = channel();
     let (keep, resume) = channel();
