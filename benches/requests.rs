@@ -1,16 +1,17 @@
 //! What a request costs inside the device, without any transport: writes and reads of 4 KiB pages.
 //!
-//! `cargo bench --bench requests -- [--writes N] [--reads N] [--rounds N] [--algorithm A]`
+//! `cargo bench --bench requests -- [--writes N] [--reads N] [--rounds N] [--algorithm A] [--assumed-us N]`
 //!
 //! Prints nanoseconds for each. `benches/engine` runs it under callgrind, with two numbers of
-//! requests, to count instructions. The pages are made up (text of some ten kinds, compressible to
+//! requests, to count instructions; it tells the engine what a page costs then, since everything is
+//! slow there. The pages are made up (text of some ten kinds, compressible to
 //! a third), on a disk of 64 MiB. Without `--bench`, which cargo passes, it is a smoke test.
 #![allow(clippy::print_stdout)] // its purpose
 
 use std::error::Error;
 use std::hint::black_box;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vhost_user_zram::device::{Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
 use vhost_user_zram::engine::EngineConfig;
@@ -71,7 +72,7 @@ fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, bytes: &mut [u8;
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut writes, mut reads): (u64, u64) = (200_000, 200_000);
     let (mut rounds, mut algorithm) = (3, "lz4".to_owned());
-    let mut real = false;
+    let (mut real, mut assumed_cost) = (false, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
@@ -81,6 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--reads" => reads = value()?.parse()?,
             "--rounds" => rounds = value()?.parse()?,
             "--algorithm" => algorithm = value()?,
+            "--assumed-us" => assumed_cost = Some(Duration::from_micros(value()?.parse()?)),
             other => return Err(format!("unknown argument {other}").into()),
         }
     }
@@ -92,7 +94,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         codec: algorithm.parse()?,
         mem_limit: 0,
         memory: MemoryKind::default(),
-        engine: EngineConfig::default(),
+        engine: EngineConfig { assumed_cost, ..EngineConfig::default() },
     })?;
     let mut lane = device.lane()?;
     let mut pages = pages();
@@ -109,7 +111,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let page = number.wrapping_mul(0x9e37_79b9) % PAGES;
             request(&device, &mut lane, Op::Read, page, black_box(&mut bytes));
         }
-        let (read, each) = (start.elapsed(), |time: std::time::Duration, count: u64| {
+        let (read, each) = (start.elapsed(), |time: Duration, count: u64| {
             time.as_secs_f64() * 1e9 / count.max(1) as f64
         });
         println!(

@@ -29,20 +29,30 @@ const SAMPLE: u32 = 64;
 /// Weight of the past in the running averages.
 const PAST: u64 = 16;
 
-/// A running average in nanoseconds.
+/// A running average in nanoseconds, unless it is fixed.
 #[derive(Debug)]
-pub(super) struct Average(AtomicU64);
+pub(super) struct Average {
+    ns: AtomicU64,
+    fixed: bool,
+}
 
 impl Average {
+    fn new(time: Duration, fixed: bool) -> Self {
+        Self { ns: AtomicU64::new(time.as_nanos() as u64), fixed }
+    }
+
     pub(super) fn add(&self, time: Duration) {
+        if self.fixed {
+            return;
+        }
         let new = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(1 << 40);
-        let old = self.0.load(Ordering::Relaxed);
+        let old = self.ns.load(Ordering::Relaxed);
         // An update that is lost to another thread's is no loss.
-        self.0.store((old * (PAST - 1) + new) / PAST, Ordering::Relaxed);
+        self.ns.store((old * (PAST - 1) + new) / PAST, Ordering::Relaxed);
     }
 
     pub(super) fn get(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+        Duration::from_nanos(self.ns.load(Ordering::Relaxed))
     }
 }
 
@@ -54,6 +64,11 @@ pub(super) struct Costs {
 }
 
 impl Costs {
+    /// Takes a page to cost this much for ever.
+    pub(super) fn assume(each: Duration) -> Result<Self, CodecError> {
+        Ok(Self { compress: Average::new(each, true), decompress: Average::new(each, true) })
+    }
+
     /// Measures the codec on a few pages of made-up text.
     pub(super) fn measure(codec: &Codec) -> Result<Self, CodecError> {
         let mut workspace = codec.workspace()?;
@@ -73,8 +88,10 @@ impl Costs {
             compress = compress.min(between - start);
             decompress = decompress.min(between.elapsed());
         }
-        let average = |time: Duration| Average(AtomicU64::new(time.as_nanos() as u64));
-        Ok(Self { compress: average(compress), decompress: average(decompress) })
+        Ok(Self {
+            compress: Average::new(compress, false),
+            decompress: Average::new(decompress, false),
+        })
     }
 }
 

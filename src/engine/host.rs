@@ -62,6 +62,9 @@ pub struct EngineConfig {
     pub cpus: Cpus,
     /// A job that was taken so long ago is given up and done inline.
     pub timeout: Duration,
+    /// What a page costs, both ways, instead of what it is measured to cost: for benchmarks under
+    /// tools that slow everything down.
+    pub assumed_cost: Option<Duration>,
     /// Hardware to pretend to be.
     pub model: Option<EngineModel>,
 }
@@ -74,6 +77,7 @@ impl Default for EngineConfig {
             depth: 256,
             cpus: Cpus::default(),
             timeout: Duration::from_secs(5),
+            assumed_cost: None,
             model: None,
         }
     }
@@ -143,7 +147,7 @@ impl Engine {
     /// Contexts cannot be allocated, or threads not be started.
     pub fn start(codec: &Codec, config: &EngineConfig) -> Result<Self, EngineError> {
         let policy = config.policy;
-        let costs = Costs::measure(codec)?;
+        let costs = config.assumed_cost.map_or_else(|| Costs::measure(codec), Costs::assume)?;
         let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let alone = policy == Policy::Offload || cost::is_very_slow(costs.compress.get());
         let workers = match config.workers {
