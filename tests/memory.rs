@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -199,4 +200,71 @@ fn a_large_disk_starts_with_next_to_no_memory_and_reading_adds_none() {
     drop(client);
     let now = memory(&daemon, "RssAnon") + memory(&daemon, "RssShmem");
     assert!(now < resident + 8 * MIB, "{resident} {now}");
+}
+
+/// A control group with a limit on memory, gone at the end.
+struct Group(PathBuf);
+
+impl Group {
+    /// A group below this process's own, of either version; `None` where none can be made.
+    fn new(limit: u64) -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        groups.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            let (top, file) = match controllers {
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                _ => return None,
+            };
+            let parent = Path::new(top).join(path.trim_start_matches('/'));
+            let dir = parent.join(format!("zram-test-{}", std::process::id()));
+            fs::create_dir(&dir).ok()?;
+            let group = Self(dir);
+            fs::write(group.0.join(file), limit.to_string()).ok()?;
+            Some(group)
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Busy until the last process in it is gone.
+        for _ in 0..200 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// The kernel would kill it: a memfd has no size of its own.
+#[test]
+fn a_daemon_in_a_small_control_group_refuses_writes_and_lives() {
+    const LIMIT_BYTES: u64 = 64 * MIB;
+    let Some(group) = Group::new(LIMIT_BYTES) else {
+        eprintln!("SKIPPED: no control group with a memory controller can be made here");
+        return;
+    };
+    let dir = TempDir::new();
+    let mut command = Command::new("sh");
+    command.args(["-euc", r#"echo $$ >"$1"; shift; exec "$@""#, "sh"]);
+    command.arg(group.0.join("cgroup.procs")).arg(BINARY);
+    command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "1G"]);
+    let mut daemon = Daemon::spawn(command, dir);
+    let mut client = daemon.client();
+    let blk = client.blk();
+    let pages = LIMIT_BYTES / 4096 + 4096;
+    let stored: Vec<bool> = (0..pages).map(|page| write_noise(blk, page)).collect();
+    let count = stored.iter().filter(|stored| **stored).count() as u64;
+    // Most of it, but for the reserve and what the daemon itself needs.
+    assert!((pages / 3..LIMIT_BYTES / 4096).contains(&count), "{count} of {pages} pages");
+    for (page, stored) in (0..).zip(&stored) {
+        if *stored {
+            assert!(is_noise(blk, page), "page {page}");
+        }
+    }
+    assert!(daemon.stats()["failed_writes"] >= pages - count);
+    assert!(daemon.is_alive());
 }
