@@ -1,5 +1,7 @@
 //! Walks of the pool against a plain model: every object's bytes, every limit, every rebuild.
 
+mod threads;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -19,23 +21,26 @@ fn pool(pages: u64, limit: u64) -> Pool {
 /// Bytes that only this object has.
 fn content(seed: u32, length: usize) -> Vec<u8> {
     let mut state = u64::from(seed) << 20 | length as u64;
-    let next = || {
+    let mut bytes = vec![0; length];
+    for piece in bytes.chunks_mut(8) {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
+        piece.copy_from_slice(&(state ^ state >> 29).to_le_bytes()[..piece.len()]);
+    }
+    bytes
 }
 
 /// Objects by the number of their owner, as a table would name them.
 #[derive(Default)]
 struct Model {
+    /// Added to the owners' numbers.
+    base: u32,
     objects: Vec<Option<(Place, usize)>>,
 }
 
 impl Model {
     fn store(&mut self, pool: &Pool, length: usize) -> Result<(), PoolError> {
-        let owner = self.objects.len() as u32;
+        let owner = self.base + self.objects.len() as u32;
         let place = pool.store(&content(owner, length), owner)?;
         self.objects.push(Some((place, length)));
         Ok(())
@@ -74,7 +79,7 @@ impl Model {
     }
 
     fn visit(&self, visit: &mut dyn FnMut(Named)) {
-        for (owner, object) in (0..).zip(&self.objects) {
+        for (owner, object) in (self.base..).zip(&self.objects) {
             if let Some((place, length)) = *object {
                 visit(Named { owner, place, length });
             }
@@ -83,12 +88,17 @@ impl Model {
 
     fn check(&self, pool: &Pool) {
         pool.check().unwrap();
+        assert_eq!(pool.objects(), self.check_bytes(pool));
+    }
+
+    /// Checks the bytes of all objects, and counts them.
+    fn check_bytes(&self, pool: &Pool) -> u64 {
         let mut live = 0;
         self.visit(&mut |Named { owner, place, length }| {
             assert_eq!(pool.read(place, length), content(owner, length));
             live += 1;
         });
-        assert_eq!(pool.objects(), live);
+        live
     }
 }
 
