@@ -22,8 +22,8 @@ pub(super) struct Regions {
     free: Mutex<Free>,
 }
 
-/// Regions whose owners are noted in one piece: 64 GiB of address space.
-const PIECE: usize = 4096;
+/// Regions whose owners are noted in one piece: 8 GiB of address space, in 4 KiB.
+const PIECE: usize = 512;
 
 type Piece = [AtomicU64; PIECE];
 
