@@ -80,8 +80,9 @@ pub struct Args {
 
     /// Who compresses: auto (workers if the codec is slow, or the request large and workers idle),
     /// inline (the queue's thread), or offload (workers).
-    #[arg(long, value_name = "POLICY", default_value = "auto")]
-    engine: Policy,
+    /// [default: auto, with a model offload]
+    #[arg(long, value_name = "POLICY")]
+    engine: Option<Policy>,
 
     /// Threads that compress beside those of the queues [default: one for each CPU, or one less if the
     /// queues' threads compress too].
@@ -157,10 +158,10 @@ impl Args {
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
         let defaults = EngineConfig::default();
         let engine = EngineConfig {
-            policy: match self.engine {
-                Policy::Auto if self.engine_model.is_some() => Policy::Offload,
-                policy => policy,
-            },
+            policy: self.engine.unwrap_or(match self.engine_model {
+                Some(_) => Policy::Offload,
+                None => Policy::Auto,
+            }),
             workers: self.engine_workers.map(usize::from),
             depth: usize::from(self.engine_queue),
             cpus: self.engine_cpus.unwrap_or_default(),

@@ -113,6 +113,8 @@ pub enum Obstacle {
     Slot(u64),
     /// The engine.
     Engine,
+    /// The engine, while it holds the slot of this number for a change of a part of its page.
+    EngineWithSlot(u64),
 }
 
 impl std::fmt::Display for Obstacle {
@@ -120,6 +122,9 @@ impl std::fmt::Display for Obstacle {
         match self {
             Obstacle::Slot(index) => write!(f, "slot {index}"),
             Obstacle::Engine => write!(f, "the engine"),
+            Obstacle::EngineWithSlot(index) => {
+                write!(f, "the engine, holding slot {index} to change a part of it")
+            }
         }
     }
 }
@@ -271,8 +276,8 @@ impl<'d, P: Payload> Io<'d, P> {
     pub fn waits_for(&self) -> Option<Obstacle> {
         let slot = self.waiter.as_ref().map(|_| self.at / PAGE);
         let slot = slot.or_else(|| self.offload.slot_waited_for());
-        let engine =
-            || (self.modify.is_some() || !self.offload.is_empty()).then_some(Obstacle::Engine);
+        let held = self.modify.as_ref().map(|_| Obstacle::EngineWithSlot(self.at / PAGE));
+        let engine = || held.or((!self.offload.is_empty()).then_some(Obstacle::Engine));
         slot.map(Obstacle::Slot).or_else(engine)
     }
 
@@ -284,7 +289,9 @@ impl<'d, P: Payload> Io<'d, P> {
     fn work(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
         let mut share = Share::new(TIME_PER_POLL, FIRST_LOOK);
         loop {
-            self.finish_pages(lane, cx)?;
+            if !self.finish_pages(&mut share, lane, cx)? {
+                return Poll::Pending;
+            }
             let begun = self.begin_pages(&mut share, lane, cx)?;
             // Before it sleeps, all that it waits for has to be under way.
             if self.send(lane, cx) {
@@ -364,7 +371,11 @@ impl<'d, P: Payload> Io<'d, P> {
         let device = self.device;
         let offset = self.at - self.start;
         let content = match device.table.peek(index) {
-            Some(content) => device.decode(index, content, lane),
+            Some(content) => {
+                // It may have been waiting for it when it had an object.
+                self.waiter = None;
+                device.decode(index, content, lane)
+            }
             None => match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
                 Some(ticket) => {
                     let content = ticket.word().content();
@@ -436,6 +447,7 @@ impl<'d, P: Payload> Io<'d, P> {
             }
             1
         };
+        self.waiter = None;
         device.figures().notify_free.add(freed.cast_signed());
         self.at += freed * PAGE;
         Poll::Ready(())

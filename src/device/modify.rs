@@ -45,6 +45,7 @@ impl<'d, P: Payload> Io<'d, P> {
         }
         let device = self.device;
         if self.op == Op::WriteZeroes && device.table.peek(index) == Some(Content::Empty) {
+            self.waiter = None;
             return Poll::Ready(Ok(()));
         }
         device.ensure(index)?;

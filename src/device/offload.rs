@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::io::{Io, IoError, Payload, Prepared};
+use super::io::{Io, IoError, PAGE, Payload, Prepared};
 use super::{Device, Lane};
-use crate::engine::{Engine, Job, JobError, Output, Pending, Submitted, Work};
+use crate::clock::Share;
+use crate::engine::{Engine, Job, JobError, Output, Pending, Room, Submitted, Work};
 use crate::slot::{Content, Waiter};
 use crate::units::PAGE_SIZE;
 
@@ -21,6 +22,8 @@ pub(super) struct Offload<'d> {
     pages: Vec<Page<'d>>,
     /// Jobs that are still to be submitted, oldest first.
     unsent: VecDeque<Arc<Job>>,
+    /// Where it waits to submit them.
+    room: Option<Room<'d>>,
 }
 
 /// A page that was begun and is not finished.
@@ -100,45 +103,55 @@ impl Offload<'_> {
 }
 
 impl<P: Payload> Io<'_, P> {
-    /// Submits what is to be submitted. True if that was done inline instead, so the results are
-    /// there already.
+    /// Submits what is to be submitted. True if some of that was done inline instead, so there is a
+    /// result already.
     pub(super) fn send(&mut self, lane: &mut Lane, cx: &Context<'_>) -> bool {
         let engine = &self.device.engine;
-        while !self.offload.unsent.is_empty() {
-            match engine.submit(&mut self.offload.unsent) {
+        let Offload { unsent, room, .. } = &mut self.offload;
+        while !unsent.is_empty() {
+            match engine.submit(unsent, room) {
                 Submitted::All => {}
                 Submitted::DoTheRest => {
-                    for job in self.offload.unsent.drain(..) {
-                        engine.count_fallback(None);
-                        job.finish(self.device.work(&job, lane));
-                    }
+                    // One at a time: whoever polls counts the time that it takes.
+                    let Some(job) = unsent.pop_front() else { return false };
+                    engine.count_fallback(None);
+                    job.finish(self.device.work(&job, lane));
                     return true;
                 }
                 Submitted::WaitForRoom => {
-                    if engine.wait_for_room(lane.number, cx.waker()) {
+                    if engine.wait_for_room(lane.number, cx.waker(), room) {
                         return false;
                     }
                 }
             }
         }
+        // A turn that is not needed any more is the next one's.
+        *room = None;
         false
     }
 
-    /// Goes on with all pages that the engine is done with.
+    /// Goes on with all pages that the engine is done with. False if its share of the thread's time
+    /// is over before; it is woken then.
     pub(super) fn finish_pages(
         &mut self,
+        share: &mut Share,
         lane: &mut Lane,
         cx: &Context<'_>,
-    ) -> Result<(), IoError> {
+    ) -> Result<bool, IoError> {
         let mut at = 0;
         while at < self.offload.pages.len() {
-            if self.finish_page(at, lane, cx)? {
-                self.offload.pages.swap_remove(at);
-            } else {
+            if !self.finish_page(at, lane, cx)? {
                 at += 1;
+                continue;
+            }
+            self.offload.pages.swap_remove(at);
+            // The work may have been done over here.
+            if share.spend(PAGE) {
+                cx.waker().wake_by_ref();
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Goes on with one page. True if it is finished.

@@ -26,6 +26,9 @@ const LARGE: usize = 8;
 /// One in so many inline calls is timed: looking at the clock costs more than a percent of lz4.
 const SAMPLE: u32 = 64;
 
+/// A time counts as no more than so many times the average.
+const MOST_AT_ONCE: u64 = 4;
+
 /// Weight of the past in the running averages.
 const PAST: u64 = 16;
 
@@ -47,6 +50,8 @@ impl Average {
         }
         let new = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(1 << 40);
         let old = self.ns.load(Ordering::Relaxed);
+        // A thread that had to wait for a processor says nothing of the codec.
+        let new = new.min(old.saturating_mul(MOST_AT_ONCE) + 1000);
         // An update that is lost to another thread's is no loss.
         self.ns.store((old * (PAST - 1) + new) / PAST, Ordering::Relaxed);
     }

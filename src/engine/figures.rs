@@ -65,7 +65,8 @@ pub struct EngineReport {
     pub batches: u64,
     /// Jobs that came back with a result.
     pub completed: u64,
-    /// Jobs that were not taken, by a model's decision.
+    /// Submissions that were not taken, by a model's decision. One job of each is done inline then,
+    /// and the rest submitted again.
     pub refusals: u64,
     /// Times that a request went to sleep because the queue was full.
     pub waits: u64,

@@ -14,7 +14,7 @@ use super::cost::{self, Costs, Sampler};
 use super::figures::{Counters, EngineReport, add};
 use super::job::{Job, Pending, Work};
 use super::model::{EngineModel, Fault};
-use super::queue::Queue;
+use super::queue::{Place, Queue};
 use super::threads::{self, Cpus};
 use super::worker::{self, InService};
 use crate::codec::{Codec, CodecError};
@@ -118,6 +118,8 @@ pub(super) struct Shared {
     /// The next job's, for the model's decisions.
     pub(super) number: AtomicU64,
     submissions: AtomicU64,
+    /// Jobs that were put in and neither came back nor were given up.
+    outstanding: AtomicUsize,
     alive: AtomicUsize,
     timeout: Duration,
     patience: Mutex<Patience>,
@@ -129,6 +131,21 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Patience {
     stopped: bool,
+}
+
+/// A place among those who wait for room in the queue. Dropping it gives it up, and passes its turn
+/// on.
+pub struct Room<'e> {
+    engine: &'e Engine,
+    place: Option<Place>,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.engine.shared.queue.leave(place);
+        }
+    }
 }
 
 /// A pool of workers that does codec work for others.
@@ -166,6 +183,7 @@ impl Engine {
             in_service: (0..workers).map(|_| InService::default()).collect(),
             number: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
+            outstanding: AtomicUsize::new(0),
             alive: AtomicUsize::new(workers),
             timeout: config.model.as_ref().and_then(|m| m.timeout).unwrap_or(config.timeout),
             patience: Mutex::default(),
@@ -202,6 +220,9 @@ impl Engine {
 
     /// How many of `pages` pages of one request are to be submitted.
     pub fn share(&self, work: Work, pages: usize) -> usize {
+        if self.shared.alive.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
         match self.policy {
             Policy::Inline => 0,
             Policy::Offload => pages,
@@ -219,7 +240,12 @@ impl Engine {
 
     /// Submits jobs, the first ones first, and takes those out of `jobs` that were accepted; each
     /// has been made [`Pending`] by [`Engine::pending`] before.
-    pub fn submit(&self, jobs: &mut VecDeque<Arc<Job>>) -> Submitted {
+    /// With `room`, what it waited for is used up, if it is its turn.
+    pub fn submit<'e>(
+        &'e self,
+        jobs: &mut VecDeque<Arc<Job>>,
+        room: &mut Option<Room<'e>>,
+    ) -> Submitted {
         let shared = &*self.shared;
         let Some(first) = jobs.front() else { return Submitted::All };
         let work = first.work();
@@ -227,10 +253,16 @@ impl Engine {
             model.strikes(Fault::Refuse, shared.submissions.fetch_add(1, Ordering::Relaxed))
         });
         if refused || shared.alive.load(Ordering::Relaxed) == 0 {
-            add(&shared.counters.refusals, jobs.len() as u64);
+            add(&shared.counters.refusals, 1);
             return Submitted::DoTheRest;
         }
-        let count = shared.queue.put(jobs);
+        let mut place = room.as_mut().and_then(|room| room.place.take());
+        // Before they are put in: whoever finishes a job takes it off again.
+        let all = jobs.len();
+        shared.outstanding.fetch_add(all, Ordering::SeqCst);
+        let count = shared.queue.put(jobs, &mut place);
+        shared.settled(all - count);
+        *room = place.map(|place| Room { engine: self, place: Some(place) });
         if count > 0 {
             add(&shared.counters.jobs, count as u64);
             add(&shared.counters.batches, 1);
@@ -251,11 +283,19 @@ impl Engine {
         Pending::new(Arc::clone(job))
     }
 
-    /// Arranges that `waker` is woken when there is room in the queue, in the turn of its lane.
-    /// False if there is room now.
-    pub fn wait_for_room(&self, lane: usize, waker: &Waker) -> bool {
-        let waits = self.shared.queue.wait_for_room(lane, waker);
-        if waits {
+    /// Arranges that `waker` is woken when there is room in the queue, in the turn of its lane, and
+    /// keeps the place for that in `room`. False if there is room now.
+    pub fn wait_for_room<'e>(
+        &'e self,
+        lane: usize,
+        waker: &Waker,
+        room: &mut Option<Room<'e>>,
+    ) -> bool {
+        let mut place = room.as_mut().and_then(|room| room.place.take());
+        let is_new = place.is_none();
+        let waits = self.shared.queue.wait_for_room(lane, waker, &mut place);
+        *room = place.map(|place| Room { engine: self, place: Some(place) });
+        if waits && is_new {
             add(&self.shared.counters.waits, 1);
         }
         waits
@@ -326,7 +366,9 @@ impl Shared {
     }
 
     fn give_up(&self) {
-        for job in self.queue.drain() {
+        let lost = self.queue.drain();
+        self.settled(lost.len());
+        for job in lost {
             job.complete(Err(JobError::Lost));
         }
     }
@@ -356,31 +398,43 @@ impl Shared {
             }
             let waited = self.noticed.wait_timeout(patience, self.timeout / 4);
             patience = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            drop(patience);
             self.expire(Instant::now());
+            patience = sync::lock(&self.patience);
         }
     }
 
     fn is_quiet(&self) -> bool {
-        self.queue.depths().0 == 0 && self.in_service.iter().all(|jobs| sync::lock(jobs).is_empty())
+        self.outstanding.load(Ordering::SeqCst) == 0
+    }
+
+    /// So many jobs came back, or are given up.
+    pub(super) fn settled(&self, jobs: usize) {
+        self.outstanding.fetch_sub(jobs, Ordering::SeqCst);
     }
 
     fn expire(&self, now: Instant) {
-        // All workers hang: what nobody has taken is given up too, though not as soon, since a
-        // long queue is no fault.
-        let mut late = self.queue.expire(self.timeout * QUEUE_PATIENCE);
+        // All workers hang: what nobody has taken, or begun, is given up too, though not as soon,
+        // since a long queue is no fault.
+        let queue_patience = self.timeout * QUEUE_PATIENCE;
+        let mut late = self.queue.expire(queue_patience);
         for jobs in &self.in_service {
-            sync::lock(jobs).retain(|(job, taken)| {
-                let in_time = now.duration_since(*taken) < self.timeout;
+            sync::lock(jobs).retain(|entry| {
+                let in_time = match entry.begun {
+                    Some(begun) => now.duration_since(begun) < self.timeout,
+                    None => now.duration_since(entry.taken) < queue_patience,
+                };
                 if !in_time {
-                    late.push(Arc::clone(job));
+                    late.push(Arc::clone(&entry.job));
                 }
                 in_time
             });
         }
+        self.settled(late.len());
+        // Counted first: who is woken may look.
+        add(&self.counters.timeouts, late.len() as u64);
         for job in late {
-            if job.complete(Err(JobError::TimedOut)) {
-                add(&self.counters.timeouts, 1);
-            }
+            job.complete(Err(JobError::TimedOut));
         }
     }
 }

@@ -36,7 +36,7 @@ fn a_result_is_never_missed_and_counts_once() {
             .collect();
         let result = sync::block_on(|cx| pending.poll(cx));
         assert!(matches!(result, Ok(_) | Err(JobError::TimedOut)));
-        let firsts = workers.into_iter().filter(|_| true).map(|w| w.join().unwrap());
+        let firsts = workers.into_iter().map(|w| w.join().unwrap());
         assert_eq!(firsts.filter(|first| *first).count(), 1);
     });
 }
@@ -64,13 +64,13 @@ impl Wake for Woken {
     }
 }
 
-/// Two requests meet a queue of one place, of which one worker takes: nobody is left asleep.
+/// Two requests meet a full queue of one place, from which a worker takes. The first one goes away,
+/// whether it had its turn or not: the other one's comes all the same.
 #[test]
-fn who_waits_for_room_is_woken_when_there_is_some() {
+fn a_turn_is_passed_on() {
     loom::model(|| {
         let queue = Arc::new(Queue::new(1));
-        queue.put(&mut VecDeque::from([job()]));
-        let woken = StdArc::new(Woken(AtomicUsize::new(0)));
+        queue.put(&mut VecDeque::from([job()]), &mut None);
         let worker = {
             let queue = Arc::clone(&queue);
             thread::spawn(move || {
@@ -78,15 +78,27 @@ fn who_waits_for_room_is_woken_when_there_is_some() {
                 assert_eq!(queue.take(1, true, &mut jobs), Taken::Some);
             })
         };
+        let woken =
+            [StdArc::new(Woken(AtomicUsize::new(0))), StdArc::new(Woken(AtomicUsize::new(0)))];
+        let mut places = [None, None];
         let waits: Vec<bool> = (0..2)
-            .map(|lane| queue.wait_for_room(lane, &Waker::from(StdArc::clone(&woken))))
+            .map(|lane| {
+                let waker = Waker::from(StdArc::clone(&woken[lane]));
+                queue.wait_for_room(lane, &waker, &mut places[lane])
+            })
             .collect();
+        if let Some(place) = places[0].take() {
+            queue.leave(place);
+        }
         worker.join().unwrap();
-        // One place came free: it wakes one of two, and the other one sleeps until the next.
-        let waiting = waits.iter().filter(|waits| **waits).count();
-        assert!(woken.0.load(Ordering::SeqCst) == waiting.min(1));
-        queue.close();
-        assert_eq!(woken.0.load(Ordering::SeqCst), waiting);
+        if waits[1] {
+            assert_eq!(woken[1].0.load(Ordering::SeqCst), 1, "asleep beside an empty queue");
+        }
+        // The room is this one's, and nobody else's.
+        if waits[1] {
+            assert_eq!(queue.put(&mut VecDeque::from([job()]), &mut None), 0);
+        }
+        assert_eq!(queue.put(&mut VecDeque::from([job()]), &mut places[1]), 1);
     });
 }
 
@@ -106,8 +118,8 @@ fn a_worker_sleeps_through_nothing() {
                 count
             })
         };
-        queue.put(&mut VecDeque::from([job()]));
-        queue.put(&mut VecDeque::from([job()]));
+        queue.put(&mut VecDeque::from([job()]), &mut None);
+        queue.put(&mut VecDeque::from([job()]), &mut None);
         queue.close();
         assert_eq!(worker.join().unwrap(), 2);
     });

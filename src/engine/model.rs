@@ -89,7 +89,13 @@ impl FromStr for EngineModel {
                 "corrupt" => model.corrupt = share(value)?,
                 "hang" => model.hang = share(value)?,
                 "die" => model.die = share(value)?,
-                "timeout" => model.timeout = Some(time(value)?),
+                "timeout" => {
+                    let timeout = time(value)?;
+                    if timeout.is_zero() {
+                        return Err(wrong(value, "a time above 0"));
+                    }
+                    model.timeout = Some(timeout);
+                }
                 "seed" => model.seed = number(value)?,
                 _ => return Err(ModelError::Name(name.to_owned())),
             }

@@ -36,7 +36,7 @@ fn decompress(object: &[u8]) -> Arc<Job> {
 fn run(engine: &Engine, job: &Arc<Job>) -> Result<Output, JobError> {
     let mut pending = Engine::pending(job);
     let mut jobs = VecDeque::from([Arc::clone(job)]);
-    assert_eq!(engine.submit(&mut jobs), Submitted::All);
+    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::All);
     sync::block_on(|cx| pending.poll(cx))
 }
 
@@ -83,7 +83,7 @@ fn a_model_decides_how_a_job_comes_back() {
 fn a_refusal_leaves_the_jobs_where_they_are() {
     let engine = engine(|config| config.model = Some("refuse=1".parse().unwrap()));
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
-    assert_eq!(engine.submit(&mut jobs), Submitted::DoTheRest);
+    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::DoTheRest);
     assert_eq!((jobs.len(), engine.report().refusals), (1, 1));
 }
 
@@ -95,17 +95,18 @@ fn a_full_queue_takes_what_fits() {
     });
     let mut jobs: VecDeque<_> = (0..20).map(|seed| compress(seed, PAGE_SIZE)).collect();
     let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
-    assert_eq!(engine.submit(&mut jobs), Submitted::WaitForRoom);
+    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::WaitForRoom);
     assert!((10..=17).contains(&jobs.len()), "{} left", jobs.len());
+    let mut room = None;
     while !jobs.is_empty() {
         sync::block_on(|cx| {
-            if engine.wait_for_room(0, cx.waker()) {
+            if engine.wait_for_room(0, cx.waker(), &mut room) {
                 std::task::Poll::Pending
             } else {
                 std::task::Poll::Ready(())
             }
         });
-        engine.submit(&mut jobs);
+        engine.submit(&mut jobs, &mut room);
     }
     for mut pending in all {
         sync::block_on(|cx| pending.poll(cx)).unwrap();
@@ -118,7 +119,7 @@ fn an_engine_that_ends_leaves_no_job_without_an_answer() {
     let engine = engine(|config| config.model = Some("latency=5ms".parse().unwrap()));
     let mut jobs: VecDeque<_> = (0..50).map(|seed| compress(seed, PAGE_SIZE)).collect();
     let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
-    engine.submit(&mut jobs);
+    engine.submit(&mut jobs, &mut None);
     drop(engine);
     for mut pending in all {
         let _ = sync::block_on(|cx| pending.poll(cx));
@@ -130,7 +131,7 @@ fn nothing_is_handed_over_inline_and_no_thread_is_there() {
     let engine = engine(|config| config.policy = Policy::Inline);
     assert_eq!(engine.share(Work::Decompress, 100), 0);
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
-    assert_eq!(engine.submit(&mut jobs), Submitted::DoTheRest);
+    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::DoTheRest);
     let auto = Engine::start(&codec(), &EngineConfig::default()).unwrap();
     assert_eq!(auto.share(Work::Compress { limit: 4096 }, 1), 0, "lz4 is fast");
     let slow = Codec::new("zstd(level=19)".parse().unwrap()).unwrap();

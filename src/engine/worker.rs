@@ -15,8 +15,16 @@ use crate::codec::Workspace;
 use crate::sync::{self, Mutex, Ordering};
 use crate::units::PAGE_SIZE;
 
-/// Jobs that a worker has taken and not given back, oldest first, each with when that was.
-pub(super) type InService = Mutex<VecDeque<(Arc<Job>, Instant)>>;
+/// Jobs that a worker has taken and not given back, oldest first.
+pub(super) type InService = Mutex<VecDeque<Entry>>;
+
+/// A job in a worker's hands.
+pub(super) struct Entry {
+    pub(super) job: Arc<Job>,
+    pub(super) taken: Instant,
+    /// When its work was begun.
+    pub(super) begun: Option<Instant>,
+}
 
 /// How long a finished job waits for the next one of those that were taken with it.
 const PATIENCE: Duration = Duration::from_micros(120);
@@ -53,8 +61,9 @@ pub(super) fn live(shared: &Shared, index: usize, mut workspace: Workspace) {
 /// Gives back undone what a worker had taken.
 fn give_up(shared: &Shared, index: usize) {
     let lost = std::mem::take(&mut *sync::lock(&shared.in_service[index]));
-    for (job, _) in lost {
-        job.complete(Err(JobError::Lost));
+    shared.settled(lost.len());
+    for entry in lost {
+        entry.job.complete(Err(JobError::Lost));
     }
 }
 
@@ -74,9 +83,15 @@ fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
             Taken::Closed => return,
         }
         let now = Instant::now();
-        sync::lock(&shared.in_service[index]).extend(jobs.iter().map(|job| (Arc::clone(job), now)));
+        let entry = |job: &Arc<Job>| Entry { job: Arc::clone(job), taken: now, begun: None };
+        sync::lock(&shared.in_service[index]).extend(jobs.iter().map(entry));
         for job in jobs.drain(..) {
             let number = shared.number.fetch_add(1, Ordering::Relaxed);
+            for entry in &mut *sync::lock(&shared.in_service[index]) {
+                if Arc::ptr_eq(&entry.job, &job) {
+                    entry.begun = Some(Instant::now());
+                }
+            }
             let Some(result) = serve(shared, number, &job, workspace) else {
                 // It hangs: it stays in service, and somebody will lose patience.
                 continue;
@@ -102,12 +117,14 @@ struct Ready(Vec<Finished>);
 
 impl Ready {
     fn give_back(&mut self, shared: &Shared, index: usize) {
-        {
-            let mut in_service = sync::lock(&shared.in_service[index]);
-            in_service.retain(|(job, _)| !self.0.iter().any(|done| Arc::ptr_eq(&done.job, job)));
-        }
         for finished in self.0.drain(..) {
+            let job = Arc::clone(&finished.job);
             give_back(shared, finished);
+            // Afterwards, so that a panic in between leaves it to be given up.
+            let mut in_service = sync::lock(&shared.in_service[index]);
+            let before = in_service.len();
+            in_service.retain(|entry| !Arc::ptr_eq(&entry.job, &job));
+            shared.settled(before - in_service.len());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
@@ -29,7 +30,7 @@ pub(super) enum Command {
 #[derive(Default)]
 struct Inbox {
     commands: Vec<Command>,
-    woken: Vec<(usize, u16)>,
+    woken: Vec<Arc<RequestWaker>>,
     /// The thread is gone. What is sent is dropped, which tells the sender.
     closed: bool,
 }
@@ -58,7 +59,8 @@ impl Mailbox {
 
     /// A waker that puts one request of one ring on the thread's list.
     pub(super) fn waker(self: &Arc<Self>, ring: usize, head: u16) -> Waker {
-        Waker::from(Arc::new(RequestWaker { mailbox: Arc::clone(self), ring, head }))
+        let listed = AtomicBool::new(false);
+        Waker::from(Arc::new(RequestWaker { mailbox: Arc::clone(self), ring, head, listed }))
     }
 
     /// Takes everything out: commands, and woken requests as (ring, head), added to the vectors.
@@ -67,7 +69,11 @@ impl Mailbox {
         let _ = self.event.read();
         let mut inbox = sync::lock(&self.inbox);
         commands.append(&mut inbox.commands);
-        woken.append(&mut inbox.woken);
+        for waker in inbox.woken.drain(..) {
+            // From here on it may be woken again: it is looked at after this.
+            waker.listed.store(false, Ordering::Release);
+            woken.push((waker.ring, waker.head));
+        }
     }
 
     /// The thread ends: drops what is in the mailbox, and whatever comes.
@@ -98,6 +104,8 @@ struct RequestWaker {
     mailbox: Arc<Mailbox>,
     ring: usize,
     head: u16,
+    /// It is on the list already: once is enough for any number of wake-ups.
+    listed: AtomicBool,
 }
 
 impl Wake for RequestWaker {
@@ -106,6 +114,8 @@ impl Wake for RequestWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.mailbox.put(|inbox| inbox.woken.push((self.ring, self.head)));
+        if !self.listed.swap(true, Ordering::AcqRel) {
+            self.mailbox.put(|inbox| inbox.woken.push(Arc::clone(self)));
+        }
     }
 }

@@ -115,6 +115,10 @@ impl<'a> Slot<'a> {
         cx: &Context<'_>,
     ) -> Poll<Ticket<'a>> {
         checker::wants(self.checked());
+        // A place in another slot's queue would end in another slot's ticket.
+        if waiter.as_ref().is_some_and(|place| place.slot.index != self.index) {
+            *waiter = None;
+        }
         if let Some(place) = waiter.as_mut() {
             let Some(ticket) = place.poll(cx) else { return Poll::Pending };
             *waiter = None;

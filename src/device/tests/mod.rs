@@ -1,6 +1,7 @@
 mod compact;
 mod contention;
 mod engine;
+mod sleepers;
 
 use std::task::{Context, Poll, Waker};
 
