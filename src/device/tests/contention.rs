@@ -228,7 +228,23 @@ fn stamp(thread: u64, version: u64) -> Vec<u8> {
 /// given up while they wait, with owners that keep a slot for long, and compaction beside.
 #[test]
 fn many_requests_on_few_slots_leak_nothing_lose_nothing_and_are_counted() {
-    let device = device(PAGES);
+    contend(&device(PAGES));
+}
+
+/// The same with an engine that does all codec work, so that owners of slots sleep; with one that
+/// fails; and with a queue in which hardly anything finds room.
+#[test]
+fn the_same_where_owners_sleep_on_the_engine() {
+    let failing = "reorder=4,refuse=10%,fail=2%,corrupt=2%,die=0.1%,seed=9";
+    for (depth, model) in [(256, ""), (256, failing), (1, "")] {
+        let device = sleepers::offloading(PAGES, depth, 2, model);
+        contend(&device);
+        let engine = device.report().engine;
+        assert!(engine.jobs > 100 && (depth > 1 || engine.waits > 10), "{engine:?}");
+    }
+}
+
+fn contend(device: &Device) {
     let over = AtomicBool::new(false);
     let tallies: Vec<Tally> = std::thread::scope(|scope| {
         let compactor = scope.spawn(|| {
@@ -238,10 +254,7 @@ fn many_requests_on_few_slots_leak_nothing_lose_nothing_and_are_counted() {
             }
         });
         let actors: Vec<_> = (0..THREADS)
-            .map(|thread| {
-                let device = &device;
-                scope.spawn(move || Actor::new(device, thread).run())
-            })
+            .map(|thread| scope.spawn(move || Actor::new(device, thread).run()))
             .collect();
         // All of them, before the compactor is told: one that fails must not leave it running.
         let tallies: Vec<_> = actors.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
@@ -266,8 +279,8 @@ fn many_requests_on_few_slots_leak_nothing_lose_nothing_and_are_counted() {
     for index in 0..PAGES {
         assert!(device.table.try_lock(index).is_some(), "slot {index} is still locked");
     }
-    free(&device, &mut lane, Op::Discard, 0, PAGES * 8);
-    compact(&device);
+    free(device, &mut lane, Op::Discard, 0, PAGES * 8);
+    compact(device);
     let report = device.report();
     assert_eq!((report.orig_data_size, report.compr_data_size), (0, 0));
     assert_eq!((report.same_pages, report.huge_pages), (0, 0));

@@ -8,10 +8,13 @@ use std::time::Duration;
 use super::*;
 use crate::engine::{EngineModel, Policy};
 
+/// Pages of the disks: more than the requests of the test with most of them reach.
+const PAGES: u64 = 40_000;
+
 /// Longest time that a request may sleep here.
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn offloading(depth: usize, workers: usize, model: &str) -> Device {
+pub(super) fn offloading(pages: u64, depth: usize, workers: usize, model: &str) -> Device {
     let model: EngineModel = model.parse().unwrap();
     let engine = EngineConfig {
         policy: Policy::Offload,
@@ -21,7 +24,7 @@ fn offloading(depth: usize, workers: usize, model: &str) -> Device {
         ..EngineConfig::default()
     };
     Device::new(&DeviceConfig {
-        size: 40_000 << 12,
+        size: pages << 12,
         codec: "lz4".parse().unwrap(),
         mem_limit: 0,
         memory: MemoryKind::default(),
@@ -85,7 +88,7 @@ fn a_write_that_was_acknowledged_outlives_zeroes_that_came_before() {
 /// Part of a page becomes what the rest is, by the engine, while a read of both pages waits.
 #[test]
 fn a_read_behind_a_change_that_leaves_a_same_filled_page() {
-    let device = offloading(256, 2, "latency=10ms");
+    let device = offloading(PAGES, 256, 2, "latency=10ms");
     let mut lane = device.lane().unwrap();
     let mut first = vec![0x55; 4096];
     first[..512].copy_from_slice(&text(1, 512));
@@ -106,7 +109,7 @@ fn a_read_behind_a_change_that_leaves_a_same_filled_page() {
 #[test]
 fn nobody_is_left_asleep_at_a_small_queue() {
     for (depth, requests, pages) in [(1, 8, 6), (4, 16, 16), (16, 64, 32)] {
-        let device = offloading(depth, 2, "latency=20us,reorder=2");
+        let device = offloading(PAGES, depth, 2, "latency=20us,reorder=2");
         let mut lane = device.lane().unwrap();
         for round in 0..12 {
             let (says, woken) = channel();
@@ -146,7 +149,7 @@ fn nobody_is_left_asleep_at_a_small_queue() {
 #[test]
 fn a_job_that_hangs_on_an_idle_engine_is_given_up() {
     for _ in 0..20 {
-        let device = offloading(256, 1, "hang=1,timeout=10ms");
+        let device = offloading(PAGES, 256, 1, "hang=1,timeout=10ms");
         let mut lane = device.lane().unwrap();
         let (says, woken) = channel();
         let waker = Waker::from(Arc::new(Listed(0, says)));
