@@ -329,6 +329,14 @@ impl Engine {
         self.shared.costs.compress.get()
     }
 
+    /// All workers are gone, as if none of them could be replaced.
+    #[cfg(test)]
+    pub(super) fn lose_workers(&self) {
+        for _ in 0..self.shared.workers {
+            self.shared.worker_gone();
+        }
+    }
+
     /// What it did so far.
     pub fn report(&self) -> EngineReport {
         self.shared.counters.report(self.shared.queue.depths())

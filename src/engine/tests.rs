@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::task::{Wake, Waker};
 use std::time::Duration;
 
+use super::queue::{Place, Queue, Taken};
 use super::*;
 use crate::codec::Codec;
 use crate::sync;
@@ -124,6 +127,79 @@ fn an_engine_that_ends_leaves_no_job_without_an_answer() {
     for mut pending in all {
         let _ = sync::block_on(|cx| pending.poll(cx));
     }
+}
+
+#[test]
+fn an_engine_without_workers_takes_nothing_and_keeps_nothing() {
+    let engine = engine(|config| {
+        config.model = Some("latency=30ms".parse().unwrap());
+        config.workers = Some(1);
+    });
+    let mut jobs: VecDeque<_> = (0..40).map(|seed| compress(seed, PAGE_SIZE)).collect();
+    let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
+    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::All);
+    engine.lose_workers();
+    let lost =
+        all.into_iter().filter_map(|mut pending| sync::block_on(|cx| pending.poll(cx)).err());
+    assert!(lost.filter(|error| *error == JobError::Lost).count() >= 30);
+    assert_eq!(engine.share(Work::Decompress, 100), 0);
+    let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
+    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::DoTheRest);
+}
+
+/// Puts its number on a list.
+struct Listed(usize, Sender<usize>);
+
+impl Wake for Listed {
+    fn wake(self: Arc<Self>) {
+        let _ = self.1.send(self.0);
+    }
+}
+
+#[test]
+fn turns_go_round_the_lanes_and_newcomers_wait() {
+    let queue = Queue::new(1);
+    let put = |place: &mut Option<Place>| {
+        queue.put(&mut VecDeque::from([compress(1, PAGE_SIZE)]), place) == 1
+    };
+    assert!(put(&mut None));
+    let (says, woken) = channel();
+    let mut places = Vec::new();
+    for number in 0..12 {
+        // Ten of one lane, and then one each of two others.
+        let lane = usize::from(number >= 10) + usize::from(number == 11);
+        let waker = Waker::from(Arc::new(Listed(number, says.clone())));
+        let mut place = None;
+        assert!(queue.wait_for_room(lane, &waker, &mut place));
+        places.push(place);
+    }
+    let mut order = Vec::new();
+    while order.len() < 12 {
+        assert_eq!(queue.take(1, true, &mut Vec::new()), Taken::Some);
+        assert!(!put(&mut None), "a newcomer took the room of who was woken");
+        let next = woken.try_recv().expect("one turn for one place");
+        assert!(woken.try_recv().is_err());
+        assert!(put(&mut places[next]) && places[next].is_none());
+        order.push(next);
+    }
+    let of_first: Vec<_> = order.iter().copied().filter(|number| *number < 10).collect();
+    assert_eq!(of_first, (0..10).collect::<Vec<_>>(), "in the order of a lane");
+    assert!(order[..4].contains(&10) && order[..4].contains(&11), "{order:?}");
+}
+
+#[test]
+fn what_nobody_takes_is_given_up_and_makes_room() {
+    let queue = Queue::new(2);
+    let mut jobs: VecDeque<_> = (0..3).map(|seed| compress(seed, PAGE_SIZE)).collect();
+    assert_eq!(queue.put(&mut jobs, &mut None), 2);
+    let (says, woken) = channel();
+    let waker = Waker::from(Arc::new(Listed(7, says)));
+    let mut place = None;
+    assert!(queue.wait_for_room(0, &waker, &mut place));
+    assert!(queue.expire(Duration::from_secs(60)).is_empty());
+    assert_eq!(queue.expire(Duration::ZERO).len(), 2);
+    assert_eq!((queue.queued(), woken.try_recv()), (0, Ok(7)));
+    assert_eq!(queue.put(&mut jobs, &mut place), 1);
 }
 
 #[test]

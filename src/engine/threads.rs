@@ -58,6 +58,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_background_thread_is_nicer_and_stays_where_it_is_put() {
+        let settled = std::thread::spawn(|| {
+            settle(&Cpus(vec![0]));
+            let nice = rustix::process::getpriority_process(None).unwrap();
+            let set = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
+            let cpus: Vec<_> =
+                (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap()).collect();
+            (nice, cpus)
+        });
+        let own = rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(settled.join().unwrap(), (NICE.max(own), vec![0]));
+    }
+
+    #[test]
     fn lists_of_processors() {
         assert_eq!("0,2-4".parse(), Ok(Cpus(vec![0, 2, 3, 4])));
         for bad in ["", "x", "3-1", "0,", "99999"] {
