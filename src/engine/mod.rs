@@ -41,6 +41,8 @@ pub use self::job::{Job, Output, Pending, Spares, Work};
 #[cfg(not(loom))]
 pub use self::model::{EngineModel, ModelError};
 #[cfg(not(loom))]
+pub(crate) use self::threads::settle;
+#[cfg(not(loom))]
 pub use self::threads::{CpuListError, Cpus};
 
 /// Why a job came back undone.

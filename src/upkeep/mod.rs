@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 pub use self::host::{Host, default_reserve};
 use crate::checker;
 use crate::device::{Compaction, Compactor, Device, Effort};
+use crate::engine;
 use crate::sync;
 
 /// From a change to the work that it makes: what is freed in between is worked off in one go.
@@ -138,6 +139,7 @@ impl Shared {
 }
 
 fn run(shared: &Shared, device: &Device) {
+    engine::settle(&engine::Cpus::default());
     let mut compactor = Compactor::default();
     let mut pause = None;
     loop {
