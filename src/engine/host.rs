@@ -325,7 +325,8 @@ impl Engine {
     }
 
     /// Average time to compress a page, lately.
-    pub fn compress_cost(&self) -> Duration {
+    #[cfg(test)]
+    pub(super) fn compress_cost(&self) -> Duration {
         self.shared.costs.compress.get()
     }
 
