@@ -17,6 +17,7 @@
 //! | 1 | [`codec`] | one page in, bytes out |
 //! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
 //! | 0 | [`stats`], [`clock`], [`units`] | counters, time, units |
+//! | 0 | [`crash`] | steps at which tests have a process die |
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
@@ -27,6 +28,8 @@ pub mod checker;
 pub mod clock;
 #[cfg(not(any(loom, shuttle)))]
 pub mod codec;
+#[cfg(not(any(loom, shuttle)))]
+pub mod crash;
 #[cfg(not(any(loom, shuttle)))]
 pub mod daemon;
 #[cfg(not(any(loom, shuttle)))]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Device, IoError};
 use crate::checker::Class;
+use crate::crash;
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
 use crate::store::Place;
 use crate::sync;
@@ -163,8 +164,11 @@ impl Device {
         };
         let Some(to) = self.pool.relocate(from, object.length) else { return Move::NoPlace };
         // The bytes are complete at the new place before the word names it (invariant J5).
+        crash::point("compact.copied");
         ticket.release(word.moved_to(to));
+        crash::point("compact.published");
         self.pool.vacate(from, object.length);
+        crash::point("compact.vacated");
         Move::Moved
     }
 }

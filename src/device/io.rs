@@ -11,6 +11,7 @@ use super::{Device, Lane};
 use crate::checker;
 use crate::clock::Share;
 use crate::codec::CodecError;
+use crate::crash;
 use crate::engine::{Job, Work};
 use crate::pool::PoolError;
 use crate::slot::{Content, Ticket, Waiter, Word};
@@ -142,7 +143,8 @@ impl<'d> Prepared<'d> {
 
     pub(super) fn install(mut self, ticket: Ticket<'_>) {
         let new = std::mem::replace(&mut self.content, Content::Empty);
-        self.device.replace(ticket, new);
+        crash::point("write.prepared");
+        self.device.replace(ticket, new, crash::WRITE);
     }
 }
 
@@ -227,12 +229,14 @@ impl Device {
     }
 
     /// Puts `new` in place of what the slot holds, in one step, and frees what it held.
-    pub(super) fn replace(&self, ticket: Ticket<'_>, new: Content) {
+    pub(super) fn replace(&self, ticket: Ticket<'_>, new: Content, steps: crash::Steps) {
         let old = ticket.word().content();
         ticket.release(Word::new(new));
+        crash::point(steps.published);
         self.account(old, new);
         if let Some(object) = old.object() {
             self.free(object);
+            crash::point(steps.freed);
         }
     }
 
@@ -414,6 +418,7 @@ impl<'d, P: Payload> Io<'d, P> {
         if self.prepared.is_none() {
             // The guest may change its buffer at any time: one copy, and all that follows from it.
             self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
+            crash::point("write.fetched");
             device.ensure(index)?;
             let same = device.encode_same(index, lane)?;
             if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
@@ -443,7 +448,8 @@ impl<'d, P: Payload> Io<'d, P> {
             if device.table.peek(index) != Some(Content::Empty)
                 && let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
             {
-                device.replace(ticket, Content::Empty);
+                crash::point("discard.locked");
+                device.replace(ticket, Content::Empty, crash::DISCARD);
             }
             1
         };

@@ -148,6 +148,11 @@ impl Device {
         self.figures.local()
     }
 
+    /// Whether the disk's contents outlive the process.
+    pub fn outlives_process(&self) -> bool {
+        false
+    }
+
     /// Whether a guest was ever served from this disk, so that a ring which is already in use can
     /// be one that this disk knows. A blank disk must not be shown to a running guest.
     pub fn has_served(&self) -> bool {

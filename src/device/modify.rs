@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use super::Lane;
 use super::io::{Io, IoError, Op, Payload};
 use super::page::MAX_OBJECT;
+use crate::crash;
 use crate::engine::{Engine, Job, Pending, Work};
 use crate::slot::{Content, Ticket};
 
@@ -54,6 +55,7 @@ impl<'d, P: Payload> Io<'d, P> {
         };
         // An early return drops the ticket: the slot keeps what it has.
         let content = ticket.word().content();
+        crash::point("modify.locked");
         if let Content::Object(_, object) = content
             && !object.is_huge()
             && device.engine.share(Work::Decompress, 1) > 0
@@ -89,7 +91,8 @@ impl<'d, P: Payload> Io<'d, P> {
             Stage::Encoding => {
                 let new = self.device.encoded(index, &pending, result, lane)?;
                 pending.recycle(&mut lane.spares);
-                self.device.replace(ticket, new);
+                crash::point("modify.prepared");
+                self.device.replace(ticket, new, crash::MODIFY);
                 Poll::Ready(Ok(()))
             }
         }
@@ -105,6 +108,7 @@ impl<'d, P: Payload> Io<'d, P> {
         cx: &Context<'_>,
     ) -> Poll<Result<(), IoError>> {
         let device = self.device;
+        crash::point("modify.decoded");
         if self.op == Op::WriteZeroes {
             lane.page[part].fill(0);
         } else {
@@ -118,7 +122,8 @@ impl<'d, P: Payload> Io<'d, P> {
             }
             None => device.encode_page(index, lane)?,
         };
-        device.replace(ticket, new);
+        crash::point("modify.prepared");
+        device.replace(ticket, new, crash::MODIFY);
         Poll::Ready(Ok(()))
     }
 

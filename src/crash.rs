@@ -1,0 +1,117 @@
+//! Named steps at which a process can be told to die, so that tests see what it leaves behind.
+//!
+//! A disk that outlives its process has to be true at every instruction. Between two steps nothing
+//! else is written to what survives, so a death at each of them stands for a death anywhere. In
+//! release builds there is nothing of this.
+//!
+//! In debug builds the environment variable `VUZ_CRASH_AT=STEP:N` has the process kill itself by
+//! SIGKILL when it comes to STEP, one of [`STEPS`], for the N-th time.
+
+/// All steps, each before what comes next in the code that names it.
+pub const STEPS: &[&str] = &[
+    // A write of a whole page.
+    "write.fetched",
+    "write.prepared",
+    "write.published",
+    "write.freed",
+    // A discard, or zeroing, of whole pages.
+    "discard.locked",
+    "discard.published",
+    "discard.freed",
+    // A change of a part of a page.
+    "modify.locked",
+    "modify.decoded",
+    "modify.prepared",
+    "modify.published",
+    "modify.freed",
+    // Storing an object, for a write or a change.
+    "store.allocated",
+    "store.written",
+    "store.tagged",
+    // Moving an object, and giving pages back.
+    "compact.copied",
+    "compact.published",
+    "compact.vacated",
+    "compact.trimmed",
+];
+
+/// The steps of putting a new content in place of a slot's old one, as the caller names them.
+#[derive(Clone, Copy)]
+pub struct Steps {
+    /// The slot names the new content, and is unlocked.
+    pub published: &'static str,
+    /// What it named before is free.
+    pub freed: &'static str,
+}
+
+/// Steps of a write.
+pub const WRITE: Steps = Steps { published: "write.published", freed: "write.freed" };
+/// Steps of a discard.
+pub const DISCARD: Steps = Steps { published: "discard.published", freed: "discard.freed" };
+/// Steps of a change of a part of a page.
+pub const MODIFY: Steps = Steps { published: "modify.published", freed: "modify.freed" };
+
+/// The process comes to a step, one of [`STEPS`].
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn point(_: &'static str) {}
+
+#[cfg(debug_assertions)]
+pub use active::point;
+
+#[cfg(debug_assertions)]
+mod active {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::STEPS;
+
+    struct Plan {
+        step: &'static str,
+        left: AtomicU64,
+    }
+
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+
+    /// The process comes to a step, one of [`STEPS`]; and dies there, if it was told to.
+    pub fn point(step: &'static str) {
+        debug_assert!(STEPS.contains(&step), "{step} is not listed");
+        let Some(plan) = PLAN.get_or_init(plan) else { return };
+        if plan.step == step && plan.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let _ = kill(Pid::this(), Signal::SIGKILL);
+            loop {
+                // The signal is on its way, and nothing may be done before it is here.
+                std::thread::park();
+            }
+        }
+    }
+
+    /// What the environment says. A step that does not exist must not look like one that is safe.
+    fn plan() -> Option<Plan> {
+        let text = std::env::var("VUZ_CRASH_AT").ok()?;
+        let (step, count) = text.split_once(':').unwrap_or((&text, "1"));
+        let step = STEPS.iter().find(|known| **known == step);
+        match (step, count.parse()) {
+            (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count) }),
+            _ => panic!("VUZ_CRASH_AT={text} is no step"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_listed_once() {
+        for (at, step) in STEPS.iter().enumerate() {
+            assert!(!STEPS[at + 1..].contains(step), "{step}");
+        }
+        for steps in [WRITE, DISCARD, MODIFY] {
+            assert!(STEPS.contains(&steps.published) && STEPS.contains(&steps.freed));
+        }
+    }
+}
