@@ -33,6 +33,13 @@ pub const STEPS: &[&str] = &[
     "compact.published",
     "compact.vacated",
     "compact.trimmed",
+    // Taking requests from a ring, and giving them back.
+    "ring.marked",
+    "ring.chained",
+    "ring.elements",
+    "ring.index",
+    "ring.cleared",
+    "ring.synced",
 ];
 
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.
