@@ -501,6 +501,8 @@ fn a_ring_whose_region_shows_use_is_refused_by_a_daemon_that_never_served() {
         let used = client.blk().queue().ring().used_idx().unwrap();
         assert_eq!(used, u16::from(step == "ring.index:1"), "{step}");
         assert_eq!(client.left_behind(), (1, 0), "{step}");
+        let heads: Vec<u16> = client.blk().outstanding().map(|request| request.head).collect();
+        assert_eq!(client.inflight.as_ref().unwrap().in_flight(0), heads, "{step}");
         let daemon = Daemon::start("16M", &[]);
         for _ in 0..2 {
             assert!(client.reconnect(daemon.socket()).is_err(), "{step}");
