@@ -2,8 +2,8 @@
 //!
 //! The vhost crate knows the messages; here is what it leaves open: when a message may be read
 //! (whole, so that a peer which stalls in the middle of one holds up nobody), what ends a session,
-//! and that everything a guest was promised is published before the next session begins. In-flight
-//! tracking, config-change messages and polling will find their place behind this same seam.
+//! and that everything a guest was promised is published before the next session begins.
+//! Config-change messages and polling will find their place behind this same seam.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
