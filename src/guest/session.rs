@@ -181,9 +181,9 @@ impl Session {
         if sync::lock(&self.handler).shut_down() {
             end
         } else {
-            // What it took may not have been published, so used indexes do not say what was done:
-            // rings that are in use must not be taken up again.
-            sync::lock(&self.handler).forget_served();
+            // What it took may not have been published, so used indexes alone do not say what was
+            // done: rings that are in use must not be taken up again by them.
+            sync::lock(&self.handler).forget_unaccounted();
             SessionEnd::Refused(SessionError::QueueThread)
         }
     }
