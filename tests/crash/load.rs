@@ -56,20 +56,16 @@ struct Job {
     turn: u64,
 }
 
-/// What was in flight when the daemon died.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct InFlight {
-    pub requests: usize,
-    /// Requests that had been completed before one that was submitted before them.
-    pub out_of_order: usize,
-}
-
 #[derive(Default)]
 struct Queue {
     jobs: Vec<Option<Job>>,
     submitted: u64,
-    /// Requests that were completed later than all that are in flight were submitted.
-    done: Vec<u64>,
+}
+
+impl Queue {
+    fn in_flight(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().flatten()
+    }
 }
 
 /// A load and what it has done.
@@ -79,6 +75,8 @@ pub struct Load {
     pub mix: Mix,
     /// Whether there is a limit that writes can meet.
     pub may_fail: bool,
+    /// Whether each queue has to give requests back in the order in which it got them.
+    pub ordered: bool,
     pub completed: u64,
     pub failed: u64,
     queues: Vec<Queue>,
@@ -92,6 +90,7 @@ impl Load {
             model: Model::new(sectors),
             mix: Mix::ALL,
             may_fail: false,
+            ordered: false,
             completed: 0,
             failed: 0,
             queues: Vec::new(),
@@ -187,7 +186,10 @@ impl Load {
     fn complete(&mut self, at: usize, blk: &Blk, done: Completion) {
         let queue = &mut self.queues[at];
         let job = queue.jobs[done.tag.index()].take().expect("a request in flight");
-        queue.done.push(job.turn);
+        if self.ordered {
+            let earlier = queue.in_flight().any(|other| other.turn < job.turn);
+            assert!(!earlier, "queue {at} is out of order");
+        }
         let Job { op, sectors, pending, .. } = job;
         self.completed += 1;
         let bytes = if op == Op::In { sectors.len() * SECTOR_LEN } else { 0 };
@@ -217,10 +219,6 @@ impl Load {
                 self.complete(at, blk, done);
             }
         }
-        for queue in &mut self.queues {
-            let first = queue.jobs.iter().flatten().map(|job| job.turn).min();
-            queue.done.retain(|turn| first.is_some_and(|first| *turn > first));
-        }
         self.completed > before
     }
 
@@ -232,6 +230,14 @@ impl Load {
                     break;
                 }
             }
+            blk.publish().expect("publish");
+        }
+    }
+
+    /// Submits as much as the queues take.
+    pub fn fill(&mut self, client: &mut Client) {
+        for (at, blk) in client.queues.iter_mut().enumerate() {
+            while self.submit(at, blk) {}
             blk.publish().expect("publish");
         }
     }
@@ -272,12 +278,9 @@ impl Load {
         }
     }
 
-    /// What is in flight, of which completed requests have been taken.
-    pub fn in_flight(&self) -> InFlight {
-        InFlight {
-            requests: self.queues.iter().map(|queue| queue.jobs.iter().flatten().count()).sum(),
-            out_of_order: self.queues.iter().map(|queue| queue.done.len()).sum(),
-        }
+    /// Number of requests in flight in a queue, when all that is completed was taken.
+    pub fn in_flight(&self, queue: usize) -> usize {
+        self.queues[queue].in_flight().count()
     }
 
     /// Nobody will ever complete what is in flight.
