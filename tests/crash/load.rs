@@ -1,6 +1,6 @@
 //! Random requests on two queues, which may overlap, and the model that follows them.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, time::{Duration, Instant};
 
 use vhost_user_zram_frontend::{
     Blk, Client, Completion, Error, Op, Random, Shape, Status, client::range, spec::DESC_LEN,
@@ -250,12 +250,16 @@ impl Load {
         mut is_alive: impl FnMut() -> bool,
     ) -> bool {
         let end = self.completed + requests;
+        let mut last = Instant::now();
         while self.completed < end {
             // In batches of any size: how full the rings are changes all the time.
             self.submit_some(client, 24);
-            if !self.reap(client) && !self.glance(client) && !is_alive() {
+            if self.reap(client) || self.glance(client) {
+                last = Instant::now();
+            } else if !is_alive() {
                 return false;
             }
+            assert!(last.elapsed() < LIMIT, "nothing is completed any more");
         }
         true
     }
