@@ -1,6 +1,9 @@
 //! Random requests on two queues, which may overlap, and the model that follows them.
 
-use std::{ops::Range, time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use vhost_user_zram_frontend::{
     Blk, Client, Completion, Error, Op, Random, Shape, Status, client::range, spec::DESC_LEN,
