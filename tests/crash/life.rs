@@ -171,6 +171,25 @@ impl Life {
         self.daemon = Daemon::spawn(command, socket);
     }
 
+    /// Another daemon dies before it has got anywhere: while it opens the state or, if a front end
+    /// comes back, while it works on what was in flight.
+    pub fn stumble(&mut self, mode: Mode) {
+        let after = Duration::from_micros(self.load.random.below(20_000));
+        if mode == Mode::Cold || self.load.random.below(2) == 0 {
+            let socket = TempDir::new();
+            let mut command = self.setup.command(&self.state, &socket);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = command.spawn().expect("daemon starts");
+            spin(after);
+            child.kill().and_then(|()| child.wait()).expect("it ends");
+        } else {
+            self.start(None);
+            self.client.reconnect(self.daemon.socket()).expect("the front end comes back");
+            spin(after / 16);
+            self.kill();
+        }
+    }
+
     /// Starts a daemon that dies before it serves anything.
     pub fn start_and_die(&self, crash: &str) {
         self.setup.start_and_die(&self.state, crash);
@@ -247,6 +266,14 @@ impl Life {
         {
             assert_eq!(stats[name], 0, "{name} of an empty disk: {stats:?}");
         }
+    }
+}
+
+/// Lets so much time go by, to the microsecond: a sleep would end on the timer's ticks.
+pub fn spin(time: Duration) {
+    let since = Instant::now();
+    while since.elapsed() < time {
+        std::hint::spin_loop();
     }
 }
 

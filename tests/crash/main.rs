@@ -13,7 +13,7 @@ mod model;
 
 use std::{
     env,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use common::daemon::TempDir;
@@ -93,6 +93,8 @@ struct Found {
     taken: usize,
     /// Kills for which they showed requests completed out of order.
     out_of_order: u64,
+    /// Deaths of daemons that had not even finished what one before them had left.
+    stumbles: u64,
     requests: u64,
     failed: u64,
 }
@@ -108,17 +110,17 @@ impl Life {
         }
         self.load.fill(&mut self.client);
         // The queues are full now: it dies somewhere in the next few dozens of requests.
-        let spin = Duration::from_micros(self.load.random.below(800));
-        let since = Instant::now();
-        while since.elapsed() < spin {
-            std::hint::spin_loop();
-        }
+        life::spin(Duration::from_micros(self.load.random.below(800)));
         let left = self.kill();
         found.kills += 1;
         found.busy += u64::from(left.requests > 0);
         found.in_flight += left.requests;
         found.taken += left.taken;
         found.out_of_order += u64::from(left.out_of_order > 0);
+        while self.load.random.below(4) == 0 {
+            self.stumble(mode);
+            found.stumbles += 1;
+        }
         self.revive(mode, next_tracked);
     }
 }

@@ -191,16 +191,19 @@ impl Model {
         let found: Vec<_> = candidates.iter().copied().filter(matches).collect();
         let [first, rest @ ..] = &found[..] else { return Err(self.wrong(sector, got)) };
         let first = rest.is_empty().then_some(first.number);
-        let is_settled = |candidate: &Candidate| {
-            candidate.gone != NEVER || self.changes[candidate.number as usize].over < submitted
-        };
-        if candidates.iter().all(is_settled) {
-            // Then none of those found is gone: what ruled it out would have come after the read
-            // was submitted.
+        let live = candidates.iter().filter(|one| one.gone == NEVER);
+        let over = live.map(|one| self.changes[one.number as usize].over).max();
+        if let Some(over) = over.filter(|over| *over < submitted) {
+            // Nothing has changed since then, so it was what it is now. Reads that began before may
+            // still have seen something else.
+            let found: Vec<_> = found.iter().map(|one| one.number).collect();
             let oldest = self.oldest_read();
-            let seen_elsewhere = |one: &&Candidate| one.gone != NEVER && one.gone > oldest;
-            let others: Vec<_> = candidates.iter().filter(seen_elsewhere).copied().collect();
-            self.sectors[sector] = found.into_iter().chain(others).collect();
+            self.sectors[sector].retain_mut(|one| {
+                if one.gone == NEVER && !found.contains(&one.number) {
+                    one.gone = over;
+                }
+                one.gone == NEVER || one.gone > oldest
+            });
         }
         Ok(first)
     }
@@ -426,6 +429,21 @@ mod tests {
         assert!(model.end_read(&during, &bytes(&[Some(a); 8])).is_ok());
         let after = model.begin_read(0..8);
         assert!(model.end_read(&after, &bytes(&[Some(a); 8])).is_err());
+    }
+
+    #[test]
+    fn what_one_read_has_not_found_another_that_began_before_may_have() {
+        let mut model = Model::new(8);
+        let a = submit(&mut model, 0..8);
+        let b = submit(&mut model, 0..8);
+        let early = [model.begin_read(0..8), model.begin_read(0..8)];
+        model.done(b);
+        model.done(a);
+        let late = [model.begin_read(0..8), model.begin_read(0..8)];
+        assert!(model.end_read(&late[0], &bytes(&[Some(a); 8])).is_ok());
+        assert!(model.end_read(&early[0], &bytes(&[Some(b); 8])).is_ok());
+        assert!(model.end_read(&early[1], &bytes(&[Some(a); 8])).is_ok());
+        assert!(model.end_read(&late[1], &bytes(&[Some(b); 8])).is_err());
     }
 
     #[test]
