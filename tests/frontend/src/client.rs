@@ -82,7 +82,10 @@ impl Client {
     pub fn from_stream(sock: UnixStream, options: &ClientOptions) -> Result<Self> {
         let mut session = Session::from_stream(sock, &options.session)?;
         // Before memory and rings, as QEMU does.
-        let inflight = session.take_inflight(options.queues as u16, options.queue_size)?;
+        let inflight = match options.queues as u16 {
+            0 => None,
+            queues => session.take_inflight(queues, options.queue_size)?,
+        };
         inflight.iter().try_for_each(|inflight| session.give_inflight(inflight))?;
         let region = Region::new(options.gpa, memory_needed(options))?;
         if options.mem_slots {
