@@ -143,6 +143,20 @@ impl Life {
     /// Waits until the daemon, which was killed, is dead, and takes what it has completed.
     pub fn bury(&mut self) -> Left {
         died_by_kill(self.daemon.join());
+        self.look()
+    }
+
+    /// Has the daemon end in good order: it finishes what it has taken.
+    fn terminate(&mut self) {
+        self.daemon.signal(Signal::SIGTERM);
+        let status = self.daemon.join();
+        assert!(status.success(), "{status}: {:?}", self.daemon.stderr.all());
+        let left = self.look();
+        assert_eq!(left.taken, 0, "{left:?}");
+    }
+
+    /// Takes what the daemon has completed, which is no more.
+    fn look(&mut self) -> Left {
         self.load.reap(&mut self.client);
         let requests = self.in_flight();
         let (taken, out_of_order) = self.client.left_behind();
@@ -171,7 +185,7 @@ impl Life {
         self.daemon = Daemon::spawn(command, socket);
     }
 
-    /// Another daemon dies before it has got anywhere: while it opens the state or, if a front end
+    /// Another daemon ends before it has got anywhere: while it opens the state or, if a front end
     /// comes back, while it works on what was in flight.
     pub fn stumble(&mut self, mode: Mode) {
         let after = Duration::from_micros(self.load.random.below(20_000));
@@ -186,7 +200,11 @@ impl Life {
             self.start(None);
             self.client.reconnect(self.daemon.socket()).expect("the front end comes back");
             spin(after / 16);
-            self.kill();
+            if self.load.random.below(3) == 0 {
+                self.terminate();
+            } else {
+                self.kill();
+            }
         }
     }
 
@@ -199,9 +217,7 @@ impl Life {
     pub fn renew(&mut self, crash: Option<&str>, tracked: bool) {
         assert_eq!(self.in_flight(), 0);
         if self.load.random.below(2) == 0 {
-            self.daemon.signal(Signal::SIGTERM);
-            let status = self.daemon.join();
-            assert!(status.success(), "{status}: {:?}", self.daemon.stderr.all());
+            self.terminate();
         } else {
             self.kill();
         }

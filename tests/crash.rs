@@ -4,11 +4,14 @@
 //! `VUZ_CRASHES` says how often it is killed at random moments (100 times without), `VUZ_SEED`
 //! repeats a run's choices; the moments of threads are not repeated.
 
-#[path = "../common/mod.rs"]
 mod common;
+#[path = "crash/contents.rs"]
 mod contents;
+#[path = "crash/life.rs"]
 mod life;
+#[path = "crash/load.rs"]
 mod load;
+#[path = "crash/model.rs"]
 mod model;
 
 use std::{
@@ -93,7 +96,7 @@ struct Found {
     taken: usize,
     /// Kills for which they showed requests completed out of order.
     out_of_order: u64,
-    /// Deaths of daemons that had not even finished what one before them had left.
+    /// Ends of daemons that had not even finished what one before them had left.
     stumbles: u64,
     requests: u64,
     failed: u64,
@@ -231,24 +234,24 @@ fn die_at_creation(step: &str, times: u64, setup: Setup, seed: u64) {
 fn nothing_acknowledged_is_lost_at_any_named_step() {
     let seed = seed();
     let mut random = Random::new(seed);
-    let setups = [SETUPS[0], SETUPS[1]];
-    let mut lives = setups.map(|setup| Life::new(setup, random.next_u64()));
+    let mut lives = SETUPS.map(|setup| Life::new(setup, random.next_u64()));
     let modes = [Mode::Cold, Mode::Resume, Mode::Ordered];
     for (turn, step) in STEPS.iter().enumerate() {
         for (at, nth) in [1, 2, 3 + random.below(48)].into_iter().enumerate() {
-            // Each step with each mode, and with both engines.
-            let (mode, engine) = (modes[(turn + at) % modes.len()], (turn + at) % 2);
+            // Each step with each mode, and the steps of each path with each setup.
+            let mode = modes[(turn + at) % modes.len()];
+            let setup = (turn * modes.len() + at) % SETUPS.len();
             let mode =
                 if needs_region(step) && mode == Mode::Ordered { Mode::Resume } else { mode };
-            eprintln!("{step}:{nth}, then {mode:?}, {}", setups[engine].arguments[1]);
-            let life = &mut lives[engine];
+            eprintln!("{step}:{nth}, then {mode:?}, setup {setup}");
+            let life = &mut lives[setup];
             match way_to(step) {
                 Way::Load(mix) => die_under_load(life, step, nth, mode, mix, false),
                 Way::Compaction => die_under_load(life, step, nth, mode, Mix::DISCARDS, true),
                 // A start comes to each of its steps once.
                 Way::Open => die_at_open(life, step, nth.min(3), mode),
                 Way::Create => {
-                    die_at_creation(step, nth.min(3), setups[engine], random.next_u64());
+                    die_at_creation(step, nth.min(3), SETUPS[setup], random.next_u64());
                 }
             }
         }
