@@ -41,6 +41,8 @@ struct Staged {
     started: bool,
     /// It was started before in this session, so its indexes are of this session's making.
     known: bool,
+    /// What was done of it can be told even if its thread dies.
+    accounted: bool,
     /// Its rings went away with a piece of guest memory, and may come back with one.
     lost: bool,
 }
@@ -129,9 +131,12 @@ impl Handler {
         healthy
     }
 
-    /// Makes the disk refuse rings that are in use, until a guest starts anew.
-    pub(super) fn forget_served(&self) {
-        self.shared.device.forget_served();
+    /// After the death of a queue thread: makes the disk refuse rings that are in use, until a guest
+    /// starts anew, if there is a ring of which nobody can tell what was done.
+    pub(super) fn forget_unaccounted(&self) {
+        if self.staged.iter().any(|staged| staged.known && !staged.accounted) {
+            self.shared.device.forget_served();
+        }
     }
 
     fn worker(&self, ring: usize) -> Result<&Worker> {
@@ -194,6 +199,7 @@ impl Handler {
         }
         let staged = &mut self.staged[ring];
         (staged.started, staged.known, staged.lost) = (true, true, false);
+        staged.accounted = !matches!(account, Account::None);
         self.worker(ring)?.send(Command::Start { ring, kick, error_event, account });
         Ok(())
     }

@@ -24,7 +24,7 @@ pub mod spec;
 mod watchdog;
 pub mod wire;
 
-pub use blk::{Blk, Completion, Op, Place, Segment, Shape, Status, Tag};
+pub use blk::{Blk, Completion, Op, Outstanding, Place, Segment, Shape, Status, Tag};
 pub use client::{Client, ClientOptions};
 pub use error::{Error, Result};
 pub use inflight::Inflight;
