@@ -48,6 +48,12 @@ pub enum StoreError {
         /// The first slot of them.
         index: u64,
     },
+    /// A check sum says that there was a word, and it does not exist.
+    #[error("the word of slot {index} is gone, and its check sum is not")]
+    NoWords {
+        /// The first such slot.
+        index: u64,
+    },
 }
 
 /// Why a state cannot be opened or made. Nothing of what was there is changed then.

@@ -14,8 +14,12 @@ mod kind;
 #[cfg(not(any(loom, shuttle)))]
 mod mapping;
 mod place;
+#[cfg(all(test, not(any(loom, shuttle))))]
+pub(crate) mod scratch;
 #[cfg(not(any(loom, shuttle)))]
 mod state;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod state_tests;
 #[cfg(not(any(loom, shuttle)))]
 mod superblock;
 #[cfg(all(test, not(any(loom, shuttle))))]

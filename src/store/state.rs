@@ -72,8 +72,13 @@ impl State {
     ) -> Result<Self, StateError> {
         let home = dir.display().to_string();
         let fail = |source| StateError::Directory { path: dir.into(), source };
-        if create && !dir.exists() {
-            DirBuilder::new().mode(0o700).create(dir).map_err(fail)?;
+        let new = create && !dir.exists();
+        if new {
+            match DirBuilder::new().mode(0o700).create(dir) {
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+                made => made.map_err(fail)?,
+            }
         }
         let handle = match File::open(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -83,6 +88,10 @@ impl State {
         };
         let kind = fstatfs(&handle).map_err(|errno| fail(errno.into()))?.filesystem_type();
         if kind != TMPFS_MAGIC {
+            if new {
+                // Nothing is left of what was not to be; whoever put something there keeps it.
+                let _ = fs::remove_dir(dir);
+            }
             return Err(StateError::NotTmpfs(dir.into()));
         }
         // Until all is open: two daemons may want to make it.

@@ -1,5 +1,7 @@
 //! The mapping of a slot table: 8-byte words of which only the touched parts exist.
 
+use std::io;
+
 use super::mapping::Mapping;
 use super::{HOST_PAGE, MemoryKind, State, StoreError};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -44,7 +46,7 @@ impl Words {
     /// The words of a state, and which of them exist.
     ///
     /// # Errors
-    /// The host refuses the mappings, or words exist without their sums.
+    /// The host refuses the mappings, or words exist without their sums, or sums without words.
     pub fn of(state: &State, len: u64) -> Result<Self, StoreError> {
         let [words, sums] = parts(len).ok_or_else(too_many)?;
         let map =
@@ -88,7 +90,29 @@ impl Words {
             }
             offset = self.mapping.next_existing(offset + HOST_PAGE).map_err(fail)?;
         }
-        Ok(self)
+        match self.first_bare_sum().map_err(fail)? {
+            Some(index) => Err(StoreError::NoWords { index }),
+            None => Ok(self),
+        }
+    }
+
+    /// The first slot that has a sum, and whose word does not exist. It would read as empty.
+    fn first_bare_sum(&self) -> io::Result<Option<u64>> {
+        let Some(sums) = &self.sums else { return Ok(None) };
+        let mut offset = sums.next_existing(0)?;
+        while offset < sums.len() {
+            let first = offset / 4;
+            let end = (first + HOST_PAGE / 4).min(self.len);
+            let bare = |index: &u64| {
+                let sum = || sums.half_word(index * 4).load(Ordering::Relaxed);
+                self.get(*index).is_none() && sum() != 0
+            };
+            if let Some(index) = (first..end).find(bare) {
+                return Ok(Some(index));
+            }
+            offset = sums.next_existing(offset + HOST_PAGE)?;
+        }
+        Ok(None)
     }
 
     /// Number of words.
@@ -183,6 +207,6 @@ impl Words {
 }
 
 fn too_many() -> StoreError {
-    let source = std::io::ErrorKind::OutOfMemory.into();
+    let source = io::ErrorKind::OutOfMemory.into();
     StoreError::Map { what: "table", bytes: u64::MAX, source }
 }
