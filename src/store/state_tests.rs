@@ -136,9 +136,8 @@ fn only_a_tmpfs_will_do() {
 fn what_was_lost_is_not_made_anew() {
     for lost in 1..7 {
         let dir = made();
-        for (number, name) in FILES.iter().enumerate().filter(|(number, _)| lost >> number & 1 == 1)
-        {
-            fs::remove_file(dir.join(name)).unwrap_or_else(|error| panic!("{number}: {error}"));
+        for (_, name) in FILES.iter().enumerate().filter(|(number, _)| lost >> number & 1 == 1) {
+            fs::remove_file(dir.join(name)).unwrap();
         }
         let first = FILES[(lost as u32).trailing_zeros() as usize];
         let error = refused(dir.path());
@@ -480,10 +479,10 @@ fn hands_that_dropped_something_are_noticed() {
         let files = numbers.iter().map(|number| held[*number].try_clone().unwrap()).collect();
         State::from_files(files, "hands", &format(), false)
     };
-    for missing in 0..3 {
+    for (missing, name) in FILES.into_iter().enumerate() {
         let rest: Vec<usize> = (0..3).filter(|number| *number != missing).collect();
         let error = with(&rest).unwrap_err();
-        assert!(matches!(error, StateError::Lost { what, .. } if what == FILES[missing]));
+        assert!(matches!(error, StateError::Lost { what, .. } if what == name));
         let double: Vec<usize> = (0..3).chain([missing]).collect();
         assert!(matches!(with(&double), Err(StateError::Damaged { .. })));
     }

@@ -131,7 +131,7 @@ impl Base {
         for index in 0..PAGES {
             let got = read(&device, &mut lane, index * 8, 8);
             let expected = match damaged.contains(&index) {
-                true if index % 2 == 0 => page_of(EMPTY, 0),
+                true if index.is_multiple_of(2) => page_of(EMPTY, 0),
                 true => page_of(index % 4, 5000 + index),
                 false => page_of(index % KINDS, index),
             };
@@ -156,7 +156,7 @@ impl Base {
                 assert!(matches!(refused, Err(IoError::Damaged { .. })), "{op:?}: {refused:?}");
             }
             assert_eq!(now(), before, "page {index} was changed");
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 free(device, lane, Op::Discard, sector, 8);
                 assert_eq!(read(device, lane, sector, 8), page_of(EMPTY, 0));
             } else {

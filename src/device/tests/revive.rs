@@ -184,7 +184,7 @@ proptest! {
                 }
                 7 => compact(&device),
                 8 => {
-                    served = seed % 2 == 0;
+                    served = seed.is_multiple_of(2);
                     if served { device.mark_served() } else { device.forget_served() }
                 }
                 9 | 10 => {
@@ -362,7 +362,8 @@ fn what_was_not_read_yet_can_be_moved_and_die_again() {
     let mut home = Home::new(512, "lz4");
     let device = home.make();
     let mut lane = device.lane().unwrap();
-    let page_of = |page: u64| if page % 3 == 0 { noise(page, 4096) } else { text(page, 4096) };
+    let page_of =
+        |page: u64| if page.is_multiple_of(3) { noise(page, 4096) } else { text(page, 4096) };
     for page in 0..512 {
         run(&device, &mut lane, Op::Write, page * 8, page_of(page)).unwrap();
     }
