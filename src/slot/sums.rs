@@ -21,10 +21,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::word::{Content, Word};
+use crate::checker::Class;
 use crate::crash;
 use crate::stats;
 use crate::store::{INTENTS, State};
 use crate::sync::{self, AtomicU32};
+
+/// The mutexes of all intents, to the lock checker.
+static INTENT: Class = Class::mutex("intent");
 
 /// The part of a sum that the word makes.
 pub(super) fn of_word(index: u64, word: Word) -> u32 {
@@ -71,7 +75,7 @@ impl Intents {
     ) {
         let number = stats::thread_number() % self.turns.len();
         // Nobody sleeps while he has it.
-        let _turn = sync::lock(&self.turns[number]);
+        let _turn = sync::lock_as(&INTENT, &self.turns[number]);
         let [what, sums] = state.intent(number);
         let old = sum.load(Ordering::Relaxed);
         sums.store(u64::from(old) | u64::from(new) << 32, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! Disks that outlive their process: whatever was done before, all of it is found again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::engine::Policy;
 use crate::store::scratch::{Image, Scratch, edit, set_word, word};
@@ -414,5 +416,52 @@ fn requests_that_the_engine_works_for_are_found_again() {
         run(&device, &mut lane, Op::Write, at as u64, bytes).unwrap();
         assert_eq!(read(&device, &mut lane, 0, 512), model);
         device.check().unwrap();
+    }
+}
+
+/// Many threads want the same slots, each changes sectors of its own, and objects are moved meanwhile.
+#[test]
+fn slots_that_many_wait_for_are_found_again() {
+    const ROUNDS: u64 = 300;
+    let home = Home::new(4, "lz4");
+    for epoch in 0..3 {
+        let device = if epoch == 0 { home.make() } else { home.open().unwrap() };
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (device, over) = (&device, &over);
+            let compactor = scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    compact(device);
+                }
+            });
+            let writers: Vec<_> = (0..8_u64)
+                .map(|thread| {
+                    scope.spawn(move || {
+                        let mut lane = device.lane().unwrap();
+                        for round in 0..ROUNDS {
+                            let sector = round % 4 * 8 + thread;
+                            let bytes = noise(epoch * 1000 + sector * 77 + round, SECTOR);
+                            run(device, &mut lane, Op::Write, sector, bytes.clone()).unwrap();
+                            assert_eq!(read(device, &mut lane, sector, 1), bytes);
+                        }
+                    })
+                })
+                .collect();
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+            compactor.join().unwrap();
+        });
+        device.check().unwrap();
+        drop(device);
+        let device = home.open().unwrap();
+        device.check().unwrap();
+        let mut lane = device.lane().unwrap();
+        for sector in 0..32 {
+            let round = ROUNDS - 4 + sector / 8;
+            let expected = noise(epoch * 1000 + sector * 77 + round, SECTOR);
+            assert_eq!(read(&device, &mut lane, sector, 1), expected, "{epoch}, {sector}");
+        }
     }
 }
