@@ -306,6 +306,7 @@ impl Taken {
         let (table, arena) = (table.ok_or(lost(TABLE))?, arena.ok_or(lost(ARENA))?);
         check_seal(&table, TABLE, &id, table_bytes(&format)?)?;
         check_seal(&arena, ARENA, &id, format.arena_bytes)?;
+        superblock.populate()?;
         let files = [file, Arc::new(table), Arc::new(arena)];
         Ok(State { superblock, files, format, new: false, locked, _lock: lock })
     }

@@ -1,7 +1,7 @@
 //! States are made, opened, and refused.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -532,6 +532,20 @@ fn symbolic_links_are_not_followed() {
     let (dir, other) = (made(), Scratch::new());
     symlink(dir.path(), other.join("link")).unwrap();
     open(&other.join("link"), false).unwrap();
+}
+
+/// A store to a hole of a full tmpfs is a SIGBUS.
+#[test]
+fn what_will_be_written_exists_in_a_copy_with_holes_too() {
+    let dir = made();
+    let path = dir.join("superblock");
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&file, mode, 4096, 4096).unwrap();
+    let bytes = || path.metadata().unwrap().blocks() * 512;
+    assert_eq!(bytes(), 4096);
+    let state = open(dir.path(), false).unwrap();
+    assert_eq!((bytes(), state.bytes_beside()), (8192, 8192 + HOST_PAGE));
 }
 
 #[test]

@@ -101,14 +101,16 @@ impl Words {
         let Some(sums) = &self.sums else { return Ok(None) };
         let mut offset = sums.next_existing(0)?;
         while offset < sums.len() {
-            let first = offset / 4;
-            let end = (first + HOST_PAGE / 4).min(self.len);
-            let bare = |index: &u64| {
-                let sum = || sums.half_word(index * 4).load(Ordering::Relaxed);
-                self.get(*index).is_none() && sum() != 0
-            };
-            if let Some(index) = (first..end).find(bare) {
-                return Ok(Some(index));
+            let first = offset / HOST_PAGE * PAGES_PER_SUMS;
+            for page in first..first + PAGES_PER_SUMS {
+                let mut words = page * WORDS_PER_PAGE..((page + 1) * WORDS_PER_PAGE).min(self.len);
+                if words.is_empty() || self.get(words.start).is_some() {
+                    continue;
+                }
+                let has_sum = |index: &u64| sums.half_word(index * 4).load(Ordering::Relaxed) != 0;
+                if let Some(index) = words.find(has_sum) {
+                    return Ok(Some(index));
+                }
             }
             offset = sums.next_existing(offset + HOST_PAGE)?;
         }
