@@ -80,7 +80,9 @@ impl State {
                 made => made.map_err(fail)?,
             }
         }
-        let handle = match File::open(dir) {
+        // Of whatever else it may be, a pipe would be waited for.
+        let flags = (OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits();
+        let handle = match OpenOptions::new().read(true).custom_flags(flags).open(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StateError::None { home });
             }

@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::unistd::mkfifo;
 use proptest::prelude::*;
 
 use super::scratch::{Image, Scratch, edit, set_word, word};
@@ -113,9 +115,15 @@ fn nothing_is_made_unless_it_is_said() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     // What is above it is not ours to make.
     assert!(matches!(open(&missing.join("x"), true), Err(StateError::Directory { .. })));
-    // A file is no directory.
+    // What is no directory is not one, and not waited for either.
     File::create(dir.join("file")).unwrap();
-    open(&dir.join("file"), true).unwrap_err();
+    mkfifo(&dir.join("pipe"), Mode::S_IRWXU).unwrap();
+    for name in ["file", "pipe"] {
+        for create in [false, true] {
+            let error = open(&dir.join(name), create).unwrap_err();
+            assert!(matches!(error, StateError::Directory { .. }), "{name}: {error}");
+        }
+    }
 }
 
 #[test]
@@ -532,6 +540,19 @@ fn symbolic_links_are_not_followed() {
     let (dir, other) = (made(), Scratch::new());
     symlink(dir.path(), other.join("link")).unwrap();
     open(&other.join("link"), false).unwrap();
+}
+
+#[test]
+fn pipes_in_place_of_files_are_not_waited_for() {
+    for name in FILES {
+        let dir = made();
+        fs::remove_file(dir.join(name)).unwrap();
+        mkfifo(&dir.join(name), Mode::S_IRWXU).unwrap();
+        for create in [false, true] {
+            let error = open(dir.path(), create).unwrap_err();
+            assert!(matches!(error, StateError::Damaged { .. }), "{name}: {error}");
+        }
+    }
 }
 
 /// A store to a hole of a full tmpfs is a SIGBUS.
