@@ -568,39 +568,3 @@ fn what_will_be_written_exists_in_a_copy_with_holes_too() {
     let state = open(dir.path(), false).unwrap();
     assert_eq!((bytes(), state.bytes_beside()), (8192, 8192 + HOST_PAGE));
 }
-
-#[test]
-fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
-    let dir = Scratch::new();
-    let wanted = Format { size: 4096 * 2048, pool_pages: 2048, ..format() };
-    let state = State::in_directory(dir.path(), true, &wanted, false).unwrap();
-    state.set_complete();
-    let words = Words::of(&state, 2048).unwrap();
-    for index in [3, 600, 1500] {
-        words.ensure(index).unwrap();
-        words.get(index).unwrap().store(4, Ordering::Relaxed);
-        words.sum(index).unwrap().store(index as u32, Ordering::Relaxed);
-    }
-    drop((words, state));
-    let open = || {
-        let state = State::in_directory(dir.path(), false, &wanted, false).unwrap();
-        Words::of(&state, 2048).map(|words| words.next_existing(0))
-    };
-    assert_eq!(open().unwrap(), 0);
-    let punch = |page: i64| {
-        let table = OpenOptions::new().write(true).open(dir.join("table")).unwrap();
-        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&table, mode, page * 4096, 4096).unwrap();
-    };
-    let whole = Image::of(dir.path());
-    punch(1);
-    assert!(matches!(open(), Err(StoreError::NoWords { index: 600 })));
-    whole.restore(dir.path());
-    punch(4);
-    assert!(matches!(open(), Err(StoreError::NoSums { index: 0 })));
-    whole.restore(dir.path());
-    // Sums that were made and never used are what a death leaves before their words are.
-    edit(&dir.join("table"), 4 * 4096 + 4 * 600, 4, |sum| sum.fill(0));
-    punch(1);
-    open().unwrap();
-}
