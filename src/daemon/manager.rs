@@ -1,10 +1,11 @@
 //! The service manager: it is told when the daemon is ready, and holds a state's descriptors from one
 //! process to the next (systemd's sd_notify(3), sd_listen_fds(3), `FileDescriptorStoreMax=`).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe;
 use sd_notify::NotifyState;
@@ -32,6 +33,12 @@ pub enum ManagerError {
         /// How many it holds.
         most: u32,
     },
+    /// It gave them up as soon as it had them.
+    #[error("the service manager does not hold the state's descriptors (FileDescriptorStoreMax=)")]
+    NotHeld,
+    /// They are for somebody else.
+    #[error("the service manager handed its descriptors to another process (LISTEN_PID)")]
+    NotOurs,
     /// It does not answer.
     #[error("the service manager does not take the state's descriptors")]
     Silent,
@@ -45,6 +52,12 @@ pub enum ManagerError {
 
 /// What it held for this process; nothing if there is no manager.
 pub(super) fn handed_back() -> Result<Vec<File>, ManagerError> {
+    let variable = |name| std::env::var(name).ok();
+    let pid = variable("LISTEN_PID").and_then(|pid| pid.parse().ok());
+    // A disk may be among them, and must not be taken for one that never was.
+    if variable("LISTEN_FDS").is_some() && pid != Some(std::process::id()) {
+        return Err(ManagerError::NotOurs);
+    }
     let all = sd_notify::listen_fds_with_names().map_err(ManagerError::Handed)?;
     let ours = all.filter(|(_, name)| name == NAME).map(|(fd, _)| fd);
     inherit::files(ours).map_err(ManagerError::Handed)
@@ -60,10 +73,49 @@ pub(super) fn keep(descriptors: &[BorrowedFd<'_>]) -> Result<(), ManagerError> {
     if let Some(most) = most.filter(|most| *most < DESCRIPTORS) {
         return Err(ManagerError::TooFew { most });
     }
+    let unreachable = |errno: nix::Error| ManagerError::Unreachable(errno.into());
+    let marked: io::Result<Vec<File>> = descriptors.iter().map(|fd| marked(*fd)).collect();
+    let marked = marked.map_err(ManagerError::Unreachable)?;
     // In one message, so that it never holds a part of them.
     let message = [NotifyState::FdStore, NotifyState::FdName(NAME)];
-    sd_notify::notify_with_fds(&message, descriptors).map_err(ManagerError::Unreachable)?;
-    wait_until_taken()
+    let fds: Vec<BorrowedFd<'_>> = marked.iter().map(AsFd::as_fd).collect();
+    sd_notify::notify_with_fds(&message, &fds).map_err(ManagerError::Unreachable)?;
+    drop(marked);
+    wait_until_taken()?;
+    for fd in descriptors {
+        if !is_held(*fd).map_err(unreachable)? {
+            // It may have a part of them.
+            forget()?;
+            return Err(ManagerError::NotHeld);
+        }
+    }
+    Ok(())
+}
+
+/// Another open file of the same, with a lock that lasts as long as anybody has that open file: a
+/// manager that holds nothing for this service says nothing of it, but closes what it gets.
+fn marked(fd: BorrowedFd<'_>) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file()))?;
+    Ok(file)
+}
+
+/// Whether somebody has an open file that [`marked`] made.
+fn is_held(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    let mut lock = whole_file();
+    fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+fn whole_file() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
 }
 
 /// Has it give up what it holds.

@@ -27,6 +27,9 @@ use crate::stats;
 use crate::store::{INTENTS, State};
 use crate::sync::{self, AtomicU32};
 
+/// The mutexes of all intents, to the lock checker.
+static INTENT: Class = Class::mutex("intent");
+
 /// The part of a sum that the word makes.
 pub(super) fn of_word(index: u64, word: Word) -> u32 {
     if word.content() == Content::Empty {
@@ -42,9 +45,6 @@ pub(super) fn of_word(index: u64, word: Word) -> u32 {
 pub(super) fn of_bytes(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
-
-/// The mutexes of intents, to the lock checker.
-static INTENT: Class = Class::mutex("intent");
 
 /// An intent that an earlier process left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,7 @@ impl Intents {
         publish: impl FnOnce(),
     ) {
         let number = stats::thread_number() % self.turns.len();
+        // Nobody sleeps while he has it.
         let _turn = sync::lock_as(&INTENT, &self.turns[number]);
         let [what, sums] = state.intent(number);
         let old = sum.load(Ordering::Relaxed);

@@ -15,8 +15,12 @@ mod mapping;
 mod place;
 #[cfg(not(any(loom, shuttle)))]
 mod refusal;
+#[cfg(all(test, not(any(loom, shuttle))))]
+pub(crate) mod scratch;
 #[cfg(not(any(loom, shuttle)))]
 mod state;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod state_tests;
 #[cfg(not(any(loom, shuttle)))]
 mod superblock;
 #[cfg(all(test, not(any(loom, shuttle))))]

@@ -72,15 +72,17 @@ impl State {
     ) -> Result<Self, StateError> {
         let home = dir.display().to_string();
         let fail = |source| StateError::Directory { path: dir.into(), source };
-        if create {
+        let new = create && !dir.exists();
+        if new {
             match DirBuilder::new().mode(0o700).create(dir) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(fail(error));
-                }
-                _ => {}
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+                made => made.map_err(fail)?,
             }
         }
-        let handle = match File::open(dir) {
+        // Of whatever else it may be, a pipe would be waited for.
+        let flags = (OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits();
+        let handle = match OpenOptions::new().read(true).custom_flags(flags).open(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StateError::None { home });
             }
@@ -88,6 +90,10 @@ impl State {
         };
         let kind = fstatfs(&handle).map_err(|errno| fail(errno.into()))?.filesystem_type();
         if kind != TMPFS_MAGIC {
+            if new {
+                // Nothing is left of what was not to be; whoever put something there keeps it.
+                let _ = fs::remove_dir(dir);
+            }
             return Err(StateError::NotTmpfs(dir.into()));
         }
         // Until all is open: two daemons may want to make it.
@@ -302,6 +308,7 @@ impl Taken {
         let (table, arena) = (table.ok_or(lost(TABLE))?, arena.ok_or(lost(ARENA))?);
         check_seal(&table, TABLE, &id, table_bytes(&format)?)?;
         check_seal(&arena, ARENA, &id, format.arena_bytes)?;
+        superblock.populate()?;
         let files = [file, Arc::new(table), Arc::new(arena)];
         Ok(State { superblock, files, format, new: false, locked, _lock: lock })
     }

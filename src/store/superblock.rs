@@ -195,6 +195,11 @@ impl Superblock {
         Ok((this, format, id))
     }
 
+    /// Makes all of it exist that may change: a copy of a state may have holes where it was zero.
+    pub(super) fn populate(&self) -> Result<(), StateError> {
+        Ok(self.mapping.populate(0, FIXED)?)
+    }
+
     /// Whether the state was made whole.
     pub(super) fn is_complete(&self) -> bool {
         self.word(STAGE).load(Ordering::Acquire) == COMPLETE

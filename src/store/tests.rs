@@ -1,3 +1,8 @@
+use std::fs::OpenOptions;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::scratch::{Image, Scratch, edit};
 use super::*;
 use crate::sync::Ordering;
 
@@ -90,4 +95,42 @@ fn committed_pages_are_counted_and_given_back() {
 fn bounds_are_checked() {
     let arena = Arena::new(MIB, &MemoryKind::default()).unwrap();
     let _ = arena.read(Place::from_offset(MIB - 16), 4, 13);
+}
+
+#[test]
+fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
+    let dir = Scratch::new();
+    let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
+    let (size, pool_pages, arena_bytes) = (4096 * 2048, 2048, 32 * MIB);
+    let wanted = Format { size, pool_pages, arena_bytes, codecs };
+    let state = State::in_directory(dir.path(), true, &wanted, false).unwrap();
+    state.set_complete();
+    let words = Words::of(&state, 2048).unwrap();
+    for index in [3, 600, 1500] {
+        words.ensure(index).unwrap();
+        words.get(index).unwrap().store(4, Ordering::Relaxed);
+        words.sum(index).unwrap().store(index as u32, Ordering::Relaxed);
+    }
+    drop((words, state));
+    let open = || {
+        let state = State::in_directory(dir.path(), false, &wanted, false).unwrap();
+        Words::of(&state, 2048).map(|words| words.next_existing(0))
+    };
+    assert_eq!(open().unwrap(), 0);
+    let punch = |page: i64| {
+        let table = OpenOptions::new().write(true).open(dir.join("table")).unwrap();
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&table, mode, page * 4096, 4096).unwrap();
+    };
+    let whole = Image::of(dir.path());
+    punch(1);
+    assert!(matches!(open(), Err(StoreError::NoWords { index: 600 })));
+    whole.restore(dir.path());
+    punch(4);
+    assert!(matches!(open(), Err(StoreError::NoSums { index: 0 })));
+    whole.restore(dir.path());
+    // Sums that were made and never used are what a death leaves before their words are.
+    edit(&dir.join("table"), 4 * 4096 + 4 * 600, 4, |sum| sum.fill(0));
+    punch(1);
+    open().unwrap();
 }

@@ -1,5 +1,7 @@
 //! The mapping of a slot table: 8-byte words of which only the touched parts exist.
 
+use std::io;
+
 use super::mapping::Mapping;
 use super::{HOST_PAGE, MemoryKind, State, StoreError};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -44,7 +46,7 @@ impl Words {
     /// The words of a state, and which of them exist.
     ///
     /// # Errors
-    /// The host refuses the mappings, or words exist without their sums.
+    /// The host refuses the mappings, or words exist without their sums, or sums without words.
     pub fn of(state: &State, len: u64) -> Result<Self, StoreError> {
         let [words, sums] = parts(len).ok_or_else(too_many)?;
         let map =
@@ -88,29 +90,31 @@ impl Words {
             }
             offset = self.mapping.next_existing(offset + HOST_PAGE).map_err(fail)?;
         }
-        self.look_at_sums()?;
-        Ok(self)
+        match self.first_bare_sum().map_err(fail)? {
+            Some(index) => Err(StoreError::NoWords { index }),
+            None => Ok(self),
+        }
     }
 
-    /// Sees that no sum is left of words that are gone. Sums that a process made just before it died
-    /// are zero.
-    fn look_at_sums(&self) -> Result<(), StoreError> {
-        let Some(sums) = &self.sums else { return Ok(()) };
-        let fail = |source| StoreError::Look { what: "table", source };
-        let mut offset = sums.next_existing(0).map_err(fail)?;
+    /// The first slot that has a sum, and whose word does not exist. It would read as empty.
+    fn first_bare_sum(&self) -> io::Result<Option<u64>> {
+        let Some(sums) = &self.sums else { return Ok(None) };
+        let mut offset = sums.next_existing(0)?;
         while offset < sums.len() {
-            let first = offset / 4;
-            for index in [first, first + WORDS_PER_PAGE] {
-                let gone = index < self.len && self.get(index).is_none();
-                let mut of_page =
-                    (index..index + WORDS_PER_PAGE).map(|index| sums.half_word(index * 4));
-                if gone && of_page.any(|sum| sum.load(Ordering::Relaxed) != 0) {
-                    return Err(StoreError::NoWords { index });
+            let first = offset / HOST_PAGE * PAGES_PER_SUMS;
+            for page in first..first + PAGES_PER_SUMS {
+                let mut words = page * WORDS_PER_PAGE..((page + 1) * WORDS_PER_PAGE).min(self.len);
+                if words.is_empty() || self.get(words.start).is_some() {
+                    continue;
+                }
+                let has_sum = |index: &u64| sums.half_word(index * 4).load(Ordering::Relaxed) != 0;
+                if let Some(index) = words.find(has_sum) {
+                    return Ok(Some(index));
                 }
             }
-            offset = sums.next_existing(offset + HOST_PAGE).map_err(fail)?;
+            offset = sums.next_existing(offset + HOST_PAGE)?;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Number of words.
@@ -205,6 +209,6 @@ impl Words {
 }
 
 fn too_many() -> StoreError {
-    let source = std::io::ErrorKind::OutOfMemory.into();
+    let source = io::ErrorKind::OutOfMemory.into();
     StoreError::Map { what: "table", bytes: u64::MAX, source }
 }

@@ -236,6 +236,32 @@ impl Drop for Daemon {
     }
 }
 
+/// Runs a daemon that is to refuse to start; gives its exit code and all it said, which has to be one
+/// line.
+pub fn refusal(mut command: Command) -> (i32, String) {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("daemon starts");
+    let deadline = Instant::now() + LIMIT;
+    while child.try_wait().expect("wait").is_none() {
+        if Instant::now() > deadline {
+            // Its end is what the test wants to see.
+            let _ = child.kill();
+            panic!("{command:?} was taken for good");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().expect("output");
+    let stderr = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+    assert_eq!(stderr.lines().count(), 1, "{command:?}:\n{stderr}");
+    assert!(output.stdout.is_empty(), "{command:?}: {:?}", String::from_utf8_lossy(&output.stdout));
+    let code = output.status.code();
+    (code.unwrap_or_else(|| panic!("{command:?}: {:?}\n{stderr}", output.status)), stderr)
+}
+
 /// Session options with the tests' limit.
 pub fn session_options() -> Options {
     Options { timeout: LIMIT, ..Options::default() }

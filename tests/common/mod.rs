@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod disk;
+pub mod manager;
 pub mod raw;
 
 use std::time::{Duration, Instant};

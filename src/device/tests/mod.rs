@@ -1,6 +1,8 @@
 mod compact;
 mod contention;
+mod damage;
 mod engine;
+mod revive;
 mod sleepers;
 
 use std::task::{Context, Poll, Waker};

@@ -1,0 +1,531 @@
+//! A disk that outlives its daemon, in a directory on a tmpfs: made, opened, loaded, refused.
+
+mod common;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use common::{
+    LIMIT,
+    daemon::{BINARY, Daemon, TempDir, client_options, refusal, session_options},
+    disk::{expect_pattern, expect_served, expect_zeroes, mark, pattern, write_pattern},
+    raw::GPA,
+    wait_until,
+};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
+use vhost_user_zram_frontend::{
+    Blk, Client, Error, Op, Queue, Region, Session, Shape, Status, spec::feature,
+};
+
+/// Where a state is, and how a daemon is told.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(TempDir::in_memory())
+    }
+
+    /// The state's directory, which nobody made yet.
+    fn path(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    fn command(&self, size: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(self.0.join("socket.unused")).args(["--size", size]);
+        command.arg("--state-dir").arg(self.path()).args(more);
+        command
+    }
+
+    /// Starts a daemon with a socket of its own.
+    fn start(&self, more: &[&str]) -> Daemon {
+        let path = self.path();
+        let path = path.to_str().expect("a path of plain letters");
+        Daemon::start("16M", &[&["--state-dir", path], more].concat())
+    }
+
+    /// Insists that a daemon says one line with these words, and fails.
+    fn refuses(&self, size: &str, more: &[&str], words: &[&str]) {
+        let (code, line) = refusal(self.command(size, more));
+        assert_eq!(code, 1, "{line}");
+        assert!(line.starts_with("error: "), "{line}");
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path()).expect("state");
+        let mut names: Vec<_> =
+            entries.map(|e| e.expect("entry").file_name().into_string().expect("name")).collect();
+        names.sort();
+        names
+    }
+}
+
+fn ready(daemon: &Daemon) -> String {
+    daemon.stdout.wait_for("ready:", 0, LIMIT).expect("ready")
+}
+
+fn is(daemon: &Daemon, state: &str) -> bool {
+    ready(daemon).split_whitespace().any(|word| word == format!("state={state}"))
+}
+
+/// Ends it at once.
+fn end(daemon: Daemon, signal: Signal) {
+    daemon.signal(signal);
+    let (status, _, stderr) = daemon.wait();
+    assert_eq!(status.success(), signal == Signal::SIGTERM, "{status:?} {stderr:?}");
+}
+
+#[test]
+fn a_state_is_made_only_if_it_is_said() {
+    let home = Home::new();
+    home.refuses("16M", &[], &["no state", "--create"]);
+    assert!(!home.path().exists());
+    fs::create_dir(home.path()).unwrap();
+    home.refuses("16M", &[], &["no state", "--create"]);
+    assert!(home.names().is_empty());
+    // The same command line ever after.
+    for (round, signal) in (0..).zip([Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM]) {
+        let daemon = home.start(&["--create"]);
+        assert!(is(&daemon, if round == 0 { "new" } else { "opened" }), "{}", ready(&daemon));
+        assert_eq!(home.names(), ["arena", "superblock", "table"]);
+        if round > 0 {
+            expect_pattern(daemon.client().blk(), 0, 100, round - 1);
+        }
+        write_pattern(daemon.client().blk(), 0, 100, round);
+        end(daemon, signal);
+    }
+    let daemon = home.start(&[]);
+    assert!(is(&daemon, "opened"));
+    expect_pattern(daemon.client().blk(), 0, 100, 2);
+    // Without a state there is none to speak of.
+    assert!(is(&Daemon::start("16M", &[]), "none"));
+}
+
+#[test]
+fn options_that_make_no_sense_together_are_refused() {
+    let dir = TempDir::in_memory();
+    let state = dir.join("state");
+    let state = state.to_str().expect("a path of plain letters");
+    for (options, words) in [
+        (&["--create"][..], ["--create", "--state-dir"]),
+        (&["--create", "--memory-dir", state], ["--create", "--state-dir"]),
+        (&["--memory-dir", state, "--state-dir", state], ["--memory-dir", "--state-dir"]),
+        (&["--memory-dir", state, "--fd-store"], ["--memory-dir", "--fd-store"]),
+        (&["--fd-store", "--state-dir", state], ["--fd-store", "--state-dir"]),
+    ] {
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "16M"]).args(options);
+        let (code, line) = refusal(command);
+        assert_eq!(code, 2, "{line}");
+        assert!(words.iter().all(|word| line.contains(word)), "{options:?}: {line}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    // A state on a disk would not be one of memory.
+    let mut command = Command::new(BINARY);
+    command.arg("--socket-path").arg(dir.join("socket"));
+    command.args(["--size", "16M", "--create", "--state-dir", "/proc"]);
+    let (code, line) = refusal(command);
+    assert_eq!((code, line.as_str()), (1, "error: /proc is not on a tmpfs"));
+}
+
+#[test]
+fn two_daemons_cannot_have_one_state() {
+    let home = Home::new();
+    let mut first = home.start(&["--create"]);
+    mark(&first);
+    for more in [&[][..], &["--create"]] {
+        home.refuses("16M", more, &["in use"]);
+        expect_served(&mut first);
+    }
+    // A state that cannot be had is no reason to touch a socket.
+    assert!(!home.0.join("socket.unused").exists());
+    end(first, Signal::SIGKILL);
+    expect_served(&mut home.start(&[]));
+}
+
+#[test]
+fn a_state_of_another_disk_is_refused_and_stays_what_it_is() {
+    let home = Home::new();
+    let daemon = home.start(&["--create"]);
+    write_pattern(daemon.client().blk(), 0, 100, 1);
+    end(daemon, Signal::SIGTERM);
+    for more in [&[][..], &["--create"]] {
+        home.refuses("32M", more, &["16777216 bytes", "33554432"]);
+        let zstd = [more, &["--algorithm", "zstd(level=3)"]].concat();
+        home.refuses("16M", &zstd, &["lz4", "zstd"]);
+    }
+    // What a guest is offered may change from one start to the next.
+    let daemon = home.start(&["--num-queues", "2", "--serial", "other", "--mem-limit", "1M"]);
+    expect_pattern(daemon.client().blk(), 0, 100, 1);
+    end(daemon, Signal::SIGTERM);
+    let daemon = home.start(&["--read-only"]);
+    expect_pattern(daemon.client().blk(), 0, 100, 1);
+    assert!(daemon.client().blk().write(0, &[0; 512]).is_err());
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+}
+
+#[test]
+fn what_is_damaged_or_lost_is_refused_and_never_blank() {
+    let home = Home::new();
+    let made = || {
+        let _ = fs::remove_dir_all(home.path());
+        end(home.start(&["--create"]), Signal::SIGKILL);
+    };
+    let refused = |words: &[&str]| {
+        home.refuses("16M", &[], words);
+        home.refuses("16M", &["--create"], words);
+    };
+    made();
+    flip(&home.path().join("superblock"), 100);
+    refused(&["damaged", "check sum"]);
+    for name in ["superblock", "table", "arena"] {
+        made();
+        fs::remove_file(home.path().join(name)).unwrap();
+        refused(&["lost", name]);
+    }
+    made();
+    let table = OpenOptions::new().write(true).open(home.path().join("table")).unwrap();
+    table.set_len(4096).unwrap();
+    refused(&["damaged", "table"]);
+}
+
+#[test]
+fn a_damaged_page_is_an_error_until_it_is_written() {
+    let home = Home::new();
+    let daemon = home.start(&["--create"]);
+    write_pattern(daemon.client().blk(), 0, 80, 1);
+    end(daemon, Signal::SIGTERM);
+    // The check sums of pages 2 and 5 lie after the words of the table.
+    for page in [2, 5] {
+        flip(&home.path().join("table"), 4096 * 8 + page * 4);
+    }
+    let mut daemon = home.start(&[]);
+    let mut client = daemon.client();
+    let blk = client.blk();
+    for page in [2, 5] {
+        assert!(matches!(
+            blk.read_vec(page * 8, 4096),
+            Err(Error::Request { status: Status::IoErr, .. })
+        ));
+        assert!(blk.write(page * 8 + 1, &[1; 512]).is_err());
+    }
+    expect_pattern(blk, 0, 16, 1);
+    expect_pattern(blk, 24, 16, 1);
+    expect_pattern(blk, 48, 32, 1);
+    blk.discard(16, 8).unwrap();
+    write_pattern(blk, 40, 8, 2);
+    drop(client);
+    let stats = daemon.stats();
+    assert_eq!((stats["failed_reads"], stats["failed_writes"]), (2, 2));
+    end(daemon, Signal::SIGKILL);
+    let daemon = home.start(&[]);
+    let mut client = daemon.client();
+    expect_zeroes(client.blk(), 16, 8);
+    expect_pattern(client.blk(), 40, 8, 2);
+}
+
+#[test]
+fn figures_are_those_of_what_is_stored() {
+    let home = Home::new();
+    let mut daemon = home.start(&["--create"]);
+    let fresh = daemon.stats();
+    assert_eq!(fresh["orig_data_size"], 0);
+    assert!(fresh["state_bytes"] >= 4096, "{fresh:?}");
+    assert_eq!(Daemon::start("16M", &[]).stats()["state_bytes"], 0);
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 4000, 1);
+    client.blk().write(4096, &vec![7; 64 << 10]).unwrap();
+    let noise: Vec<u8> =
+        pattern(0, 64, 5).chunks(256).skip(1).step_by(2).flatten().copied().collect();
+    client.blk().write(8192, &noise).unwrap();
+    client.blk().discard(800, 400).unwrap();
+    drop(client);
+    let kept = |daemon: &mut Daemon| {
+        let stats = daemon.stats();
+        [
+            "orig_data_size",
+            "compr_data_size",
+            "same_pages",
+            "huge_pages",
+            "table_bytes",
+            "state_bytes",
+        ]
+        .map(|name| stats[name])
+    };
+    let before = kept(&mut daemon);
+    assert!(before[..4].iter().all(|figure| *figure > 0), "{before:?}");
+    end(daemon, Signal::SIGKILL);
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut daemon = home.start(&[]);
+        assert_eq!(kept(&mut daemon), before);
+        let stats = daemon.stats();
+        // What happened is counted from the start of the process, what is there is not.
+        assert_eq!((stats["reads"], stats["writes"], stats["discards"]), (0, 0, 0));
+        assert!(stats["mem_used_total"] >= stats["compr_data_size"]);
+        // No more of it is there than what is counted, and its last page.
+        wait_until("the arena to be what is counted", || {
+            allocated(&home.path().join("arena")) == daemon.stats()["mem_used_total"] + 4096
+        });
+        end(daemon, signal);
+    }
+}
+
+fn allocated(path: &Path) -> u64 {
+    path.metadata().expect("file").blocks() * 512
+}
+
+/// The front end of a guest that goes on while daemons come and go.
+struct Guest {
+    region: Arc<Region>,
+    blk: Blk,
+    session: Option<Session>,
+}
+
+impl Guest {
+    fn new(socket: &Path) -> Self {
+        let session = Session::connect(socket, &session_options()).expect("session");
+        let region = Region::new(GPA, 64 << 20).expect("memory");
+        let queue = Queue::new(0, &region, 128, session.has(feature::EVENT_IDX)).expect("queue");
+        let blk = Blk::new(queue, 64, 16 << 10, session.has(feature::INDIRECT)).expect("disk");
+        let mut guest = Self { region, blk, session: None };
+        guest.set_up(session).expect("set up");
+        guest
+    }
+
+    fn set_up(&mut self, mut session: Session) -> Result<(), Error> {
+        session.set_mem_table(&[Arc::clone(&self.region)])?;
+        session.set_up(self.blk.queue(), self.blk.queue().used_idx())?;
+        session.enable(0, true)?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// Comes back with the ring as it is.
+    fn reconnect(&mut self, socket: &Path) -> Result<(), Error> {
+        self.session = None;
+        self.set_up(Session::connect(socket, &session_options())?)
+    }
+
+    /// Offers a write, without waiting for anything. False if there is no room in the ring.
+    fn offer(&mut self, place: u64, generation: u64) -> bool {
+        let Some(tag) = self.blk.acquire() else { return false };
+        let bytes = pattern(place * 32, 32, generation);
+        self.region.write(self.blk.buffer(tag), &bytes).expect("buffer");
+        let done = self.blk.submit_shaped(tag, Op::Out, place * 32, 16 << 10, &Shape::default(), 0);
+        done.and_then(|()| self.blk.publish()).expect("submit");
+        true
+    }
+
+    fn wait_for_all(&mut self) {
+        while self.blk.busy() > 0 {
+            assert_eq!(self.blk.wait(LIMIT).expect("a completion").status, Status::Ok);
+        }
+    }
+}
+
+/// A unit that is restarted: one command line, one socket, and a guest that goes on with its ring.
+#[test]
+fn a_guest_goes_on_with_its_ring_at_the_next_daemon() {
+    let home = Home::new();
+    let dir = TempDir::new();
+    let socket = dir.join("socket");
+    let start = || {
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(&socket).args(["--size", "16M", "--create"]);
+        command.arg("--state-dir").arg(home.path());
+        Daemon::spawn(command, TempDir::new())
+    };
+    let mut daemon = start();
+    let mut guest = Guest::new(&socket);
+    for round in 1..=8 {
+        for place in 0..40 {
+            assert!(guest.offer(place, round));
+        }
+        if round % 2 == 0 {
+            // Under load: what it took it finishes, and what it did not take the next one does.
+            end(daemon, Signal::SIGTERM);
+        } else {
+            // That of a killed one would have to be told apart by in-flight records.
+            guest.wait_for_all();
+            end(daemon, Signal::SIGKILL);
+        }
+        daemon = start();
+        assert!(is(&daemon, "opened"));
+        guest.reconnect(&socket).expect("a ring that this disk knows");
+        guest.wait_for_all();
+        for place in 0..40 {
+            expect_pattern(&mut guest.blk, place * 32, 32, round);
+        }
+    }
+}
+
+/// Whether a daemon lets a guest go on that has its ring in use.
+fn lets_go_on(daemon: &Daemon, used: u16) -> bool {
+    let mut session = daemon.session();
+    let region = Region::new(GPA, 16 << 20).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let queue = Queue::new(0, &region, 16, true).unwrap();
+    queue.ring().set_used_idx(used).unwrap();
+    queue.ring().set_avail_idx(used).unwrap();
+    session.set_up(&queue, used).and_then(|()| session.enable(0, true)).is_ok()
+}
+
+#[test]
+fn a_blank_state_is_not_shown_to_a_running_guest() {
+    let home = Home::new();
+    // New, and opened without ever having served: both are blank.
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let daemon = home.start(&["--create"]);
+        assert!(!lets_go_on(&daemon, 7));
+        end(daemon, signal);
+    }
+    // Once it served, every later daemon knows, however the one before ended.
+    let daemon = home.start(&[]);
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 8, 1);
+    end(daemon, Signal::SIGKILL);
+    drop(client);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let daemon = home.start(&["--create"]);
+        assert!(lets_go_on(&daemon, 7));
+        end(daemon, signal);
+    }
+    // A state that was lost and made anew is blank again.
+    fs::remove_dir_all(home.path()).unwrap();
+    assert!(!lets_go_on(&home.start(&["--create"]), 7));
+}
+
+#[test]
+fn an_image_is_loaded_when_the_state_is_made_and_never_again() {
+    let home = Home::new();
+    let image = home.0.join("image");
+    let load = ["--create", "--load", image.to_str().expect("a path of plain letters")];
+    fs::write(&image, pattern(0, 3000, 1)).unwrap();
+    let daemon = home.start(&load);
+    assert!(is(&daemon, "new"));
+    let mut client = daemon.client();
+    expect_pattern(client.blk(), 0, 3000, 1);
+    write_pattern(client.blk(), 100, 50, 2);
+    client.blk().discard(0, 80).unwrap();
+    drop(client);
+    end(daemon, Signal::SIGKILL);
+    let look = |daemon: &Daemon| {
+        assert!(is(daemon, "opened"));
+        let mut client = daemon.client();
+        expect_zeroes(client.blk(), 0, 80);
+        expect_pattern(client.blk(), 80, 20, 1);
+        expect_pattern(client.blk(), 100, 50, 2);
+        expect_pattern(client.blk(), 150, 2850, 1);
+    };
+    // Another image, and none at all: it is not looked at.
+    fs::write(&image, pattern(0, 3000, 9)).unwrap();
+    let daemon = home.start(&load);
+    look(&daemon);
+    end(daemon, Signal::SIGTERM);
+    fs::remove_file(&image).unwrap();
+    look(&home.start(&load));
+}
+
+/// A daemon that is loading an image which does not end.
+struct Loading {
+    child: Child,
+    pipe: File,
+}
+
+impl Loading {
+    /// Returns when a part of the image is stored.
+    fn start(home: &Home, fifo: &Path) -> Self {
+        let _ = fs::remove_file(fifo);
+        mkfifo(fifo, Mode::S_IRWXU).expect("fifo");
+        let fifo = fifo.to_str().expect("a path of plain letters");
+        let child = home
+            .command("256M", &["--create", "--load", fifo])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("daemon starts");
+        // Waits for the reader.
+        let mut pipe = OpenOptions::new().write(true).open(fifo).expect("fifo");
+        // A pipe holds 64 KiB, and the daemon reads 1 MiB at a time.
+        pipe.write_all(&pattern(0, 3 << 11, 1)).expect("image");
+        Self { child, pipe }
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        // Already ended is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_load_that_was_cut_short_is_begun_anew() {
+    let home = Home::new();
+    let fifo = home.0.join("fifo");
+    let image = home.0.join("image");
+    for round in 0..2 {
+        let mut loading = Loading::start(&home, &fifo);
+        // It is being made, and by somebody else.
+        home.refuses("256M", &["--create"], &["in use"]);
+        if round == 0 {
+            loading.child.kill().unwrap();
+            assert!(!loading.child.wait().unwrap().success());
+        } else {
+            // It ends at the next piece.
+            let pid = nix::unistd::Pid::from_raw(loading.child.id() as i32);
+            nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+            let zeroes = vec![0; 1 << 20];
+            wait_until("the daemon to stop loading", || loading.pipe.write_all(&zeroes).is_err());
+            assert!(loading.child.wait().unwrap().success());
+        }
+        drop(loading);
+        home.refuses("256M", &[], &["never finished", "--create"]);
+    }
+    fs::write(&image, pattern(0, 1000, 2)).unwrap();
+    let mut command = home.command("256M", &["--create", "--load"]);
+    command.arg(&image);
+    let daemon = Daemon::spawn(command, TempDir::new());
+    assert!(is(&daemon, "new"));
+    let socket = home.0.join("socket.unused");
+    let mut client = Client::connect(&socket, &client_options()).unwrap();
+    expect_pattern(client.blk(), 0, 1000, 2);
+    // Nothing of the first attempts.
+    expect_zeroes(client.blk(), 1000, 9000);
+    drop(client);
+    end(daemon, Signal::SIGKILL);
+    let daemon = Daemon::spawn(home.command("256M", &[]), TempDir::new());
+    assert!(is(&daemon, "opened"));
+}
+
+/// An image that cannot be loaded leaves a state that was never served, and is made anew.
+#[test]
+fn an_image_that_does_not_fit_leaves_nothing_to_be_served() {
+    let home = Home::new();
+    let image = home.0.join("image");
+    let load = ["--create", "--load", image.to_str().expect("a path of plain letters")];
+    File::create(&image).unwrap().set_len(17 << 20).unwrap();
+    home.refuses("16M", &load, &["do not fit"]);
+    home.refuses("16M", &[], &["never finished"]);
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    assert!(is(&home.start(&load), "new"));
+    assert!(is(&home.start(&[]), "opened"));
+}
