@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::manager;
 use crate::codec::CodecError;
 use crate::device::{Device, IoError, Op, Payload, PayloadFault};
 use crate::sync;
@@ -97,6 +98,7 @@ pub(super) fn load(
             reported = Instant::now();
             let percent = at.checked_mul(100).and_then(|at| at.checked_div(length)).unwrap_or(0);
             log::info!("loading {}: {} MiB, {percent} %", path.display(), at >> 20);
+            manager::say_busy();
         }
     }
 }

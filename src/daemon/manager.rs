@@ -130,6 +130,11 @@ pub(super) fn say_ready() {
     say(NotifyState::Ready);
 }
 
+/// The start takes its time: a manager that waits for [`say_ready`] has to wait for another minute.
+pub(super) fn say_busy() {
+    say(NotifyState::ExtendTimeoutUsec(60_000_000));
+}
+
 /// The daemon ends.
 pub(super) fn say_stopping() {
     say(NotifyState::Stopping);

@@ -152,7 +152,6 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     manager::say_ready();
     let server = Server::new(Arc::clone(&device), settings.guest.clone());
     let ended = serve(source, &server, stop.as_fd());
-    manager::say_stopping();
     // Taken out first: its end is waited for, and signals are not.
     let upkeep = sync::lock(&upkeep).take();
     drop(upkeep);
@@ -294,6 +293,8 @@ fn watch_signals(
                     }
                 }
                 Ok(_) => {
+                    // First: what was taken may take its time.
+                    manager::say_stopping();
                     if let Err(errno) = stop.write(1) {
                         log::error!("the daemon cannot be stopped: {errno}");
                     }

@@ -209,20 +209,19 @@ fn any_flipped_bit_of_a_sum_or_an_object_is_that_pages_error() {
             base.edit("arena", place + 4 + at, 1, |byte| byte[0] ^= 1 << (index % 8));
             assert_eq!(base.judge(), Outcome::of([index]), "byte {at} of {length}");
         }
-        // The tag that says whose it is.
+        // The tag that says whose it is only serves to move it.
         base.restore();
         base.edit("arena", place + index % 4, 1, |byte| byte[0] ^= 1 << (index % 8));
-        let outcome = base.judge();
-        assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+        assert_eq!(base.judge(), Outcome::of([]));
     }
 }
 
 #[test]
 fn swapped_and_zeroed_and_older_words_are_noticed() {
     let base = Base::new();
-    let mut refused = 0;
-    let mut notice = |expected: &[u64], what: &str| match base.judge() {
-        Outcome::Refused(_) => refused += 1,
+    let notice = |expected: &[u64], what: &str| match base.judge() {
+        // Objects of two words overlap, or lie in no place of their class.
+        Outcome::Refused(_) => {}
         opened => assert_eq!(opened, Outcome::of(expected.iter().copied()), "{what}"),
     };
     for index in 0..PAGES {
@@ -261,7 +260,6 @@ fn swapped_and_zeroed_and_older_words_are_noticed() {
             }
         }
     }
-    assert!(refused > 20, "{refused} states refused");
 }
 
 #[test]
