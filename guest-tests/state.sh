@@ -8,7 +8,8 @@
 
 # Daemons keep their state here; removed by run when it ends.
 STATE_ROOT='' STATE_GUEST='' STATE_NUMBER=0
-# What all daemons on one state are started with: nothing of it changes when one comes back.
+# What all daemons on one state are started with: nothing of it changes when one comes back. The
+# engine is slower than a guest under TCG, so that the queues are full, and answers in any order.
 STATE_ARGS=()
 # What must have been in flight when a daemon was killed, and in how many of 30 kills.
 MIN_IN_FLIGHT=8 MIN_GOOD=25
@@ -30,7 +31,7 @@ new_state() {
     fi
     rm -rf "$STATE_ROOT"/disk*
     STATE_ARGS=(--state-dir "$STATE_ROOT/disk$((++STATE_NUMBER))" --create
-        --engine offload --engine-workers 2 --engine-model "latency=300us,reorder=8,seed=$SEED")
+        --engine offload --engine-workers 2 --engine-model "latency=2ms,reorder=8,seed=$SEED")
     mkdir "${STATE_ARGS[1]}"
 }
 
@@ -73,6 +74,20 @@ found_in_flight() {
 # Up to 0.9 s, from a generator with a known seed.
 random_moment() { sleep "0.$(printf %03d $((RANDOM % 900)))"; }
 
+# start_churn SEED: returns when requests flow.
+start_churn() {
+    local i before now
+    read -r before < <(stat_of writes) || no_stats || return
+    ask 10 churn_start "$1" || return
+    for ((i = 0; i < 120; i++)); do
+        sleep 0.5
+        read -r now < <(stat_of writes) || no_stats || return
+        [ "$now" -lt $((before + 300)) ] || return 0
+    done
+    ANSWER="no load within a minute"
+    return 1
+}
+
 churn_well() {
     ANSWER=$(tr -d '\r' <"$GUEST_LOG" | grep -am1 '^churn: failed' || true)
     [ -z "$ANSWER" ]
@@ -107,9 +122,7 @@ t_kills() {
     [ -n "$KILLS" ] || [ -n "$fast" ] || kills=$(full_or 10 3)
     ensure_state_guest || return
     RANDOM=$SEED
-    ask 10 churn_start $seed || return
-    # Both queues at work.
-    expect '^churn: done [0-9]+ on CPU 0' 120 && expect '^churn: done [0-9]+ on CPU 1' 120 || return
+    start_churn $seed || return
     for ((i = 1; i <= kills; i++)); do
         random_moment
         kill_daemon
@@ -145,8 +158,7 @@ t_terms() {
     local i n rest gaps=() seed=500 terms=${TERMS:-$(full_or 20 4)}
     ensure_state_guest || return
     RANDOM=$SEED
-    ask 10 churn_start $seed || return
-    expect '^churn: done [0-9]+ on CPU 0' 120 && expect '^churn: done [0-9]+ on CPU 1' 120 || return
+    start_churn $seed || return
     for ((i = 1; i <= terms; i++)); do
         random_moment
         if ! stop_daemon; then
