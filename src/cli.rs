@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::codec::CodecSpec;
-use vhost_user_zram::daemon::{Endpoint, Settings};
+use vhost_user_zram::daemon::{Endpoint, Keep, Settings};
 use vhost_user_zram::device::{DeviceConfig, MemoryKind};
 use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
 use vhost_user_zram::guest::{GuestOptions, Patience};
@@ -22,7 +22,8 @@ const USAGE: u8 = 2;
 /// host memory.
 ///
 /// The daemon stays in the foreground. SIGTERM or SIGINT ends it, SIGUSR1 prints a line of
-/// statistics, SIGUSR2 compacts the disk's memory and says when that is done. The disk's contents live as long as the daemon.
+/// statistics, SIGUSR2 compacts the disk's memory and says when that is done. The disk's contents
+/// live as long as the daemon, or with --state-dir or --fd-store as long as the host is up.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
@@ -44,7 +45,21 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_disk_size)]
     size: NonZeroU64,
 
-    /// Fill the disk from the raw image FILE at the start.
+    /// Keep the disk in files in DIR, which has to be on a tmpfs such as /run or /dev/shm, so that it
+    /// outlives the daemon: the next one with the same DIR goes on with it.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Keep the disk in memory that the service manager holds for the next daemon
+    /// (FileDescriptorStoreMax= of systemd, at least 3).
+    #[arg(long, conflicts_with = "state_dir")]
+    fd_store: bool,
+
+    /// Make the disk's state if there is none; one that is there is opened, as without this.
+    #[arg(long)]
+    create: bool,
+
+    /// Fill the disk from the raw image FILE at the start, or when its state is made.
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
 
@@ -111,7 +126,7 @@ pub struct Args {
 
     /// Keep the disk in unlinked files in DIR, which has to be on a tmpfs, so that its size bounds
     /// the disk. Without this, in anonymous memory.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["state_dir", "fd_store"])]
     memory_dir: Option<PathBuf>,
 
     /// Lock the disk's pages in memory, so that the host never swaps them out.
@@ -141,6 +156,11 @@ impl Args {
 
     /// Refuses what is wrong only together.
     fn check(self) -> Result<Self, clap::Error> {
+        if self.create && self.state_dir.is_none() && !self.fd_store {
+            let text =
+                "--create says what to do with --state-dir or --fd-store, and there is neither";
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, text));
+        }
         if self.watchdog_fail == 0 || (1..self.watchdog_fail).contains(&self.watchdog) {
             return Ok(self);
         }
@@ -156,6 +176,11 @@ impl Args {
         };
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
+        let keep = match (self.state_dir, self.fd_store) {
+            (Some(path), _) => Keep::Directory(path),
+            (None, true) => Keep::Manager,
+            (None, false) => Keep::Process,
+        };
         let defaults = EngineConfig::default();
         let engine = EngineConfig {
             policy: self.engine.unwrap_or(match self.engine_model {
@@ -188,6 +213,8 @@ impl Args {
                     fail: Duration::from_secs(self.watchdog_fail.into()),
                 },
             },
+            keep,
+            create: self.create,
             load: self.load,
             host_reserve: self.host_reserve,
         }

@@ -33,6 +33,21 @@ pub const STEPS: &[&str] = &[
     "compact.published",
     "compact.vacated",
     "compact.trimmed",
+    // Making a state.
+    "create.superblock",
+    "create.table",
+    "create.arena",
+    "create.sealed",
+    "create.filled",
+    // Opening one.
+    "open.checked",
+    "open.trimmed",
+    "open.counted",
+    "open.unlocked",
+    // Changing a slot and its check sum.
+    "sum.intended",
+    "sum.stored",
+    "sum.published",
 ];
 
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.

@@ -1,6 +1,8 @@
-//! A socket that a parent process left open for us.
+//! Descriptors that a parent process left open for us.
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
@@ -8,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage};
 use nix::sys::socket::{getsockname, getsockopt, sockopt};
+use nix::sys::stat::{SFlag, fstat};
 
 use super::SocketError;
 
@@ -61,4 +64,26 @@ pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
     } else {
         Inherited::Connected(owned.into())
     })
+}
+
+/// Takes over descriptors of files, which are ours to own.
+///
+/// # Errors
+/// One is not open, or is no file; none is taken over then.
+pub(super) fn files(fds: impl Iterator<Item = RawFd>) -> io::Result<Vec<File>> {
+    let fds: Vec<RawFd> = fds.collect();
+    for fd in &fds {
+        // SAFETY: used for a question only, which fails if the descriptor is not open.
+        let asked = unsafe { BorrowedFd::borrow_raw(*fd) };
+        let kind = SFlag::from_bits_truncate(fstat(asked)?.st_mode & SFlag::S_IFMT.bits());
+        if kind != SFlag::S_IFREG {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{fd} is no file")));
+        }
+    }
+    let own = fds.into_iter().map(|fd| {
+        // SAFETY: open, as just seen, and given to this process to own; asked for once, at the
+        // start, and closed at exec by who listed them.
+        File::from(unsafe { OwnedFd::from_raw_fd(fd) })
+    });
+    Ok(own.collect())
 }

@@ -1,7 +1,9 @@
 //! The life of the daemon: its disk, its socket, its signals.
 
+mod disk;
 mod inherit;
 mod load;
+mod manager;
 mod socket;
 
 use std::io::Write;
@@ -16,8 +18,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 
+use self::disk::Origin;
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
+pub use self::manager::ManagerError;
 pub use self::socket::{Bound, SocketError};
 use crate::checker;
 use crate::device::{Compaction, Device, DeviceConfig, DeviceError};
@@ -46,6 +50,17 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
+/// What the disk's contents end with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keep {
+    /// The process.
+    Process,
+    /// The files of a directory on a tmpfs.
+    Directory(PathBuf),
+    /// The service manager's store of descriptors.
+    Manager,
+}
+
 /// All that a daemon is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -55,7 +70,11 @@ pub struct Settings {
     pub device: DeviceConfig,
     /// What guests are offered.
     pub guest: GuestOptions,
-    /// A raw image that fills the disk at the start.
+    /// What the disk's contents end with.
+    pub keep: Keep,
+    /// Make a state where there is none.
+    pub create: bool,
+    /// A raw image that fills the disk at the start, or when its state is made.
     pub load: Option<PathBuf>,
     /// Memory of the host, or of the daemon's control group, that is left free, in bytes. `None`
     /// is a part of it ([`crate::upkeep::default_reserve`]).
@@ -71,6 +90,9 @@ pub enum DaemonError {
     /// The disk.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The service manager.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
     /// The image.
     #[error("the image {} cannot be loaded", path.display())]
     Load {
@@ -103,12 +125,13 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     let signals = block_signals().map_err(DaemonError::Setup)?;
     // What the user got wrong is said before a long load, not after it.
     let source = Source::prepare(&settings.endpoint)?;
-    let device = Arc::new(Device::new(&settings.device)?);
+    let (device, origin) = disk::open(settings)?;
+    let device = Arc::new(device);
     let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
     let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
     let upkeep = Arc::new(Mutex::new(Some(upkeep)));
     watch_signals(signals, Arc::clone(&stop), Arc::clone(&device), Arc::clone(&upkeep));
-    if let Some(path) = &settings.load {
+    if let Some(path) = settings.load.as_ref().filter(|_| origin != Origin::Opened) {
         let stopped = || is_readable(stop.as_fd());
         let loaded = load::load(&device, path, stopped)
             .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
@@ -117,16 +140,19 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
             return Ok(());
         }
     }
+    device.set_complete();
     let source = source.open()?;
     say(format_args!(
-        "ready: socket={} size={} algorithm={} queues={}",
+        "ready: socket={} size={} algorithm={} queues={} state={origin}",
         settings.endpoint,
         device.size(),
         device.codec(),
         settings.guest.num_queues
     ));
+    manager::say_ready();
     let server = Server::new(Arc::clone(&device), settings.guest.clone());
     let ended = serve(source, &server, stop.as_fd());
+    manager::say_stopping();
     // Taken out first: its end is waited for, and signals are not.
     let upkeep = sync::lock(&upkeep).take();
     drop(upkeep);

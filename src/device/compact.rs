@@ -165,7 +165,7 @@ impl Device {
         let Some(to) = self.pool.relocate(from, object.length) else { return Move::NoPlace };
         // The bytes are complete at the new place before the word names it (invariant J5).
         crash::point("compact.copied");
-        ticket.release(word.moved_to(to));
+        self.table.publish_moved(ticket, word.moved_to(to));
         crash::point("compact.published");
         self.pool.vacate(from, object.length);
         crash::point("compact.vacated");

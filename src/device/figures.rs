@@ -117,7 +117,7 @@ pub struct Report {
     pub huge_pages: u64,
     /// Pages stored raw since the start, the overwritten ones included.
     pub huge_pages_since: u64,
-    /// All memory beside the arena that grows with what is stored: the sum of the next four.
+    /// All memory beside the arena that grows with what is stored: the sum of the next five.
     pub metadata_bytes: u64,
     /// Bytes of the slot table that exist.
     pub table_bytes: u64,
@@ -127,6 +127,8 @@ pub struct Report {
     pub span_bytes: u64,
     /// Bytes of the threads' caches of free places.
     pub cache_bytes: u64,
+    /// Bytes of a state beside table and arena; 0 without one.
+    pub state_bytes: u64,
     /// Requests that ended well, by kind.
     pub reads: u64,
     /// See `reads`.
@@ -156,6 +158,7 @@ impl Report {
         all: &Sharded<Figures>,
         pool: &PoolUsage,
         table: TableUsage,
+        beside: u64,
         engine: EngineReport,
     ) -> Self {
         Self {
@@ -168,11 +171,12 @@ impl Report {
             pages_compacted: pool.pages_compacted,
             huge_pages: all.total(|f| &f.huge_pages),
             huge_pages_since: all.total(|f| &f.huge_pages_since),
-            metadata_bytes: table.words + table.index + pool.span_bytes + pool.cache_bytes,
+            metadata_bytes: table.words + table.index + pool.span_bytes + pool.cache_bytes + beside,
             table_bytes: table.words,
             table_index_bytes: table.index,
             span_bytes: pool.span_bytes,
             cache_bytes: pool.cache_bytes,
+            state_bytes: beside,
             reads: all.total(|f| &f.reads),
             writes: all.total(|f| &f.writes),
             discards: all.total(|f| &f.discards),
@@ -187,7 +191,7 @@ impl Report {
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 36] {
+    fn pairs(&self) -> [(&'static str, u64); 37] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -203,6 +207,7 @@ impl Report {
             ("table_index_bytes", self.table_index_bytes),
             ("span_bytes", self.span_bytes),
             ("cache_bytes", self.cache_bytes),
+            ("state_bytes", self.state_bytes),
             ("reads", self.reads),
             ("writes", self.writes),
             ("discards", self.discards),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::modify::Modify;
 use super::offload::Offload;
-use super::page::MAX_OBJECT;
+use super::page::{MAX_OBJECT, Stored};
 use super::{Device, Lane};
 use crate::checker;
 use crate::clock::Share;
@@ -99,6 +99,12 @@ pub enum IoError {
         /// What the codec says.
         source: CodecError,
     },
+    /// A page that an earlier process left is not what that had stored.
+    #[error("page {index} is damaged: its check sum does not match")]
+    Damaged {
+        /// Number of the page.
+        index: u64,
+    },
     /// An object could not be stored.
     #[error("a page cannot be stored")]
     Pool(#[from] PoolError),
@@ -133,24 +139,25 @@ impl std::fmt::Display for Obstacle {
 /// A content that is stored and that no slot names yet. Dropping it frees the object.
 pub(super) struct Prepared<'d> {
     device: &'d Device,
-    content: Content,
+    index: u64,
+    stored: Stored,
 }
 
 impl<'d> Prepared<'d> {
-    pub(super) fn new(device: &'d Device, content: Content) -> Self {
-        Self { device, content }
+    pub(super) fn new(device: &'d Device, index: u64, stored: Stored) -> Self {
+        Self { device, index, stored }
     }
 
     pub(super) fn install(mut self, ticket: Ticket<'_>) {
-        let new = std::mem::replace(&mut self.content, Content::Empty);
+        let new = std::mem::replace(&mut self.stored, Content::Empty.into());
         crash::point("write.prepared");
-        self.device.replace(ticket, new, crash::WRITE);
+        self.device.replace(self.index, ticket, new, crash::WRITE);
     }
 }
 
 impl Drop for Prepared<'_> {
     fn drop(&mut self) {
-        if let Some(object) = self.content.object() {
+        if let Some(object) = self.stored.content.object() {
             self.device.free(object);
         }
     }
@@ -228,12 +235,19 @@ impl Device {
         Ok(())
     }
 
+    /// What can be said of a slot without its lock.
+    pub(super) fn peek(&self, index: u64) -> Option<Content> {
+        if self.table.is_doubtful(index) { None } else { self.table.peek(index) }
+    }
+
     /// Puts `new` in place of what the slot holds, in one step, and frees what it held.
-    pub(super) fn replace(&self, ticket: Ticket<'_>, new: Content, steps: crash::Steps) {
+    pub(super) fn replace(&self, index: u64, ticket: Ticket<'_>, new: Stored, steps: crash::Steps) {
         let old = ticket.word().content();
-        ticket.release(Word::new(new));
+        self.table.publish(ticket, Word::new(new.content), new.body);
         crash::point(steps.published);
-        self.account(old, new);
+        // Not before: whoever does not doubt the slot may look at it without its lock.
+        self.table.settle(index);
+        self.account(old, new.content);
         if let Some(object) = old.object() {
             self.free(object);
             crash::point(steps.freed);
@@ -374,7 +388,7 @@ impl<'d, P: Payload> Io<'d, P> {
     ) -> Poll<Result<(), IoError>> {
         let device = self.device;
         let offset = self.at - self.start;
-        let content = match device.table.peek(index) {
+        let content = match device.peek(index) {
             Some(content) => {
                 // It may have been waiting for it when it had an object.
                 self.waiter = None;
@@ -382,6 +396,7 @@ impl<'d, P: Payload> Io<'d, P> {
             }
             None => match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
                 Some(ticket) => {
+                    device.verify(index, &ticket)?;
                     let content = ticket.word().content();
                     if let Content::Object(_, object) = content {
                         let bytes = device.pool.read(object.place, object.length);
@@ -425,8 +440,8 @@ impl<'d, P: Payload> Io<'d, P> {
                 self.offload.compress(lane.compress_later(), index, cx);
                 return Poll::Ready(Ok(()));
             }
-            let content = same.map_or_else(|| device.encode_page(index, lane), Ok)?;
-            self.prepared = Some(Prepared::new(device, content));
+            let stored = same.map_or_else(|| device.encode_page(index, lane), Ok)?;
+            self.prepared = Some(Prepared::new(device, index, stored));
         }
         let ticket = ready!(device.table.poll_lock(index, &mut self.waiter, cx));
         let (Some(ticket), Some(prepared)) = (ticket, self.prepared.take()) else {
@@ -445,11 +460,11 @@ impl<'d, P: Payload> Io<'d, P> {
         let freed = if next > index {
             next - index
         } else {
-            if device.table.peek(index) != Some(Content::Empty)
+            if device.peek(index) != Some(Content::Empty)
                 && let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
             {
                 crash::point("discard.locked");
-                device.replace(ticket, Content::Empty, crash::DISCARD);
+                device.replace(index, ticket, Content::Empty.into(), crash::DISCARD);
             }
             1
         };

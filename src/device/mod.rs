@@ -10,11 +10,12 @@ mod io;
 mod modify;
 mod offload;
 mod page;
+mod revive;
 #[cfg(test)]
 mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 pub use self::compact::Compactor;
 use self::compact::HostWatch;
@@ -24,11 +25,11 @@ pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec};
 use crate::engine::{Engine, EngineConfig, EngineError};
 pub use crate::pool::{Compaction, Effort};
-use crate::pool::{LastRound, Pool};
+use crate::pool::{LastRound, Pool, RebuildError};
 use crate::slot::{Content, Object, SlotTable};
 use crate::stats::Sharded;
-pub use crate::store::MemoryKind;
 use crate::store::{Arena, Place, StoreError, Words};
+pub use crate::store::{MemoryKind, State, StateError};
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
 /// What a device is made of; fixed for its life.
@@ -66,6 +67,33 @@ pub enum DeviceError {
     /// The disk's memory cannot be mapped.
     #[error("the disk's memory cannot be set up")]
     Store(#[from] StoreError),
+    /// The state cannot be opened or made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A slot of the state says what no slot can.
+    #[error("the state is damaged: slot {index} makes no sense")]
+    Slot {
+        /// Number of the first such slot.
+        index: u64,
+    },
+    /// Table and arena of the state contradict each other.
+    #[error("the state is damaged")]
+    Contradiction(#[from] RebuildError),
+}
+
+impl DeviceConfig {
+    /// Size of the disk in bytes, rounded up to a page.
+    fn disk_size(&self) -> Result<u64, DeviceError> {
+        if self.size == 0 || self.size > MAX_SIZE {
+            return Err(DeviceError::Size { size: self.size, max: MAX_SIZE });
+        }
+        Ok(self.size.next_multiple_of(PAGE_SIZE as u64))
+    }
+
+    /// Most bytes of arena memory, rounded up to a page; 0 is no limit.
+    fn limit(&self) -> u64 {
+        self.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0)
+    }
 }
 
 /// Largest disk in bytes: twice its bytes and what all classes have beside fit in an arena.
@@ -79,6 +107,8 @@ pub struct Device {
     size: u64,
     table: SlotTable,
     pool: Pool,
+    /// What the disk is kept in, if it outlives the process.
+    state: Option<Arc<State>>,
     /// Held by a writer that compacts because a limit is reached.
     reclaiming: Mutex<LastRound>,
     host: OnceLock<HostWatch>,
@@ -90,32 +120,39 @@ pub struct Device {
 }
 
 impl Device {
-    /// A blank disk.
+    /// A blank disk, which ends with its process.
     ///
     /// # Errors
     /// The configuration is impossible, or the host refuses the mappings.
     pub fn new(config: &DeviceConfig) -> Result<Self, DeviceError> {
-        let bad_size = DeviceError::Size { size: config.size, max: MAX_SIZE };
-        if config.size == 0 || config.size > MAX_SIZE {
-            return Err(bad_size);
-        }
-        let size = config.size.next_multiple_of(PAGE_SIZE as u64);
-        let codec = Codec::new(config.codec)?;
+        let size = config.disk_size()?;
         let pages = size / PAGE_SIZE as u64;
         let table = SlotTable::new(Words::new(pages, &config.memory)?);
         let arena = Arena::new(Pool::address_space_for(size), &config.memory)?;
-        let limit = config.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0);
+        let pool = Pool::new(arena, pages, config.limit());
+        Self::over(config, table, pool, None)
+    }
+
+    fn over(
+        config: &DeviceConfig,
+        table: SlotTable,
+        pool: Pool,
+        state: Option<Arc<State>>,
+    ) -> Result<Self, DeviceError> {
+        let codec = Codec::new(config.codec)?;
+        let served = AtomicBool::new(state.as_ref().is_some_and(|state| state.has_served()));
         Ok(Self {
-            size,
+            size: config.disk_size()?,
             table,
-            pool: Pool::new(arena, pages, limit),
+            pool,
+            state,
             reclaiming: Mutex::default(),
             host: OnceLock::new(),
             engine: Engine::start(&codec, &config.engine)?,
             lanes: AtomicUsize::new(0),
             codec,
             figures: Sharded::default(),
-            served: AtomicBool::new(false),
+            served,
         })
     }
 
@@ -150,7 +187,7 @@ impl Device {
 
     /// Whether the disk's contents outlive the process.
     pub fn outlives_process(&self) -> bool {
-        false
+        self.state.is_some()
     }
 
     /// Whether a guest was ever served from this disk, so that a ring which is already in use can
@@ -163,18 +200,27 @@ impl Device {
     pub fn mark_served(&self) {
         // Loaded first: it is asked for each batch, and true but once.
         if !self.served.load(Ordering::Relaxed) {
-            self.served.store(true, Ordering::Release);
+            self.set_served(true);
         }
     }
 
     /// What a guest's rings say can no longer be relied on.
     pub fn forget_served(&self) {
-        self.served.store(false, Ordering::Release);
+        self.set_served(false);
+    }
+
+    fn set_served(&self, served: bool) {
+        if let Some(state) = &self.state {
+            state.set_served(served);
+        }
+        self.served.store(served, Ordering::Release);
     }
 
     /// What the disk holds and what that takes, now.
     pub fn report(&self) -> Report {
-        Report::collect(&self.figures, &self.pool.usage(), self.table.usage(), self.engine.report())
+        let beside = self.state.as_ref().map_or(0, |state| state.bytes_beside());
+        let (pool, table) = (self.pool.usage(), self.table.usage());
+        Report::collect(&self.figures, &pool, table, beside, self.engine.report())
     }
 
     fn free(&self, object: Object) {

@@ -45,7 +45,7 @@ impl<'d, P: Payload> Io<'d, P> {
             return Poll::Pending;
         }
         let device = self.device;
-        if self.op == Op::WriteZeroes && device.table.peek(index) == Some(Content::Empty) {
+        if self.op == Op::WriteZeroes && device.peek(index) == Some(Content::Empty) {
             self.waiter = None;
             return Poll::Ready(Ok(()));
         }
@@ -54,8 +54,9 @@ impl<'d, P: Payload> Io<'d, P> {
             unreachable!("the slot was made to exist");
         };
         // An early return drops the ticket: the slot keeps what it has.
-        let content = ticket.word().content();
         crash::point("modify.locked");
+        device.verify(index, &ticket)?;
+        let content = ticket.word().content();
         if let Content::Object(_, object) = content
             && !object.is_huge()
             && device.engine.share(Work::Decompress, 1) > 0
@@ -92,7 +93,7 @@ impl<'d, P: Payload> Io<'d, P> {
                 let new = self.device.encoded(index, &pending, result, lane)?;
                 pending.recycle(&mut lane.spares);
                 crash::point("modify.prepared");
-                self.device.replace(ticket, new, crash::MODIFY);
+                self.device.replace(index, ticket, new, crash::MODIFY);
                 Poll::Ready(Ok(()))
             }
         }
@@ -123,7 +124,7 @@ impl<'d, P: Payload> Io<'d, P> {
             None => device.encode_page(index, lane)?,
         };
         crash::point("modify.prepared");
-        device.replace(ticket, new, crash::MODIFY);
+        device.replace(index, ticket, new, crash::MODIFY);
         Poll::Ready(Ok(()))
     }
 

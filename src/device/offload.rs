@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::io::{Io, IoError, PAGE, Payload, Prepared};
+use super::page::Stored;
 use super::{Device, Lane};
 use crate::clock::Share;
 use crate::engine::{Engine, Job, JobError, Output, Pending, Room, Submitted, Work};
-use crate::slot::{Content, Waiter};
+use crate::slot::Waiter;
 use crate::units::PAGE_SIZE;
 
 /// Pages of one request that may be in the engine at once: what a request of 128 KiB has. Each takes
@@ -174,9 +175,9 @@ impl<P: Payload> Io<'_, P> {
                     return Ok(true);
                 }
                 Stage::Compress(pending) => {
-                    let content = device.encoded(index, &pending, result, lane)?;
+                    let stored = device.encoded(index, &pending, result, lane)?;
                     pending.recycle(&mut lane.spares);
-                    let prepared = Some(Prepared::new(device, content));
+                    let prepared = Some(Prepared::new(device, index, stored));
                     page.stage = Stage::Install { prepared, waiter: None };
                 }
                 Stage::Install { .. } | Stage::Over => unreachable!("it was with the engine"),
@@ -202,7 +203,7 @@ impl Device {
         pending: &Pending,
         result: Result<Output, JobError>,
         lane: &mut Lane,
-    ) -> Result<Content, IoError> {
+    ) -> Result<Stored, IoError> {
         let job = pending.job();
         match result {
             Ok(output) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Device, IoError};
 use crate::codec::{Codec, CodecError, Workspace};
 use crate::engine::{Job, Sampler, Spares, Work};
-use crate::slot::{Content, Object};
+use crate::slot::{Content, Mismatch, Object, Ticket};
 use crate::units::{PAGE_SIZE, Page};
 
 /// Longest object that is worth its decompression: 15/16 of a page. What compresses worse is
@@ -47,21 +47,38 @@ impl Lane {
     }
 }
 
+/// A content for a slot that does not name it yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) content: Content,
+    /// What its object adds to the slot's check sum; 0 where there is none.
+    pub(super) body: u32,
+}
+
+impl From<Content> for Stored {
+    /// A content without an object.
+    fn from(content: Content) -> Self {
+        debug_assert!(content.object().is_none());
+        Self { content, body: 0 }
+    }
+}
+
 impl Device {
     /// Stores the page in `lane.page`, if it is same-filled, as a content for the slot `index`,
     /// which does not name it yet.
-    pub(super) fn encode_same(&self, index: u64, lane: &Lane) -> Result<Option<Content>, IoError> {
+    pub(super) fn encode_same(&self, index: u64, lane: &Lane) -> Result<Option<Stored>, IoError> {
         let Some(word) = same_filled(&lane.page) else { return Ok(None) };
         let [a, b, c, d, rest @ ..] = word;
         if [a, b, c, d] == rest {
-            return Ok(Some(Content::Same(u32::from_le_bytes(rest))));
+            return Ok(Some(Content::Same(u32::from_le_bytes(rest)).into()));
         }
         let place = self.store(index, &word)?;
-        Ok(Some(Content::SameWide(Object { place, length: word.len() })))
+        let content = Content::SameWide(Object { place, length: word.len() });
+        Ok(Some(Stored { content, body: self.table.body_sum(&word) }))
     }
 
     /// Compresses and stores the page in `lane.page`, which is not same-filled, likewise.
-    pub(super) fn encode_page(&self, index: u64, lane: &mut Lane) -> Result<Content, IoError> {
+    pub(super) fn encode_page(&self, index: u64, lane: &mut Lane) -> Result<Stored, IoError> {
         let Lane { workspace, page, object, sampler, .. } = lane;
         let work = Work::Compress { limit: MAX_OBJECT };
         let compressed = self
@@ -74,14 +91,26 @@ impl Device {
         }
     }
 
-    pub(super) fn store_compressed(&self, index: u64, bytes: &[u8]) -> Result<Content, IoError> {
+    pub(super) fn store_compressed(&self, index: u64, bytes: &[u8]) -> Result<Stored, IoError> {
         let place = self.store(index, bytes)?;
-        Ok(Content::Object(PRIMARY, Object { place, length: bytes.len() }))
+        let content = Content::Object(PRIMARY, Object { place, length: bytes.len() });
+        Ok(Stored { content, body: self.table.body_sum(bytes) })
     }
 
-    pub(super) fn store_raw(&self, index: u64, page: &Page) -> Result<Content, IoError> {
+    pub(super) fn store_raw(&self, index: u64, page: &Page) -> Result<Stored, IoError> {
         let place = self.store(index, page)?;
-        Ok(Content::Object(0, Object { place, length: page.len() }))
+        let content = Content::Object(0, Object { place, length: page.len() });
+        Ok(Stored { content, body: self.table.body_sum(page) })
+    }
+
+    /// Looks whether the content of a slot that an earlier process left is what that had stored.
+    pub(super) fn verify(&self, index: u64, ticket: &Ticket<'_>) -> Result<(), IoError> {
+        if !self.table.is_doubtful(index) {
+            return Ok(());
+        }
+        let object = ticket.word().content().object();
+        let bytes = object.map(|object| self.pool.read(object.place, object.length));
+        self.table.verify(ticket, bytes).map_err(|Mismatch| IoError::Damaged { index })
     }
 
     /// Reads a content into `lane.page`. If it has an object, the caller holds the slot's lock.

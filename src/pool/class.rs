@@ -292,6 +292,22 @@ impl Class {
         Ok(())
     }
 
+    /// The runs of its pages that count as committed, as offsets and lengths in bytes.
+    pub(super) fn committed(&self) -> Vec<(u64, u64)> {
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        for (number, span) in self.spans.iter().enumerate() {
+            for run in runs(0..self.shape.span_pages(), |page| span.is_committed(page)) {
+                let (offset, len) =
+                    (self.page_offset(number, run.start), run.len() as u64 * HOST_PAGE);
+                match found.last_mut() {
+                    Some((start, before)) if *start + *before == offset => *before += len,
+                    _ => found.push((offset, len)),
+                }
+            }
+        }
+        found
+    }
+
     /// Gives back all memory of the class's regions that no object lies on, committed or not: what
     /// an earlier process left behind.
     pub(super) fn punch_unused(&self, common: Common<'_>) -> std::io::Result<()> {

@@ -44,11 +44,28 @@ pub enum RebuildError {
         offset: u64,
     },
     /// Objects lie on pages that do not exist.
-    #[error("{missing} bytes of the arena that hold objects do not exist")]
+    #[error(
+        "of the {len} bytes at byte {offset} of the arena, which hold objects, some do not exist"
+    )]
     Missing {
-        /// How much, in bytes.
-        missing: u64,
+        /// Where they begin, in bytes.
+        offset: u64,
+        /// How many they are.
+        len: u64,
     },
+    /// An object belongs to another slot than the one that names it.
+    #[error(
+        "the object at byte {offset} of the arena belongs to slot {tag}, which does not name it"
+    )]
+    Owner {
+        /// Where it is, in bytes.
+        offset: u64,
+        /// The slot that its tag names.
+        tag: u32,
+    },
+    /// The file system does not say which pages exist.
+    #[error("it cannot be found out which pages of the arena exist: {0}")]
+    Look(String),
     /// The host refused to give back what no object uses.
     #[error("what no object uses cannot be given back to the host: {0}")]
     Trim(String),

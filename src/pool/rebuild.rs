@@ -6,6 +6,7 @@ use super::RebuildError;
 use super::class::CLASS;
 use super::layout::REGION_BYTES;
 use super::objects::Pool;
+use crate::crash;
 use crate::store::{Arena, Place};
 use crate::sync;
 use crate::units::PAGE_SIZE;
@@ -28,7 +29,7 @@ impl Pool {
     /// `visit` is called twice, and has to name the same objects both times.
     ///
     /// # Errors
-    /// The objects contradict each other, or the arena.
+    /// The objects contradict each other, or the arena, which is as it was then.
     pub fn rebuild(
         arena: Arena,
         pages: u64,
@@ -36,26 +37,42 @@ impl Pool {
         visit: impl Fn(&mut dyn FnMut(Named)),
     ) -> Result<Self, RebuildError> {
         let pool = Self::new(arena, pages, limit);
-        let mut adopted = Ok(());
+        let mut found = Ok(());
         visit(&mut |object| {
-            if adopted.is_ok() {
-                adopted = pool.adopt(object);
+            if found.is_ok() {
+                found = pool.adopt(object);
             }
         });
-        adopted?;
-        pool.punch_unused().map_err(|error| RebuildError::Trim(error.to_string()))?;
-        let (committed, exists) = (pool.budget.committed(), pool.arena.allocated_bytes());
-        if exists < committed {
-            return Err(RebuildError::Missing { missing: committed - exists });
-        }
+        found?;
+        pool.check_pages()?;
         // Only now: looking at a page that does not exist would make it exist.
+        let mut found = Ok(());
         visit(&mut |object| {
-            let tag = pool.arena.tag(object.place);
-            if tag.load(Ordering::Relaxed) != object.owner {
-                tag.store(object.owner, Ordering::Relaxed);
+            let tag = pool.arena.tag(object.place).load(Ordering::Relaxed);
+            if tag != object.owner && found.is_ok() {
+                found = Err(RebuildError::Owner { offset: object.place.offset(), tag });
             }
         });
+        found?;
+        crash::point("open.checked");
+        pool.punch_unused().map_err(|error| RebuildError::Trim(error.to_string()))?;
+        crash::point("open.trimmed");
         Ok(pool)
+    }
+
+    /// Sees that all pages exist that objects lie on.
+    fn check_pages(&self) -> Result<(), RebuildError> {
+        for class in &self.classes {
+            let class = sync::lock_as(&CLASS, class);
+            for (offset, len) in class.committed() {
+                match self.arena.exists(offset, len) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(RebuildError::Missing { offset, len }),
+                    Err(error) => return Err(RebuildError::Look(error.to_string())),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn adopt(&self, object: Named) -> Result<(), RebuildError> {

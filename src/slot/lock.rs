@@ -213,6 +213,12 @@ impl Ticket<'_> {
         self.data
     }
 
+    /// Number of the slot.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn index(&self) -> u64 {
+        self.slot.index
+    }
+
     /// Says that the ticket is given to somebody else, who may be anywhere. Only the lock checker
     /// hears it: whoever took the lock no longer counts as its holder.
     pub fn detach(self) -> Self {

@@ -9,6 +9,8 @@ mod parking;
 #[cfg(all(test, shuttle))]
 mod shuttle_tests;
 #[cfg(not(any(loom, shuttle)))]
+mod sums;
+#[cfg(not(any(loom, shuttle)))]
 mod table;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
@@ -16,5 +18,5 @@ mod word;
 
 pub use self::lock::{Ticket, Waiter};
 #[cfg(not(any(loom, shuttle)))]
-pub use table::{SlotTable, TableUsage};
+pub use table::{Mismatch, SlotTable, TableUsage};
 pub use word::{Content, Object, Word};

@@ -1,12 +1,17 @@
 //! The slot table: one word for each page of the disk, in a mapping that is sparse.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
+use super::sums::{self, Doubts, Intents};
 use super::word::{Content, Word};
-use crate::store::{StoreError, Words};
+use crate::store::{State, StoreError, Words};
 use crate::sync::Ordering;
+
+/// Slots of one page of the table.
+const WORDS: u64 = 512;
 
 /// One slot for each page of a disk.
 ///
@@ -15,7 +20,19 @@ use crate::sync::Ordering;
 pub struct SlotTable {
     words: Words,
     lot: ParkingLot,
+    kept: Option<Kept>,
 }
+
+/// What a table has beside, if it outlives the process.
+struct Kept {
+    state: Arc<State>,
+    intents: Intents,
+    doubts: Doubts,
+}
+
+/// A slot whose sum does not match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mismatch;
 
 /// What a table takes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +46,138 @@ pub struct TableUsage {
 impl SlotTable {
     /// The table over `words`, all of it empty unless the mapping says otherwise.
     pub fn new(words: Words) -> Self {
-        Self { words, lot: ParkingLot::new() }
+        Self { words, lot: ParkingLot::new(), kept: None }
+    }
+
+    /// The table of a state, of `len` slots. If there is anything in it, [`Self::take_over`] has to
+    /// be called before it is used.
+    ///
+    /// # Errors
+    /// The mapping cannot be made, or is not whole.
+    pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StoreError> {
+        let words = Words::of(state, len)?;
+        let (state, intents, doubts) = (Arc::clone(state), Intents::new(), Doubts::default());
+        Ok(Self { words, lot: ParkingLot::new(), kept: Some(Kept { state, intents, doubts }) })
+    }
+
+    /// The first slot whose word cannot be, on a disk with `codecs` codecs.
+    pub fn first_impossible(&self, codecs: usize) -> Option<u64> {
+        let mut found = None;
+        self.for_each_word(|index, word| {
+            if found.is_none() && !word.is_possible(codecs) {
+                found = Some(index);
+            }
+        });
+        found
+    }
+
+    /// Takes the table over from a process that is gone: ends what it was at, clears its locks, and
+    /// doubts what it left. `bytes` are those of an object that a slot names.
+    pub fn take_over<'a>(&mut self, bytes: impl Fn(Word) -> Option<&'a [u8]>) {
+        let Some(kept) = &self.kept else { return };
+        for intent in sums::left(&kept.state) {
+            // An intent that makes no sense is nobody's, and leaves its slot to be doubted.
+            if intent.index >= self.len() {
+                continue;
+            }
+            let (Some(word), Some(sum)) =
+                (self.words.get(intent.index), self.words.sum(intent.index))
+            else {
+                continue;
+            };
+            let word = Word(word.load(Ordering::Acquire));
+            let body = bytes(word).map_or(0, sums::of_bytes);
+            let found = sums::of_word(intent.index, word) ^ body;
+            if intent.sums.contains(&found) {
+                sum.store(found, Ordering::Release);
+            }
+        }
+        sums::clear(&kept.state);
+        self.for_each_word(|index, _| {
+            if let Some(word) = self.words.get(index) {
+                let left = Word(word.load(Ordering::Relaxed));
+                // Most have none, and a page that is not written to stays clean.
+                if left != left.data() {
+                    word.store(left.data().0, Ordering::Release);
+                }
+            }
+        });
+        crate::crash::point("open.unlocked");
+        let doubtful = |index: u64| {
+            let has = |index| {
+                let word = self.words.get(index).map_or(0, |word| word.load(Ordering::Relaxed));
+                let sum = self.words.sum(index);
+                word != 0 || sum.is_some_and(|sum| sum.load(Ordering::Relaxed) != 0)
+            };
+            index < self.len() && has(index)
+        };
+        let mut next = 0;
+        let groups = std::iter::from_fn(|| {
+            let index = self.words.next_existing(next);
+            next = (index / WORDS + 1) * WORDS;
+            (index < self.len()).then_some(index / WORDS)
+        });
+        let doubts = Doubts::new(groups, doubtful);
+        if let Some(kept) = &mut self.kept {
+            kept.doubts = doubts;
+        }
+    }
+
+    /// Publishes what a slot holds from now on, and releases it. `body` is what
+    /// [`Self::body_sum`] says of the object that `word` names, 0 if it names none.
+    pub fn publish(&self, ticket: Ticket<'_>, word: Word, body: u32) {
+        self.change(ticket, word, |index, _| sums::of_word(index, word) ^ body);
+    }
+
+    /// Publishes that a slot's object is at another place, and releases the slot.
+    pub fn publish_moved(&self, ticket: Ticket<'_>, word: Word) {
+        let old = ticket.word();
+        self.change(ticket, word, |index, sum| {
+            sum ^ sums::of_word(index, old) ^ sums::of_word(index, word)
+        });
+    }
+
+    fn change(&self, ticket: Ticket<'_>, word: Word, sum: impl FnOnce(u64, u32) -> u32) {
+        let index = ticket.index();
+        match (&self.kept, self.words.sum(index)) {
+            (Some(kept), Some(place)) => {
+                let new = sum(index, place.load(Ordering::Relaxed));
+                kept.intents.change(&kept.state, index, place, new, || ticket.release(word));
+            }
+            _ => ticket.release(word),
+        }
+    }
+
+    /// What an object adds to its slot's sum; 0 where there are no sums.
+    pub fn body_sum(&self, bytes: &[u8]) -> u32 {
+        if self.kept.is_some() { sums::of_bytes(bytes) } else { 0 }
+    }
+
+    /// Whether the slot was left by an earlier process and not looked at since.
+    pub fn is_doubtful(&self, index: u64) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.doubts.has(index))
+    }
+
+    /// The slot has another content now, or was found good; its lock was ours meanwhile.
+    pub fn settle(&self, index: u64) {
+        if let Some(kept) = &self.kept {
+            kept.doubts.settle(index);
+        }
+    }
+
+    /// Looks at a doubtful slot whose lock the caller holds, and whose object has these bytes.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn verify(&self, ticket: &Ticket<'_>, bytes: Option<&[u8]>) -> Result<(), Mismatch> {
+        let index = ticket.index();
+        let Some(sum) = self.words.sum(index) else { return Ok(()) };
+        let found = sums::of_word(index, ticket.word()) ^ bytes.map_or(0, sums::of_bytes);
+        if found != sum.load(Ordering::Relaxed) {
+            return Err(Mismatch);
+        }
+        self.settle(index);
+        Ok(())
     }
 
     /// Number of slots, which is pages of the disk.
@@ -84,11 +232,9 @@ impl SlotTable {
         self.words.get(index).is_some()
     }
 
-    /// The table with nothing known of it but what its mapping says; see [`Words::reopened`].
-    ///
-    /// # Errors
-    /// The mapping cannot be asked.
-    pub fn reopened(self) -> std::io::Result<Self> {
+    /// The table with nothing known of it but what its mapping says.
+    #[cfg(test)]
+    pub(crate) fn reopened(self) -> Result<Self, StoreError> {
         Ok(Self::new(self.words.reopened()?))
     }
 
@@ -100,19 +246,25 @@ impl SlotTable {
 
     /// What the table takes.
     pub fn usage(&self) -> TableUsage {
-        TableUsage { words: self.words.resident_bytes(), index: self.words.index_bytes() }
+        let doubts = self.kept.as_ref().map_or(0, |kept| kept.doubts.heap_bytes());
+        TableUsage { words: self.words.resident_bytes(), index: self.words.index_bytes() + doubts }
     }
 
     /// Calls `visit` with every slot that is not empty, in order, without locking. Exact when
-    /// nobody writes; for tests and reports.
+    /// nobody writes; for tests, reports, and a table that is taken over.
     pub fn for_each(&self, mut visit: impl FnMut(u64, Word)) {
+        self.for_each_word(|index, word| {
+            if word.content() != Content::Empty {
+                visit(index, word);
+            }
+        });
+    }
+
+    fn for_each_word(&self, mut visit: impl FnMut(u64, Word)) {
         let mut index = self.next_existing(0);
         while index < self.len() {
             if let Some(word) = self.words.get(index) {
-                let word = Word(word.load(Ordering::Acquire));
-                if word.content() != Content::Empty {
-                    visit(index, word);
-                }
+                visit(index, Word(word.load(Ordering::Acquire)));
             }
             index = self.next_existing(index + 1);
         }

@@ -23,6 +23,8 @@ use crate::units::PAGE_SIZE;
 
 pub(super) const LOCKED: u64 = 1 << 0;
 pub(super) const WAITERS: u64 = 1 << 1;
+/// Idle, post-processing, incompressible: what upkeep says of a page, which is not its content.
+const FLAGS: u64 = 0b111 << 4;
 const STATE_SHIFT: u32 = 2;
 const STATE_MASK: u64 = 0b11;
 const STATE_SAME: u64 = 1;
@@ -111,8 +113,8 @@ impl Word {
 
     /// What the slot holds.
     ///
-    /// A word that no version of this crate writes (the reserved state) reads as empty here and
-    /// is refused where a table of unknown origin is opened.
+    /// A word that no version of this crate writes reads as something here; where a table of
+    /// unknown origin is opened it is refused ([`Word::is_possible`]).
     pub fn content(self) -> Content {
         let length = (self.0 >> LENGTH_SHIFT & LENGTH_MASK) as usize;
         let place = self.0 >> PLACE_SHIFT;
@@ -126,6 +128,25 @@ impl Word {
             }
             _ => Content::Empty,
         }
+    }
+
+    /// Whether a slot of a disk with `codecs` codecs can have this word, lock bits or none.
+    pub fn is_possible(self, codecs: usize) -> bool {
+        // What says all of the content, and the flags, leads to the same word again.
+        let flags = self.0 & FLAGS;
+        let index = (self.0 >> CODEC_SHIFT & CODEC_MASK) as usize;
+        let content = self.content();
+        let known = match content {
+            Content::Empty => flags == 0,
+            Content::Same(_) | Content::SameWide(_) => index == 0,
+            Content::Object(_, object) => index < codecs && (index == 0 || !object.is_huge()),
+        };
+        known && Word::new(content).0 | flags == self.data().0
+    }
+
+    /// What the content is, without flags and lock bits, as a number.
+    pub(super) fn essence(self) -> u64 {
+        self.data().0 & !FLAGS
     }
 
     /// The same word, flags and all, with its object at another place. The word has an object.
@@ -186,6 +207,17 @@ mod tests {
             prop_assert_eq!(word.content(), content);
             prop_assert!(!word.is_locked());
             prop_assert_eq!(word.data(), word);
+        }
+
+        #[test]
+        fn what_can_be_made_is_possible_and_nothing_else_is(bits: u64, content in any_content()) {
+            let word = Word(Word::new(content).0 | LOCKED | WAITERS);
+            prop_assert!(word.is_possible(16));
+            // A word is possible if it is one that can be made.
+            let word = Word(bits);
+            let same = Word(Word::new(word.content()).0 | bits & FLAGS) == word.data();
+            let empty = word.content() == Content::Empty;
+            prop_assert_eq!(word.is_possible(16), same && !(empty && bits & FLAGS != 0));
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::mapping::Mapping;
-use super::{HOST_PAGE, MemoryKind, Place, StoreError};
+use super::{HOST_PAGE, MemoryKind, Place, State, StoreError};
 use crate::sync::{AtomicU32, Ordering};
 
 /// A sparse range of shared memory for objects.
@@ -13,6 +13,8 @@ use crate::sync::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
+    /// Bytes of the file beside the arena.
+    beside: u64,
 }
 
 impl Arena {
@@ -21,7 +23,29 @@ impl Arena {
     /// # Errors
     /// The host refuses the mapping.
     pub fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
-        Ok(Self { mapping: Mapping::new("arena", len.min(Place::LIMIT_BYTES), kind)? })
+        let mapping = Mapping::new("arena", len.min(Place::LIMIT_BYTES), kind)?;
+        Ok(Self { mapping, beside: 0 })
+    }
+
+    /// The arena of a state.
+    ///
+    /// # Errors
+    /// The host refuses the mapping.
+    pub fn of(state: &State) -> Result<Self, StoreError> {
+        let (file, len) = (state.arena(), state.format().arena_bytes);
+        let mapping = Mapping::over(file, "arena", 0, len, state.is_locked())?;
+        if state.is_new() {
+            mapping.try_out()?;
+        }
+        Ok(Self { mapping, beside: HOST_PAGE })
+    }
+
+    /// Whether all pages of a range exist, so that looking at them allocates nothing.
+    ///
+    /// # Errors
+    /// The file system does not tell.
+    pub fn exists(&self, offset: u64, len: u64) -> io::Result<bool> {
+        Ok(self.mapping.next_hole(offset)? >= offset + len)
     }
 
     /// Address space in bytes.
@@ -36,7 +60,7 @@ impl Arena {
 
     /// Bytes that exist, by the file's allocated blocks.
     pub fn allocated_bytes(&self) -> u64 {
-        self.mapping.allocated_bytes()
+        self.mapping.file_bytes().saturating_sub(self.beside)
     }
 
     /// Makes the host pages of a range exist, so that writing to it cannot fail.

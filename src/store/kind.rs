@@ -24,7 +24,7 @@ impl MemoryKind {
         Self { dir, locked }
     }
 
-    pub(super) fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         self.locked
     }
 

@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
@@ -15,10 +16,12 @@ use nix::unistd::{Whence, lseek64};
 use super::{HOST_PAGE, MemoryKind, StoreError};
 use crate::sync::{AtomicU32, AtomicU64};
 
-/// A file mapped whole, shared and writable, whose pages exist only once populated or written.
+/// A part of a file, mapped shared and writable, whose pages exist only once populated or written.
 #[derive(Debug)]
 pub(super) struct Mapping {
-    file: File,
+    file: Arc<File>,
+    /// Where the part begins in the file, in bytes; a multiple of [`HOST_PAGE`].
+    start: u64,
     base: NonNull<u8>,
     /// Bytes; a multiple of [`HOST_PAGE`], not 0.
     len: usize,
@@ -31,37 +34,56 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// A new mapping of `len` bytes, rounded up to a host page, all holes.
+    /// A mapping of `len` bytes, rounded up to a host page, of a new file of its own: all holes.
     pub(super) fn new(what: &'static str, len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
         let len = len.max(1).next_multiple_of(HOST_PAGE);
+        let fail = |source: io::Error| StoreError::Map { what, bytes: len, source };
+        let file = kind.file(what).map_err(fail)?;
+        file.set_len(len).map_err(fail)?;
+        let mapping = Self::over(&Arc::new(file), what, 0, len, kind.is_locked())?;
+        mapping.try_out()?;
+        Ok(mapping)
+    }
+
+    /// A mapping of `len` bytes of `file` from `start` on; both are multiples of a host page, and
+    /// the file is that long. If `locked`, its pages never leave memory once they exist.
+    pub(super) fn over(
+        file: &Arc<File>,
+        what: &'static str,
+        start: u64,
+        len: u64,
+        locked: bool,
+    ) -> Result<Self, StoreError> {
         let fail = |source: io::Error| StoreError::Map { what, bytes: len, source };
         let size = usize::try_from(len)
             .ok()
             .and_then(NonZeroUsize::new)
             .ok_or_else(|| fail(io::ErrorKind::OutOfMemory.into()))?;
-        let file = kind.file(what).map_err(fail)?;
-        file.set_len(len).map_err(fail)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice, over no other memory.
-        let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), 0) }
+        let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), start.cast_signed()) }
             .map_err(|errno| fail(errno.into()))?;
-        let mapping = Self { file, base: base.cast(), len: size.get() };
+        let mapping = Self { file: Arc::clone(file), start, base: base.cast(), len: size.get() };
         // A huge page would make 2 MiB exist where 4 KiB were asked for, uncounted by any limit. A
         // kernel without huge pages does not know the advice, and needs none.
         // SAFETY: advice about our own mapping, which changes no byte.
         let _ = unsafe { madvise(base.cast(), size.get(), MmapAdvise::MADV_NOHUGEPAGE) };
-        if kind.is_locked() {
+        if locked {
             // SAFETY: locking pages of our own mapping, as they come to exist, changes no byte.
             let locked = unsafe { libc::mlock2(base.as_ptr(), size.get(), libc::MLOCK_ONFAULT) };
             if locked != 0 {
                 return Err(StoreError::Lock { what, source: io::Error::last_os_error() });
             }
         }
-        // A kernel before 5.14 cannot populate; it is better told now than at every write.
-        mapping.populate(0, HOST_PAGE)?;
-        mapping.punch(0, HOST_PAGE).map_err(fail)?;
         Ok(mapping)
+    }
+
+    /// Populates a page of a mapping in which nothing is yet, and gives it back: a kernel before
+    /// 5.14 cannot, and it is better told now than at every write.
+    pub(super) fn try_out(&self) -> Result<(), StoreError> {
+        self.populate(0, HOST_PAGE)?;
+        self.punch(0, HOST_PAGE).map_err(|source| StoreError::Populate { bytes: HOST_PAGE, source })
     }
 
     /// Size in bytes.
@@ -69,8 +91,8 @@ impl Mapping {
         self.len as u64
     }
 
-    /// Bytes that exist, by the count of the file system.
-    pub(super) fn allocated_bytes(&self) -> u64 {
+    /// Bytes of the whole file that exist, by the count of the file system.
+    pub(super) fn file_bytes(&self) -> u64 {
         self.file.metadata().map_or(0, |meta| meta.blocks() * 512)
     }
 
@@ -94,13 +116,27 @@ impl Mapping {
     pub(super) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let _ = self.range(offset, len);
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.file, mode, offset.cast_signed(), len.cast_signed()).map_err(Into::into)
+        let offset = (self.start + offset).cast_signed();
+        fallocate(&*self.file, mode, offset, len.cast_signed()).map_err(Into::into)
     }
 
     /// Offset of the first page at or after `offset` that exists, or `len()`.
     pub(super) fn next_existing(&self, offset: u64) -> io::Result<u64> {
-        match lseek64(&self.file, offset.cast_signed(), Whence::SeekData) {
-            Ok(found) => Ok(found.cast_unsigned() / HOST_PAGE * HOST_PAGE),
+        self.seek(offset, Whence::SeekData)
+    }
+
+    /// Offset of the first page at or after `offset` that does not exist, or `len()`.
+    pub(super) fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        self.seek(offset, Whence::SeekHole)
+    }
+
+    fn seek(&self, offset: u64, whence: Whence) -> io::Result<u64> {
+        match lseek64(&*self.file, (self.start + offset).cast_signed(), whence) {
+            Ok(found) => {
+                let found = found.cast_unsigned() / HOST_PAGE * HOST_PAGE;
+                // What comes after this part in the file is not ours.
+                Ok((found - self.start).min(self.len()))
+            }
             Err(nix::Error::ENXIO) => Ok(self.len()),
             Err(errno) => Err(errno.into()),
         }

@@ -1,22 +1,34 @@
 //! The mapping of a slot table: 8-byte words of which only the touched parts exist.
 
 use super::mapping::Mapping;
-use super::{HOST_PAGE, MemoryKind, StoreError};
-use crate::sync::{AtomicU64, Ordering};
+use super::{HOST_PAGE, MemoryKind, State, StoreError};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Words of one host page.
 const WORDS_PER_PAGE: u64 = HOST_PAGE / 8;
 
-/// An array of 8-byte words, zero until written, in a sparse shared mapping.
+/// Host pages of words for each host page of check sums.
+const PAGES_PER_SUMS: u64 = 2;
+
+/// An array of 8-byte words, zero until written, in a sparse shared mapping; those of a state with
+/// a check sum of 4 bytes beside each.
 ///
 /// Reading a hole of a shared mapping allocates a page, so a bit for each host page says whether
 /// it exists, and is asked first.
 #[derive(Debug)]
 pub struct Words {
     mapping: Mapping,
+    /// One for each word. Where a word exists its sum does.
+    sums: Option<Mapping>,
     len: u64,
-    /// One bit for each host page of the mapping; set after the page was populated.
+    /// One bit for each host page of the words; set after the page was populated.
     existing: Box<[AtomicU64]>,
+}
+
+/// Bytes of the two parts of a state's table file: of `len` words, and of their sums after them.
+pub(super) fn parts(len: u64) -> Option<[u64; 2]> {
+    let page = |bytes: u64| bytes.max(1).checked_next_multiple_of(HOST_PAGE);
+    Some([page(len.checked_mul(8)?)?, page(len.checked_mul(4)?)?])
 }
 
 impl Words {
@@ -25,34 +37,58 @@ impl Words {
     /// # Errors
     /// The host refuses the mapping.
     pub fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
-        let bytes = len.checked_mul(8).ok_or_else(|| StoreError::Map {
-            what: "table",
-            bytes: u64::MAX,
-            source: std::io::ErrorKind::OutOfMemory.into(),
-        })?;
-        Ok(Self::over(Mapping::new("table", bytes, kind)?, len))
+        let [bytes, _] = parts(len).ok_or_else(too_many)?;
+        Ok(Self::over(Mapping::new("table", bytes, kind)?, None, len))
     }
 
-    fn over(mapping: Mapping, len: u64) -> Self {
-        let pages = mapping.len() / HOST_PAGE;
-        let existing = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { mapping, len, existing }
-    }
-
-    /// The same words with nothing known of them but what the file says: which parts exist is found
-    /// by one pass over it that skips holes.
+    /// The words of a state, and which of them exist.
     ///
     /// # Errors
-    /// The file system does not tell.
-    pub fn reopened(self) -> std::io::Result<Self> {
-        let this = Self::over(self.mapping, self.len);
-        let mut offset = this.mapping.next_existing(0)?;
-        while offset < this.mapping.len() {
-            let page = offset / HOST_PAGE;
-            this.existing[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
-            offset = this.mapping.next_existing(offset + HOST_PAGE)?;
+    /// The host refuses the mappings, or words exist without their sums.
+    pub fn of(state: &State, len: u64) -> Result<Self, StoreError> {
+        let [words, sums] = parts(len).ok_or_else(too_many)?;
+        let map =
+            |start, bytes| Mapping::over(state.table(), "table", start, bytes, state.is_locked());
+        let this = Self::over(map(0, words)?, Some(map(words, sums)?), len);
+        if state.is_new() {
+            this.mapping.try_out()?;
         }
-        Ok(this)
+        this.look()
+    }
+
+    fn over(mapping: Mapping, sums: Option<Mapping>, len: u64) -> Self {
+        let pages = mapping.len() / HOST_PAGE;
+        let existing = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self { mapping, sums, len, existing }
+    }
+
+    /// The same words with nothing known of them but what the file says.
+    #[cfg(test)]
+    pub(crate) fn reopened(self) -> Result<Self, StoreError> {
+        Self::over(self.mapping, self.sums, self.len).look()
+    }
+
+    /// Finds out which parts exist, by one pass over the file that skips holes.
+    fn look(self) -> Result<Self, StoreError> {
+        let fail = |source| StoreError::Look { what: "table", source };
+        let mut sums_until = 0;
+        let mut offset = self.mapping.next_existing(0).map_err(fail)?;
+        while offset < self.mapping.len() {
+            let page = offset / HOST_PAGE;
+            self.existing[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
+            if let Some(sums) = &self.sums {
+                // They are made first, so a word without one is no word of ours.
+                let at = page / PAGES_PER_SUMS * HOST_PAGE;
+                if at >= sums_until {
+                    if sums.next_existing(at).map_err(fail)? != at {
+                        return Err(StoreError::NoSums { index: page * WORDS_PER_PAGE });
+                    }
+                    sums_until = sums.next_hole(at).map_err(fail)?;
+                }
+            }
+            offset = self.mapping.next_existing(offset + HOST_PAGE).map_err(fail)?;
+        }
+        Ok(self)
     }
 
     /// Number of words.
@@ -73,10 +109,16 @@ impl Words {
         (bits >> (page % 64) & 1 == 1).then(|| self.mapping.word(index))
     }
 
+    /// The sum of the word of this index, if the word exists and there are sums.
+    pub fn sum(&self, index: u64) -> Option<&AtomicU32> {
+        let sums = self.sums.as_ref()?;
+        self.get(index).map(|_| sums.half_word(index * 4))
+    }
+
     /// Makes the part exist in which `index` lies, and some of what follows if much of what comes
     /// before exists: a table that is filled in order is populated in batches.
     ///
-    /// Returns the bytes that came to exist.
+    /// Returns the bytes that came to exist; sums may be counted twice.
     ///
     /// # Errors
     /// The host has no memory for it.
@@ -97,10 +139,19 @@ impl Words {
 
     /// Makes some pages of one group exist.
     fn populate(&self, page: u64, count: u64) -> Result<u64, StoreError> {
+        let mut bytes = count * HOST_PAGE;
+        if let Some(sums) = &self.sums {
+            let first = page / PAGES_PER_SUMS;
+            let after = (page + count).div_ceil(PAGES_PER_SUMS);
+            let len = (after - first) * HOST_PAGE;
+            // Before the words, so that no word is without one. What is there stays as it is.
+            sums.populate(first * HOST_PAGE, len)?;
+            bytes += len;
+        }
         self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)?;
         let bits = (u64::MAX >> (64 - count)) << (page % 64);
         self.existing[(page / 64) as usize].fetch_or(bits, Ordering::Release);
-        Ok(count * HOST_PAGE)
+        Ok(bytes)
     }
 
     /// The first index at or after `index` that lies in a part that exists, or `len()`.
@@ -120,13 +171,18 @@ impl Words {
         index.max(page * WORDS_PER_PAGE).min(self.len)
     }
 
-    /// Bytes of the words that exist.
+    /// Bytes of the words, and of their sums, that exist.
     pub fn resident_bytes(&self) -> u64 {
-        self.mapping.allocated_bytes()
+        self.mapping.file_bytes()
     }
 
     /// Bytes of the bits that say what exists.
     pub fn index_bytes(&self) -> u64 {
         size_of_val(&*self.existing) as u64
     }
+}
+
+fn too_many() -> StoreError {
+    let source = std::io::ErrorKind::OutOfMemory.into();
+    StoreError::Map { what: "table", bytes: u64::MAX, source }
 }

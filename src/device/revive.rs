@@ -1,0 +1,93 @@
+//! Disks that outlive their process: made, and taken over from a process that is gone.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Device, DeviceConfig, DeviceError};
+use crate::crash;
+use crate::pool::{Named, Pool};
+use crate::slot::{Content, SlotTable};
+use crate::store::{Arena, CodecEntry, Format, State};
+use crate::units::PAGE_SIZE;
+
+impl DeviceConfig {
+    /// What a state of such a disk has in its superblock.
+    ///
+    /// # Errors
+    /// The size is impossible.
+    pub fn format(&self) -> Result<Format, DeviceError> {
+        let size = self.disk_size()?;
+        let codec = CodecEntry { name: self.codec.to_string(), dictionary: Vec::new() };
+        Ok(Format {
+            size,
+            pool_pages: size / PAGE_SIZE as u64,
+            arena_bytes: Pool::address_space_for(size),
+            codecs: vec![codec],
+        })
+    }
+
+    /// The state in a directory; see [`State::in_directory`].
+    ///
+    /// # Errors
+    /// It is not there, not whole, or not of this disk.
+    pub fn state_in(&self, dir: &Path, create: bool) -> Result<State, DeviceError> {
+        Ok(State::in_directory(dir, create, &self.format()?, self.memory.is_locked())?)
+    }
+}
+
+impl Device {
+    /// The disk in a state, which was made or opened for the same configuration.
+    ///
+    /// What an earlier process left behind is looked through once, skipping holes: its locks are
+    /// cleared, and what the pool and the counters know is found again. A state that contradicts
+    /// itself is refused, and is as it was then.
+    ///
+    /// # Errors
+    /// The state is damaged, or the host refuses the mappings.
+    pub fn with_state(config: &DeviceConfig, state: State) -> Result<Self, DeviceError> {
+        let state = Arc::new(state);
+        let format = state.format();
+        let (pages, limit) = (format.size / PAGE_SIZE as u64, config.limit());
+        let mut table = SlotTable::of(&state, pages)?;
+        let arena = Arena::of(&state)?;
+        if state.is_new() {
+            let pool = Pool::new(arena, format.pool_pages, limit);
+            return Self::over(config, table, pool, Some(state));
+        }
+        if let Some(index) = table.first_impossible(format.codecs.len()) {
+            return Err(DeviceError::Slot { index });
+        }
+        let pool = Pool::rebuild(arena, format.pool_pages, limit, |visit| {
+            table.for_each(|index, word| {
+                if let Some(object) = word.content().object() {
+                    // Slots are numbered in 32 bits: a disk has less than 16 TiB.
+                    let owner = index as u32;
+                    visit(Named { owner, place: object.place, length: object.length });
+                }
+            });
+        })?;
+        table.take_over(|word| {
+            let object = word.content().object();
+            object.map(|object| pool.read(object.place, object.length))
+        });
+        let device = Self::over(config, table, pool, Some(state))?;
+        let figures = device.figures();
+        device.table.for_each(|_, word| figures.replace(Content::Empty, word.content()));
+        crash::point("open.counted");
+        Ok(device)
+    }
+
+    /// The disk is as it was to be made: from now on a new process opens it. Until then one that is
+    /// told to make it begins anew.
+    pub fn set_complete(&self) {
+        if let Some(state) = &self.state {
+            crash::point("create.filled");
+            state.set_complete();
+        }
+    }
+
+    /// What the disk is kept in, if it outlives the process.
+    pub fn state(&self) -> Option<&State> {
+        self.state.as_deref()
+    }
+}

@@ -1,0 +1,200 @@
+//! Check sums of slots: how a page that was damaged while no process had it is told from a good one.
+//!
+//! Beside the word of each slot of a state lies a sum of 32 bits:
+//!
+//! ```text
+//! sum(slot) = CRC-32(index, word without lock bits and flags) ^ CRC-32(bytes of its object)
+//! ```
+//!
+//! and 0 for an empty slot. Either part can change without the other being known, so an object can be
+//! moved without its bytes being summed again: what was damaged stays damaged.
+//!
+//! Word and sum cannot change in one step. So whoever changes them first leaves an *intent*, the
+//! slot's number with its old and its new sum, changes the sum, then the word, and takes the intent
+//! back. After a death in between, the slot has either the old content or the new one, and the intent
+//! says which sums they have; a sum that is neither is damage.
+//!
+//! A sum is looked at when its page is first read after the state was opened ([`Doubts`]). From then
+//! on the memory is this process's own, and is trusted like all of its memory.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::word::{Content, Word};
+use crate::crash;
+use crate::stats;
+use crate::store::{INTENTS, State};
+use crate::sync::{self, AtomicU32};
+
+/// The part of a sum that the word makes.
+pub(super) fn of_word(index: u64, word: Word) -> u32 {
+    if word.content() == Content::Empty {
+        return 0;
+    }
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&index.to_le_bytes());
+    bytes[8..].copy_from_slice(&word.essence().to_le_bytes());
+    crc32fast::hash(&bytes)
+}
+
+/// The part of a sum that the object makes; 0 if there is none.
+pub(super) fn of_bytes(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
+/// An intent that an earlier process left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Intent {
+    pub(super) index: u64,
+    pub(super) sums: [u32; 2],
+}
+
+/// The intents of a state: each belongs to some threads, who take turns.
+#[derive(Debug)]
+pub(super) struct Intents {
+    turns: Box<[Mutex<()>]>,
+}
+
+impl Intents {
+    pub(super) fn new() -> Self {
+        Self { turns: (0..INTENTS).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Changes a slot's sum from `old` to `new`, and then its word by `publish`.
+    pub(super) fn change(
+        &self,
+        state: &State,
+        index: u64,
+        sum: &AtomicU32,
+        new: u32,
+        publish: impl FnOnce(),
+    ) {
+        let number = stats::thread_number() % self.turns.len();
+        // Nobody sleeps while he has it.
+        let _turn = sync::lock(&self.turns[number]);
+        let [what, sums] = state.intent(number);
+        let old = sum.load(Ordering::Relaxed);
+        sums.store(u64::from(old) | u64::from(new) << 32, Ordering::Relaxed);
+        what.store(index + 1, Ordering::Release);
+        crash::point("sum.intended");
+        sum.store(new, Ordering::Release);
+        crash::point("sum.stored");
+        publish();
+        crash::point("sum.published");
+        what.store(0, Ordering::Release);
+    }
+}
+
+/// The intents that an earlier process left.
+pub(super) fn left(state: &State) -> Vec<Intent> {
+    let intents = (0..INTENTS).filter_map(|number| {
+        let [what, sums] = state.intent(number).map(|word| word.load(Ordering::Acquire));
+        let index = what.checked_sub(1)?;
+        Some(Intent { index, sums: [sums as u32, (sums >> 32) as u32] })
+    });
+    intents.collect()
+}
+
+/// All that the intents said is done.
+pub(super) fn clear(state: &State) {
+    for number in 0..INTENTS {
+        let [what, _] = state.intent(number);
+        what.store(0, Ordering::Release);
+    }
+}
+
+/// Slots of one page of words.
+const GROUP: u64 = 512;
+
+/// The slots of a state whose sums were not looked at since it was opened.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    /// Number of a group of slots, in order, and a bit for each of its slots.
+    groups: Box<[(u64, [AtomicU64; (GROUP / 64) as usize])]>,
+    left: AtomicU64,
+}
+
+impl Doubts {
+    /// Doubts about the slots of these groups for which `doubtful` holds.
+    pub(super) fn new(groups: impl Iterator<Item = u64>, doubtful: impl Fn(u64) -> bool) -> Self {
+        let mut left = 0;
+        let groups = groups.map(|group| {
+            let bits = std::array::from_fn(|part| {
+                let first = group * GROUP + part as u64 * 64;
+                let bits = (0..64).filter(|bit| doubtful(first + bit));
+                AtomicU64::new(bits.fold(0, |bits, bit| bits | 1 << bit))
+            });
+            left += bits
+                .iter()
+                .map(|bits| u64::from(bits.load(Ordering::Relaxed).count_ones()))
+                .sum::<u64>();
+            (group, bits)
+        });
+        let groups = groups.collect();
+        Self { groups, left: AtomicU64::new(left) }
+    }
+
+    /// Whether the slot's sum is still to be looked at.
+    pub(super) fn has(&self, index: u64) -> bool {
+        self.left.load(Ordering::Relaxed) > 0
+            && self.bits(index).is_some_and(|(bits, bit)| bits.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// The slot is good, or has a new content. The caller holds its lock.
+    pub(super) fn settle(&self, index: u64) {
+        if self.left.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let Some((bits, bit)) = self.bits(index) else { return };
+        if bits.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+            self.left.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn heap_bytes(&self) -> u64 {
+        size_of_val(&*self.groups) as u64
+    }
+
+    fn bits(&self, index: u64) -> Option<(&AtomicU64, u64)> {
+        let at = self.groups.binary_search_by_key(&(index / GROUP), |(group, _)| *group).ok()?;
+        let within = index % GROUP;
+        Some((&self.groups[at].1[(within / 64) as usize], 1 << (within % 64)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::Object;
+    use crate::store::Place;
+
+    #[test]
+    fn a_sum_tells_index_place_length_and_bytes_apart() {
+        let object = |place, length| Object { place: Place::from_units(place), length };
+        let word = |place, length| Word::new(Content::Object(0, object(place, length)));
+        let sum = |index, word, bytes: &[u8]| of_word(index, word) ^ of_bytes(bytes);
+        let good = sum(7, word(100, 5), b"bytes");
+        assert_ne!(good, sum(8, word(100, 5), b"bytes"));
+        assert_ne!(good, sum(7, word(101, 5), b"bytes"));
+        assert_ne!(good, sum(7, word(100, 4), b"byte"));
+        assert_ne!(good, sum(7, word(100, 5), b"bytez"));
+        // Moved without a look at the bytes.
+        let moved = good ^ of_word(7, word(100, 5)) ^ of_word(7, word(300, 5));
+        assert_eq!(moved, sum(7, word(300, 5), b"bytes"));
+        assert_eq!(sum(7, Word::EMPTY, b""), 0);
+        assert_ne!(sum(7, Word::new(Content::Same(0)), b""), 0);
+    }
+
+    #[test]
+    fn doubts_are_settled_one_by_one() {
+        let doubts = Doubts::new([1, 7].into_iter(), |index| index % 3 == 0);
+        for index in 0..5000 {
+            let group = index / GROUP;
+            let expected = (group == 1 || group == 7) && index % 3 == 0;
+            assert_eq!(doubts.has(index), expected, "{index}");
+            doubts.settle(index);
+            assert!(!doubts.has(index));
+        }
+        assert_eq!(doubts.left.load(Ordering::Relaxed), 0);
+    }
+}

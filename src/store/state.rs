@@ -1,0 +1,437 @@
+//! A state: the files of a disk that outlives its process, opened by one daemon at a time.
+//!
+//! Three files, named `superblock`, `table` and `arena` in a directory on a tmpfs, or without names
+//! and handed from one process to the next as descriptors. The last page of table and arena is their
+//! *seal*, which says whose they are:
+//!
+//! ```text
+//!    0  magic "vuztable" or "vuzarena"
+//!    8  le32 version, 1
+//!   12  le32 CRC-32 of the 48 bytes, with these four as zero
+//!   16  16 bytes, as in the superblock
+//!   32  le64 bytes of the file before this page
+//!   40  8 bytes of zero
+//! ```
+//!
+//! The superblock comes first when a state is made, and says that it is being made until all of it is
+//! there; so a superblock that is missing was lost, and one that says so was never served from.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
+use super::superblock::{self, Format, Id, Superblock, VERSION, le32, le64};
+use super::words;
+use super::{HOST_PAGE, StateError};
+use crate::crash;
+use crate::sync::AtomicU64;
+use crate::units::PAGE_SIZE;
+
+/// How long a state that is in use is waited for: a daemon that was killed takes a moment to go.
+const GRACE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(5);
+
+const SUPERBLOCK: &str = "superblock";
+const TABLE: &str = "table";
+const ARENA: &str = "arena";
+const SEAL_BYTES: usize = 48;
+
+/// An open state. While it lives no other process can open it.
+#[derive(Debug)]
+pub struct State {
+    superblock: Superblock,
+    files: [Arc<File>; 3],
+    format: Format,
+    new: bool,
+    locked: bool,
+    /// On a description of the file that is ours alone: those of handed descriptors are shared with
+    /// whoever keeps them.
+    _lock: Flock<File>,
+}
+
+impl State {
+    /// Opens the state in the directory `dir`; if `create`, makes it if there is none, and the
+    /// directory too. If `locked`, its pages never leave memory once they exist.
+    ///
+    /// # Errors
+    /// See [`StateError`]: a state that is not whole, or not the one that is wanted, is refused.
+    pub fn in_directory(
+        dir: &Path,
+        create: bool,
+        wanted: &Format,
+        locked: bool,
+    ) -> Result<Self, StateError> {
+        let home = dir.display().to_string();
+        let fail = |source| StateError::Directory { path: dir.into(), source };
+        if create && !dir.exists() {
+            DirBuilder::new().mode(0o700).create(dir).map_err(fail)?;
+        }
+        let handle = match File::open(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StateError::None { home });
+            }
+            handle => handle.map_err(fail)?,
+        };
+        let kind = fstatfs(&handle).map_err(|errno| fail(errno.into()))?.filesystem_type();
+        if kind != TMPFS_MAGIC {
+            return Err(StateError::NotTmpfs(dir.into()));
+        }
+        // Until all is open: two daemons may want to make it.
+        let turn = lock(handle, &home)?;
+        let names = [SUPERBLOCK, TABLE, ARENA];
+        let exists = names.map(|name| dir.join(name).symlink_metadata().is_ok());
+        let state = match exists {
+            [false, false, false] if create => Self::make(dir, wanted, locked),
+            [false, false, false] => Err(StateError::None { home }),
+            [false, ..] => Err(StateError::Lost { home, what: SUPERBLOCK }),
+            [true, ..] => {
+                let superblock = open(&dir.join(SUPERBLOCK), SUPERBLOCK)?;
+                let taken = Taken::new(superblock, &home, locked)?;
+                if taken.superblock.is_complete() {
+                    let files = names.map(|name| open_if_there(&dir.join(name), name));
+                    let [_, table, arena] = files;
+                    taken.complete([table?, arena?], &home, wanted, locked)
+                } else if create {
+                    Self::make(dir, wanted, locked)
+                } else {
+                    Err(StateError::Unfinished { home })
+                }
+            }
+        };
+        drop(turn);
+        state
+    }
+
+    /// Opens a state from its files, in any order, as another process left them.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn from_files(
+        files: Vec<File>,
+        home: &str,
+        wanted: &Format,
+        locked: bool,
+    ) -> Result<Self, StateError> {
+        let mut found = [None, None, None];
+        for file in files {
+            let role = role_of(&file)?;
+            if found[role].replace(file).is_some() {
+                return Err(StateError::Damaged { what: "there are two files of a kind" });
+            }
+        }
+        let [superblock, table, arena] = found;
+        let lost = StateError::Lost { home: home.into(), what: SUPERBLOCK };
+        let taken = Taken::new(superblock.ok_or(lost)?, home, locked)?;
+        if !taken.superblock.is_complete() {
+            return Err(StateError::Unfinished { home: home.into() });
+        }
+        taken.complete([table, arena], home, wanted, locked)
+    }
+
+    /// A new state in files without names, which live as long as anybody has their descriptors.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn without_names(home: &str, wanted: &Format, locked: bool) -> Result<Self, StateError> {
+        let make = |what: &'static str| {
+            let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+            let file = memfd_create(format!("zram-{what}").as_str(), flags);
+            file.map(File::from).map_err(|errno| StateError::File { what, source: errno.into() })
+        };
+        let files = [make(SUPERBLOCK)?, make(TABLE)?, make(ARENA)?];
+        Self::fill(files, home, wanted, locked)
+    }
+
+    fn make(dir: &Path, wanted: &Format, locked: bool) -> Result<Self, StateError> {
+        let id = new_id()?;
+        let new = dir.join("superblock.new");
+        let superblock = make_file(&new, SUPERBLOCK)?;
+        write(&superblock, &wanted.encode(&id), 0, SUPERBLOCK)?;
+        let home = dir.display().to_string();
+        let named = fs::rename(&new, dir.join(SUPERBLOCK));
+        named.map_err(|source| StateError::File { what: SUPERBLOCK, source })?;
+        crash::point("create.superblock");
+        let table = make_file(&dir.join(TABLE), TABLE)?;
+        crash::point("create.table");
+        let arena = make_file(&dir.join(ARENA), ARENA)?;
+        crash::point("create.arena");
+        Self::fill_others([superblock, table, arena], id, &home, wanted, locked)
+    }
+
+    fn fill(
+        files: [File; 3],
+        home: &str,
+        wanted: &Format,
+        locked: bool,
+    ) -> Result<Self, StateError> {
+        let id = new_id()?;
+        write(&files[0], &wanted.encode(&id), 0, SUPERBLOCK)?;
+        let state = Self::fill_others(files, id, home, wanted, locked)?;
+        for file in &state.files {
+            // Whoever gets hold of it cannot take pages away from under us by its length.
+            let _ = fcntl(&**file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
+        }
+        Ok(state)
+    }
+
+    fn fill_others(
+        files: [File; 3],
+        id: Id,
+        home: &str,
+        wanted: &Format,
+        locked: bool,
+    ) -> Result<Self, StateError> {
+        let [superblock, table, arena] = files;
+        seal(&table, TABLE, &id, table_bytes(wanted)?)?;
+        seal(&arena, ARENA, &id, wanted.arena_bytes)?;
+        crash::point("create.sealed");
+        let taken = Taken::new(superblock, home, locked)?;
+        let mut state = taken.complete([Some(table), Some(arena)], home, wanted, locked)?;
+        state.new = true;
+        Ok(state)
+    }
+
+    /// Whether it was made just now, so that nothing is in it.
+    pub fn is_new(&self) -> bool {
+        self.new
+    }
+
+    /// What was fixed when it was made.
+    pub fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// From now on it counts as made; before, it is made anew the next time.
+    pub fn set_complete(&self) {
+        self.superblock.set_complete();
+    }
+
+    /// Whether a guest was ever served from it.
+    pub fn has_served(&self) -> bool {
+        self.superblock.has_served()
+    }
+
+    /// Says whether a guest was served from it.
+    pub fn set_served(&self, served: bool) {
+        self.superblock.set_served(served);
+    }
+
+    /// The two words of an intent, 0..[`super::INTENTS`].
+    pub fn intent(&self, number: usize) -> [&AtomicU64; 2] {
+        self.superblock.intent(number)
+    }
+
+    /// Its descriptors, to be kept for the next process.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        self.files.each_ref().map(|file| file.as_fd())
+    }
+
+    /// Bytes of superblock and seals, which are neither table nor arena.
+    pub fn bytes_beside(&self) -> u64 {
+        self.superblock.file_bytes() + HOST_PAGE
+    }
+
+    pub(super) fn table(&self) -> &Arc<File> {
+        &self.files[1]
+    }
+
+    pub(super) fn arena(&self) -> &Arc<File> {
+        &self.files[2]
+    }
+
+    pub(super) fn is_locked(&self) -> bool {
+        self.locked
+    }
+}
+
+/// A superblock whose lock is ours.
+struct Taken {
+    file: Arc<File>,
+    lock: Flock<File>,
+    superblock: Superblock,
+    format: Format,
+    id: Id,
+}
+
+impl Taken {
+    fn new(file: File, home: &str, locked: bool) -> Result<Self, StateError> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let again = OpenOptions::new().read(true).write(true).open(path);
+        let again = again.map_err(|source| StateError::File { what: SUPERBLOCK, source })?;
+        let lock = lock(again, home)?;
+        let file = Arc::new(file);
+        let (superblock, format, id) = Superblock::open(&file, locked)?;
+        Ok(Self { file, lock, superblock, format, id })
+    }
+
+    /// Opens the rest, which has to be whole.
+    fn complete(
+        self,
+        others: [Option<File>; 2],
+        home: &str,
+        wanted: &Format,
+        locked: bool,
+    ) -> Result<State, StateError> {
+        let Self { file, lock, superblock, format, id } = self;
+        if format.size != wanted.size {
+            return Err(StateError::Size { found: format.size, wanted: wanted.size });
+        }
+        if format.codecs != wanted.codecs {
+            let (found, wanted) = (names(&format), names(wanted));
+            return Err(StateError::Codecs { found, wanted });
+        }
+        if !format.arena_bytes.is_multiple_of(HOST_PAGE) || format.arena_bytes == 0 {
+            return Err(StateError::Damaged { what: "the arena's size makes no sense" });
+        }
+        let [table, arena] = others;
+        let lost = |what| StateError::Lost { home: home.into(), what };
+        let (table, arena) = (table.ok_or(lost(TABLE))?, arena.ok_or(lost(ARENA))?);
+        check_seal(&table, TABLE, &id, table_bytes(&format)?)?;
+        check_seal(&arena, ARENA, &id, format.arena_bytes)?;
+        let files = [file, Arc::new(table), Arc::new(arena)];
+        Ok(State { superblock, files, format, new: false, locked, _lock: lock })
+    }
+}
+
+fn names(format: &Format) -> String {
+    let names: Vec<&str> = format.codecs.iter().map(|codec| codec.name.as_str()).collect();
+    let trained = format.codecs.iter().any(|codec| !codec.dictionary.is_empty());
+    names.join(" and ") + if trained { " with a dictionary" } else { "" }
+}
+
+/// Bytes of the table's file before its seal.
+fn table_bytes(format: &Format) -> Result<u64, StateError> {
+    let parts = words::parts(format.size.div_ceil(PAGE_SIZE as u64));
+    let sum = parts.and_then(|[words, sums]| words.checked_add(sums));
+    sum.ok_or(StateError::Damaged { what: "the table's size makes no sense" })
+}
+
+/// Waits a moment for a lock that nobody else may have.
+fn lock(mut file: File, home: &str) -> Result<Flock<File>, StateError> {
+    let since = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, Errno::EWOULDBLOCK | Errno::EINTR)) if since.elapsed() < GRACE => {
+                file = again;
+                std::thread::sleep(LOOK);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::InUse { home: home.into() }),
+            Err((_, errno)) => {
+                return Err(StateError::File { what: SUPERBLOCK, source: errno.into() });
+            }
+        }
+    }
+}
+
+fn open(path: &Path, what: &'static str) -> Result<File, StateError> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).custom_flags(flags.bits());
+    options.open(path).map_err(|source| StateError::File { what, source })
+}
+
+fn open_if_there(path: &Path, what: &'static str) -> Result<Option<File>, StateError> {
+    match open(path, what) {
+        Err(StateError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        file => file.map(Some),
+    }
+}
+
+/// An empty file, in place of one that nothing was ever stored in.
+fn make_file(path: &Path, what: &'static str) -> Result<File, StateError> {
+    let fail = |source| StateError::File { what, source };
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600).open(path).map_err(fail)
+}
+
+fn write(file: &File, bytes: &[u8], at: u64, what: &'static str) -> Result<(), StateError> {
+    file.write_all_at(bytes, at).map_err(|source| StateError::File { what, source })
+}
+
+fn new_id() -> Result<Id, StateError> {
+    let mut id = Id::default();
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut id));
+    read.map_err(|source| StateError::File { what: SUPERBLOCK, source })?;
+    Ok(id)
+}
+
+fn seal_bytes(what: &'static str, id: &Id, bytes: u64) -> [u8; SEAL_BYTES] {
+    let mut seal = [0; SEAL_BYTES];
+    seal[..3].copy_from_slice(b"vuz");
+    seal[3..8].copy_from_slice(what.as_bytes());
+    seal[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    seal[16..32].copy_from_slice(id);
+    seal[32..40].copy_from_slice(&bytes.to_le_bytes());
+    let sum = crc32fast::hash(&seal);
+    seal[12..16].copy_from_slice(&sum.to_le_bytes());
+    seal
+}
+
+fn seal(file: &File, what: &'static str, id: &Id, bytes: u64) -> Result<(), StateError> {
+    file.set_len(bytes + HOST_PAGE).map_err(|source| StateError::File { what, source })?;
+    write(file, &seal_bytes(what, id, bytes), bytes, what)
+}
+
+fn read_seal(file: &File, what: &'static str) -> Result<Option<[u8; SEAL_BYTES]>, StateError> {
+    let fail = |source| StateError::File { what, source };
+    let length = file.metadata().map_err(fail)?.len();
+    let mut seal = [0; SEAL_BYTES];
+    match length.checked_sub(HOST_PAGE) {
+        Some(at) => file.read_exact_at(&mut seal, at).map_err(fail)?,
+        None => return Ok(None),
+    }
+    Ok(Some(seal))
+}
+
+fn check_seal(file: &File, what: &'static str, id: &Id, bytes: u64) -> Result<(), StateError> {
+    let damaged = |what| StateError::Damaged { what };
+    let cut = || match what {
+        TABLE => damaged("the table is cut short, or not one"),
+        _ => damaged("the arena is cut short, or not one"),
+    };
+    let seal = read_seal(file, what)?.ok_or_else(cut)?;
+    if seal[..3] != *b"vuz" || seal[3..8] != *what.as_bytes() {
+        return Err(cut());
+    }
+    if le32(&seal, 8) != Some(VERSION) {
+        return Err(StateError::Version { found: le32(&seal, 8).unwrap_or(0) });
+    }
+    if seal[16..32] != *id {
+        return Err(StateError::Foreign { what });
+    }
+    if le64(&seal, 32) != Some(bytes) || seal != seal_bytes(what, id, bytes) {
+        return Err(cut());
+    }
+    Ok(())
+}
+
+/// Which of the three files this is. The seal first: what else is in an arena is up to the guest.
+fn role_of(file: &File) -> Result<usize, StateError> {
+    let seal = read_seal(file, SUPERBLOCK)?.unwrap_or([0; SEAL_BYTES]);
+    match &seal[..8] {
+        b"vuztable" => return Ok(1),
+        b"vuzarena" => return Ok(2),
+        _ => {}
+    }
+    let mut magic = [0; 8];
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if superblock::is_superblock(&magic) => Ok(0),
+        _ => Err(StateError::Damaged { what: "a file is none of a state" }),
+    }
+}
