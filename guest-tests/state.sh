@@ -8,15 +8,14 @@
 
 # Daemons keep their state here; removed by run when it ends.
 STATE_ROOT='' STATE_GUEST='' STATE_NUMBER=0
-# What all daemons on one state are started with: nothing of it changes when one comes back. The
-# engine is slower than a guest under TCG, so that the queues are full, and answers in any order.
+# What all daemons on one state are started with: nothing of it changes when one comes back.
 STATE_ARGS=()
 # What must have been in flight when a daemon was killed, and in how many of 30 kills.
 MIN_IN_FLIGHT=8 MIN_GOOD=25
 # From exec to the first completion, with QEMU looking for the daemon every 100 ms.
 MAX_GAP_MS=1000
 
-# new_state: a fresh place for a disk.
+# new_state [OPTION...]: a fresh place for a disk; OPTIONs are for all of its daemons.
 new_state() {
     local free
     STATE_GUEST=
@@ -30,12 +29,12 @@ new_state() {
         STATE_ROOT=$(mktemp -d /dev/shm/vuz.XXXXXX)
     fi
     rm -rf "$STATE_ROOT"/disk*
-    STATE_ARGS=(--state-dir "$STATE_ROOT/disk$((++STATE_NUMBER))" --create
-        --engine offload --engine-workers 2 --engine-model "latency=2ms,reorder=8,seed=$SEED")
+    STATE_ARGS=(--state-dir "$STATE_ROOT/disk$((++STATE_NUMBER))" --create "$@")
     mkdir "${STATE_ARGS[1]}"
 }
 
-# A guest on a daemon with a state, both new unless the test before left them.
+# A guest on a daemon with a state, both new unless the test before left them. The engine is slower
+# than a guest under TCG, so that the queues are full, and answers in any order.
 ensure_state_guest() {
     if [ -n "$STATE_GUEST" ] && [ "$STATE_GUEST" = "$GUEST_PID" ] && alive "$GUEST_PID" &&
         [ -n "$DAEMON_PID" ] && alive "$DAEMON_PID"; then
@@ -43,7 +42,7 @@ ensure_state_guest() {
     fi
     stop_guest
     stop_daemon || true
-    new_state || return
+    new_state --engine offload --engine-workers 2 --engine-model "latency=2ms,reorder=8,seed=$SEED" || return
     start_daemon "$ALGORITHM" "${STATE_ARGS[@]}" || return
     RECONNECT_MS=100
     start_guest || { RECONNECT_MS=1000; return 1; }
