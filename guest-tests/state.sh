@@ -4,7 +4,7 @@
 # Each has a state directory of its own on a tmpfs. Which of their moments are hit is random; a
 # run can be had again with VUZ_SEED=, as far as the machine's timing allows.
 
-# shellcheck disable=SC2034,SC2154 # shares variables with run, host.sh and tests.sh
+# shellcheck disable=SC2034,SC2153,SC2154 # shares variables with run, host.sh and tests.sh
 
 # Daemons keep their state here; removed by run when it ends.
 STATE_ROOT='' STATE_GUEST='' STATE_NUMBER=0
