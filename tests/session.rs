@@ -2,14 +2,16 @@
 
 mod common;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, os::unix::net::UnixStream, sync::Arc};
 
 use common::{
+    LIMIT,
     daemon::{Daemon, client_options, session_options},
     disk::{expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
     raw::{GPA, MEMORY, Outcome, Raw, SIZE},
     wait_until,
 };
+use nix::sys::signal::Signal;
 use vhost_user_zram_frontend::{
     Blk, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
     spec::{CONFIG_LEN, SECTOR, T_GET_ID, T_IN, T_OUT, feature},
@@ -404,6 +406,18 @@ fn a_daemon_that_ends_finishes_what_it_took() {
         }
         assert!(back <= submitted);
     }
+}
+
+/// A front end that comes back at once must not be let in by a daemon that is about to end.
+#[test]
+fn a_daemon_that_ends_lets_nobody_in_when_it_closes_the_session() {
+    let daemon = Daemon::start("16M", &[]);
+    let client = daemon.client();
+    daemon.signal(Signal::SIGTERM);
+    client.session.wire().wait_closed(LIMIT).expect("closed");
+    UnixStream::connect(daemon.socket()).expect_err("a daemon that ends lets somebody in");
+    let (status, _, _) = daemon.wait();
+    assert!(status.success());
 }
 
 #[test]

@@ -195,28 +195,37 @@ impl Source {
 }
 
 fn serve(source: Source, server: &Server, stop: BorrowedFd<'_>) -> Result<(), DaemonError> {
-    match source {
-        Source::Connected(stream) => match server.serve(stream, stop, None) {
-            SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
-            SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
-        },
-        Source::Listening(listener) => {
-            while let Some(stream) = next_connection(&listener, stop) {
-                log::info!("a front end connects");
-                match server.serve(stream, stop, Some(listener.as_fd())) {
-                    SessionEnd::Stopped => break,
-                    SessionEnd::HungUp => log::info!("the front end hung up"),
-                    SessionEnd::Refused(error) => {
-                        log::warn!("the front end is disconnected: {}", chain(&error));
-                        pause(stop, REST);
-                    }
-                }
-            }
-            Ok(())
+    let listener = match source {
+        Source::Connected(stream) => {
+            return match server.serve(&stream, stop, None) {
+                SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
+                SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
+            };
         }
+        Source::Listening(listener) => listener,
         // `open` comes before.
-        Source::Unbound(_) => Ok(()),
+        Source::Unbound(_) => return Ok(()),
+    };
+    while let Some(stream) = next_connection(&listener, stop) {
+        log::info!("a front end connects");
+        match server.serve(&stream, stop, Some(listener.as_fd())) {
+            SessionEnd::Stopped => {
+                // In this order: a front end that sees its connection close may connect again at
+                // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
+                // a disk up whose new connection fails half-way.
+                drop(listener);
+                drop(stream);
+                return Ok(());
+            }
+            SessionEnd::HungUp => log::info!("the front end hung up"),
+            SessionEnd::Refused(error) => {
+                log::warn!("the front end is disconnected: {}", chain(&error));
+                drop(stream);
+                pause(stop, REST);
+            }
+        }
     }
+    Ok(())
 }
 
 /// The next connection, or `None` when the daemon is to stop.

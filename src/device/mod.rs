@@ -6,6 +6,8 @@
 
 mod compact;
 mod figures;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod io;
 mod modify;
 mod offload;

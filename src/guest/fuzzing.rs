@@ -99,5 +99,5 @@ pub fn session(input: &[u8]) {
     }
     client.shutdown(std::net::Shutdown::Write).expect("an open socket");
     let stop = EventFd::new().expect("an eventfd");
-    let _ = Server::new(Arc::clone(&DEVICE), options()).serve(server, stop.as_fd(), None);
+    let _ = Server::new(Arc::clone(&DEVICE), options()).serve(&server, stop.as_fd(), None);
 }

@@ -101,20 +101,19 @@ impl Server {
     /// Serves one front end until it hangs up, errs, or `stop` becomes readable. `others` is
     /// readable while another front end is waiting.
     ///
-    /// When this returns, no request is in flight and nothing of the guest's memory is mapped.
+    /// When this returns, no request is in flight and nothing of the guest's memory is mapped. The
+    /// connection is the caller's to close, after that: a front end that sees it close can rely on
+    /// the used rings.
     pub fn serve(
         &self,
-        stream: UnixStream,
+        stream: &UnixStream,
         stop: BorrowedFd<'_>,
         others: Option<BorrowedFd<'_>>,
     ) -> SessionEnd {
-        let session = match Session::start(self, &stream) {
-            Ok(session) => session,
-            Err(error) => return SessionEnd::Refused(error),
-        };
-        session.run(&stream, stop, others)
-        // The connection closes here, after the session: a front end that sees it close can rely
-        // on the used rings.
+        match Session::start(self, stream) {
+            Ok(session) => session.run(stream, stop, others),
+            Err(error) => SessionEnd::Refused(error),
+        }
     }
 }
 

@@ -42,6 +42,12 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// Words do not exist, and their check sums do.
+    #[error("slot {index} and those after it are gone")]
+    NoWords {
+        /// The first slot of them.
+        index: u64,
+    },
     /// Words exist, and their check sums do not.
     #[error("the check sums of slot {index} and those after it are gone")]
     NoSums {

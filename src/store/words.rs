@@ -88,7 +88,29 @@ impl Words {
             }
             offset = self.mapping.next_existing(offset + HOST_PAGE).map_err(fail)?;
         }
+        self.look_at_sums()?;
         Ok(self)
+    }
+
+    /// Sees that no sum is left of words that are gone. Sums that a process made just before it died
+    /// are zero.
+    fn look_at_sums(&self) -> Result<(), StoreError> {
+        let Some(sums) = &self.sums else { return Ok(()) };
+        let fail = |source| StoreError::Look { what: "table", source };
+        let mut offset = sums.next_existing(0).map_err(fail)?;
+        while offset < sums.len() {
+            let first = offset / 4;
+            for index in [first, first + WORDS_PER_PAGE] {
+                let gone = index < self.len && self.get(index).is_none();
+                let mut of_page =
+                    (index..index + WORDS_PER_PAGE).map(|index| sums.half_word(index * 4));
+                if gone && of_page.any(|sum| sum.load(Ordering::Relaxed) != 0) {
+                    return Err(StoreError::NoWords { index });
+                }
+            }
+            offset = sums.next_existing(offset + HOST_PAGE).map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// Number of words.

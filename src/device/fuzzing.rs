@@ -1,0 +1,319 @@
+//! What becomes of a state that was damaged while no process had it: the entry point of a fuzz target,
+//! and of a test with random inputs.
+//!
+//! An input says where a state of known contents is damaged, and how. What the bytes are changed to
+//! is not up to it: check sums find damage, and no more than that; whoever can write to a state can
+//! also write sums that match.
+
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::{Whence, lseek64};
+
+use super::{Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault, State};
+use crate::engine::{EngineConfig, Policy};
+use crate::store::HOST_PAGE;
+use crate::sync;
+use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
+
+/// Pages of the disk.
+const PAGES: u64 = 40;
+/// Bytes of a superblock that never change, and that its check sum is of.
+const HEADER: u64 = 3072;
+
+/// A file of a state: its length, and what is in it where it is not a hole.
+struct Image {
+    len: u64,
+    extents: Vec<(u64, Vec<u8>)>,
+}
+
+static STATE: LazyLock<[Image; 3]> = LazyLock::new(|| {
+    let state = State::without_names("a test", &config().format().expect("format"), false);
+    let device = Device::with_state(&config(), state.expect("state")).expect("device");
+    let mut lane = device.lane().expect("lane");
+    for page in 0..PAGES {
+        // Every slot has had another content before.
+        write(&device, &mut lane, page, noise(page + 1000, PAGE_SIZE / 3));
+        if kind(page) != 0 {
+            write(&device, &mut lane, page, contents(page));
+        } else {
+            free(&device, &mut lane, page);
+        }
+    }
+    device.set_complete();
+    device.state().expect("state").descriptors().map(|file| Image::of(file))
+});
+
+fn config() -> DeviceConfig {
+    DeviceConfig {
+        size: PAGES * PAGE_SIZE as u64,
+        codec: "lz4".parse().expect("a codec"),
+        mem_limit: 0,
+        memory: MemoryKind::default(),
+        engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
+    }
+}
+
+fn kind(page: u64) -> u64 {
+    page % 6
+}
+
+/// What is on a page of the state.
+fn contents(page: u64) -> Vec<u8> {
+    match kind(page) {
+        0 => vec![0; PAGE_SIZE],
+        1 => noise(page, PAGE_SIZE),
+        2 => [page as u8; PAGE_SIZE].to_vec(),
+        3 => page.wrapping_mul(0x0123_4567_89ab_cdef).to_le_bytes().repeat(PAGE_SIZE / 8),
+        kind => noise(page, (PAGE_SIZE >> kind) + page as usize),
+    }
+}
+
+/// A page that begins with so many bytes that do not compress.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let words = (0..).flat_map(|at: u64| hash((seed, at)).to_le_bytes());
+    let mut page: Vec<u8> = words.take(length.min(PAGE_SIZE)).collect();
+    page.resize(PAGE_SIZE, 0);
+    page
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Image {
+    fn of(file: BorrowedFd<'_>) -> Self {
+        let file = File::from(file.try_clone_to_owned().expect("a descriptor"));
+        let len = file.metadata().expect("length").len();
+        let (mut extents, mut at) = (Vec::new(), 0);
+        while let Ok(start) = lseek64(&file, at, Whence::SeekData) {
+            at = lseek64(&file, start, Whence::SeekHole).expect("the end of data");
+            let mut bytes = vec![0; (at - start) as usize];
+            file.read_exact_at(&mut bytes, start.cast_unsigned()).expect("read");
+            extents.push((start.cast_unsigned(), bytes));
+        }
+        Self { len, extents }
+    }
+
+    fn file(&self) -> File {
+        let file = File::from(memfd_create("state", MFdFlags::MFD_CLOEXEC).expect("memfd"));
+        file.set_len(self.len).expect("length");
+        for (offset, bytes) in &self.extents {
+            file.write_all_at(bytes, *offset).expect("write");
+        }
+        file
+    }
+
+    /// The place of the byte of this number, if holes are not counted.
+    fn offset(&self, number: u64) -> u64 {
+        let bytes: u64 = self.extents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let mut number = number % bytes;
+        for (offset, bytes) in &self.extents {
+            if number < bytes.len() as u64 {
+                return offset + number;
+            }
+            number -= bytes.len() as u64;
+        }
+        unreachable!("there are as many bytes")
+    }
+}
+
+/// A page in private memory.
+struct Buffer(Vec<u8>);
+
+impl Payload for Buffer {
+    fn fetch(&mut self, offset: u64, into: &mut [u8]) -> Result<(), PayloadFault> {
+        into.copy_from_slice(&self.0[offset as usize..][..into.len()]);
+        Ok(())
+    }
+
+    fn deliver(&mut self, offset: u64, from: &[u8]) -> Result<(), PayloadFault> {
+        self.0[offset as usize..][..from.len()].copy_from_slice(from);
+        Ok(())
+    }
+}
+
+fn write(device: &Device, lane: &mut Lane, page: u64, bytes: Vec<u8>) {
+    let (sector, length) = (page * SECTORS_PER_PAGE, bytes.len() as u64);
+    let mut io = device.request(Op::Write, sector, length, Buffer(bytes)).expect("in range");
+    sync::block_on(|cx| io.poll(lane, cx)).expect("a write");
+}
+
+fn free(device: &Device, lane: &mut Lane, page: u64) {
+    let sector = page * SECTORS_PER_PAGE;
+    let payload = Buffer(Vec::new());
+    let mut io = device.request(Op::Discard, sector, PAGE_SIZE as u64, payload).expect("in range");
+    sync::block_on(|cx| io.poll(lane, cx)).expect("a discard");
+}
+
+fn read(device: &Device, lane: &mut Lane, page: u64) -> Option<Vec<u8>> {
+    let (sector, payload) = (page * SECTORS_PER_PAGE, Buffer(vec![0xee; PAGE_SIZE]));
+    let mut io = device.request(Op::Read, sector, PAGE_SIZE as u64, payload).expect("in range");
+    let done = sync::block_on(|cx| io.poll(lane, cx));
+    done.is_ok().then(|| io.into_payload().0)
+}
+
+/// Damages a state as `input` says, opens it, and sees that it is refused, or that each of its pages
+/// is an error or as it was, and can be written. Returns whether it was opened.
+pub fn damaged_state(input: &[u8]) -> bool {
+    let mut files = STATE.each_ref().map(Image::file);
+    let steps: Vec<[u8; 5]> =
+        input.chunks_exact(5).filter_map(|step| step.try_into().ok()).take(64).collect();
+    let choice = steps.first().map_or(0, |step| step[4]);
+    // An intent says that a slot may have either of two sums: damage of both at once could match. And
+    // a slot whose word and sum are both lost is an empty one.
+    let intents = choice & 1 == 1;
+    let lost = [None, Some(Lost::Words), Some(Lost::Sums), None][usize::from(choice >> 1 & 3)];
+    for (number, step) in steps.iter().enumerate() {
+        damage(&mut files, *step, hash((input, number)), intents, lost);
+    }
+    let config = config();
+    let format = config.format().expect("format");
+    let state = State::from_files(files.into(), "a test", &format, false);
+    let Ok(device) = state.map_err(Into::into).and_then(|s| Device::with_state(&config, s)) else {
+        return false;
+    };
+    let mut lane = device.lane().expect("lane");
+    for page in 0..PAGES {
+        if let Some(found) = read(&device, &mut lane, page) {
+            assert!(found == contents(page), "page {page} is another one: {steps:?}");
+        }
+    }
+    // What is damaged can be replaced, and what is not stays.
+    for page in (0..PAGES).step_by(2) {
+        write(&device, &mut lane, page, noise(page + 2000, PAGE_SIZE / 2));
+    }
+    for page in 0..PAGES {
+        let found = read(&device, &mut lane, page);
+        match page % 2 {
+            0 => assert!(found == Some(noise(page + 2000, PAGE_SIZE / 2)), "page {page} is lost"),
+            _ => assert!(found.is_none_or(|found| found == contents(page)), "page {page} is wrong"),
+        }
+        free(&device, &mut lane, page);
+        assert!(read(&device, &mut lane, page) == Some(vec![0; PAGE_SIZE]), "page {page} stays");
+    }
+    true
+}
+
+/// What part of the table may be lost as a whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    Words,
+    Sums,
+}
+
+/// Does one piece of damage.
+fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost: Option<Lost>) {
+    let [what, a, b, c, d] = step;
+    let (at, other) =
+        (u64::from(u16::from_le_bytes([a, b])), u64::from(u16::from_le_bytes([c, d])));
+    let [superblock, table, arena] = files;
+    let some = (random as u8).max(1);
+    match what % 9 {
+        0 => flip(superblock, at % HEADER, some),
+        1 => {
+            flip(superblock, at % HEADER, some);
+            sum_again(superblock);
+        }
+        2 if intents => flip(superblock, HEADER + at % (2 * HOST_PAGE - HEADER), some),
+        3 if !intents => flip(table, STATE[1].offset(at), some),
+        4 if !intents && lost.is_none() => {
+            swap(table, at % PAGES * 8, other % PAGES * 8, 8);
+            if random & 1 == 1 {
+                let sums = HOST_PAGE;
+                swap(table, sums + at % PAGES * 4, sums + other % PAGES * 4, 4);
+            }
+        }
+        5 if !intents => flip(arena, STATE[2].offset(at << 16 | other), some),
+        6 => {
+            let file = other as usize % 3;
+            let page = STATE[file].offset(at << 8) / HOST_PAGE * HOST_PAGE;
+            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let may_go = match page {
+                0 => lost == Some(Lost::Words),
+                HOST_PAGE => lost == Some(Lost::Sums),
+                _ => true,
+            };
+            if file != 1 || may_go {
+                let (page, len) = (page.cast_signed(), HOST_PAGE.cast_signed());
+                let _ = fallocate(&files[file], mode, page, len);
+            }
+        }
+        7 => {
+            let file = &files[other as usize % 3];
+            let len = file.metadata().expect("length").len();
+            file.set_len(len.saturating_sub(at)).expect("cut");
+            if random & 1 == 1 {
+                file.set_len(len).expect("stretch");
+            }
+        }
+        // Locks of a process that was killed.
+        8 => {
+            let mut word = [0; 8];
+            if table.read_exact_at(&mut word, at % PAGES * 8).is_ok() {
+                word[0] |= some & 3;
+                table.write_all_at(&word, at % PAGES * 8).expect("write");
+            }
+        }
+        _ => {}
+    }
+}
+
+fn flip(file: &File, at: u64, bits: u8) {
+    let mut byte = [0];
+    if file.read_exact_at(&mut byte, at).is_ok() {
+        file.write_all_at(&[byte[0] ^ bits], at).expect("write");
+    }
+}
+
+fn swap(file: &File, a: u64, b: u64, len: usize) {
+    let (mut first, mut second) = (vec![0; len], vec![0; len]);
+    if file.read_exact_at(&mut first, a).is_ok() && file.read_exact_at(&mut second, b).is_ok() {
+        file.write_all_at(&first, b).expect("write");
+        file.write_all_at(&second, a).expect("write");
+    }
+}
+
+/// Makes the superblock's check sum match, so that what it says is looked at.
+fn sum_again(superblock: &File) {
+    let mut header = vec![0; HEADER as usize];
+    if superblock.read_exact_at(&mut header, 0).is_err() {
+        return;
+    }
+    header[12..16].fill(0);
+    let sum = crc32fast::hash(&header).to_le_bytes();
+    superblock.write_all_at(&sum, 12).expect("write");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_is_not_damaged_is_opened() {
+        assert!(damaged_state(&[]));
+        // Locks alone are no damage.
+        assert!(damaged_state(&[8, 7, 0, 0, 0, 8, 9, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_damaged_state_shows_nothing_wrong() {
+        const INPUTS: u64 = 400;
+        let mut opened = 0;
+        for seed in 0..INPUTS {
+            let steps = 1 + hash(seed) % 6;
+            let input: Vec<u8> =
+                (0..steps).flat_map(|step| hash((seed, step)).to_le_bytes()).collect();
+            opened += u64::from(damaged_state(&input));
+        }
+        // Both ends of it are of interest.
+        assert!((INPUTS / 50..INPUTS).contains(&opened), "{opened} of {INPUTS} opened");
+    }
+}
