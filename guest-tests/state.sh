@@ -42,7 +42,7 @@ ensure_state_guest() {
     fi
     stop_guest
     stop_daemon || true
-    new_state --engine offload --engine-workers 2 --engine-model "latency=2ms,reorder=8,seed=$SEED" || return
+    new_state --engine offload --engine-workers 2 --engine-model "latency=4ms,reorder=8,seed=$SEED" || return
     start_daemon "$ALGORITHM" "${STATE_ARGS[@]}" || return
     RECONNECT_MS=100
     start_guest || { RECONNECT_MS=1000; return 1; }
