@@ -12,6 +12,8 @@ STATE_ROOT='' STATE_GUEST='' STATE_NUMBER=0
 STATE_ARGS=()
 # What must have been in flight when a daemon was killed, and in how many of 30 kills.
 MIN_IN_FLIGHT=8 MIN_GOOD=25
+# What four rows of fio passes fill at most (guest-churn); nobody else writes to their disk.
+CHURN_BYTES=$((14 << 20))
 # From exec to the first completion, with QEMU looking for the daemon every 100 ms.
 MAX_GAP_MS=1000
 
@@ -92,9 +94,10 @@ churn_well() {
     [ -z "$ANSWER" ]
 }
 
-# end_churn SEED: the final verification, and the guest's own opinion.
+# end_churn SEED: the final verification, the guest's own opinion, and whether restarts left objects
+# behind that belong to no page.
 end_churn() {
-    local verified rc=0
+    local verified rc=0 orig compr mem fr fw
     ask 240 churn_stop "$1" || rc=$?
     verified=$ANSWER
     [ -n "$GUEST_PID" ] || return $rc
@@ -102,8 +105,12 @@ end_churn() {
         ANSWER="$verified; kernel: $ANSWER"
         return 1
     fi
-    ANSWER=$verified
-    return $rc
+    upkeep_done
+    read -r orig compr mem fr fw < <(stat_of orig_data_size compr_data_size mem_used_total failed_reads failed_writes) ||
+        no_stats || return
+    ANSWER="$verified; stored $(mb "$orig"), compressed $(mb "$compr"), arena $(mb "$mem"), failed requests $fr + $fw"
+    [ $rc = 0 ] && [ "$orig" -le $CHURN_BYTES ] && [ "$mem" -le $((compr + compr / 10 + (512 << 10))) ] &&
+        [ "$fr" = 0 ] && [ "$fw" = 0 ]
 }
 
 # spread NUMBER...: "least to greatest, median M".
