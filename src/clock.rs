@@ -1,5 +1,6 @@
 //! Time, looked at seldom: shares of a thread's time, and a clock that is cheap and coarse.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -77,6 +78,18 @@ impl Share {
         }
         over
     }
+}
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// The process starts now. To be called before all else.
+pub fn mark_start() {
+    START.get_or_init(Instant::now);
+}
+
+/// Time since the process started, or since somebody asked for the first time if nobody said when.
+pub fn since_start() -> Duration {
+    START.get_or_init(Instant::now).elapsed()
 }
 
 /// Time since some moment in the past, some milliseconds exact: what it takes is a few nanoseconds

@@ -48,6 +48,13 @@ pub const STEPS: &[&str] = &[
     "sum.intended",
     "sum.stored",
     "sum.published",
+    // Taking requests from a ring, and giving them back.
+    "ring.marked",
+    "ring.chained",
+    "ring.elements",
+    "ring.index",
+    "ring.cleared",
+    "ring.synced",
 ];
 
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.

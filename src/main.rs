@@ -10,6 +10,7 @@ use anyhow::Error;
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only"]}"#;
 
 fn main() -> ExitCode {
+    vhost_user_zram::clock::mark_start();
     // Whatever else is asked for is ignored then, also if it makes no sense.
     if std::env::args_os().skip(1).any(|arg| arg == "--print-capabilities") {
         return cli::print(CAPABILITIES);

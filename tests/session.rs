@@ -52,7 +52,7 @@ fn every_set_of_features_is_served() {
     ];
     for (generation, features) in (1..).zip(sets) {
         for mem_slots in [false, true] {
-            let session = Options { timeout: common::LIMIT, ..Options::only(features) };
+            let session = Options { timeout: LIMIT, ..Options::only(features) };
             let options = ClientOptions { session, mem_slots, queues: 2, ..client_options() };
             let mut client = daemon.client_with(&options);
             write_pattern(&mut client.queues[0], 8, 300, generation);
@@ -337,7 +337,7 @@ fn requests_of_a_lost_session_are_finished_in_the_next() {
         session.enable(0, true).unwrap();
         // First what the last round left behind.
         while blk.busy() > 0 {
-            assert_eq!(blk.wait(common::LIMIT).unwrap().status, Status::Ok);
+            assert_eq!(blk.wait(LIMIT).unwrap().status, Status::Ok);
         }
         for (at, generation) in expected.iter().enumerate().filter(|(_, g)| **g > 0).take(50) {
             expect_pattern(&mut blk, at as u64 * 32, 32, *generation);
@@ -345,7 +345,7 @@ fn requests_of_a_lost_session_are_finished_in_the_next() {
         let mut taken = HashSet::new();
         for _ in 0..random.below(400) + 50 {
             let Some(tag) = blk.acquire() else {
-                let done = blk.wait(common::LIMIT).unwrap();
+                let done = blk.wait(LIMIT).unwrap();
                 assert_eq!(done.status, Status::Ok);
                 taken.remove(&done.user);
                 continue;
@@ -369,7 +369,7 @@ fn requests_of_a_lost_session_are_finished_in_the_next() {
     session.set_mem_table(&[Arc::clone(&region)]).unwrap();
     session.start(blk.queue()).unwrap();
     while blk.busy() > 0 {
-        assert_eq!(blk.wait(common::LIMIT).unwrap().status, Status::Ok);
+        assert_eq!(blk.wait(LIMIT).unwrap().status, Status::Ok);
     }
     for (at, generation) in expected.iter().enumerate() {
         match generation {
@@ -398,7 +398,7 @@ fn a_daemon_that_ends_finishes_what_it_took() {
         let (status, stdout, _) = daemon.terminate();
         assert!(status.success(), "{status:?}");
         assert!(stdout.iter().any(|line| line.starts_with("summary:")), "{stdout:?}");
-        client.session.wire().wait_closed(common::LIMIT).unwrap();
+        client.session.wire().wait_closed(LIMIT).unwrap();
         let mut back = 0;
         while let Some(done) = client.blk().reap().unwrap() {
             assert_eq!(done.status, Status::Ok);
@@ -437,7 +437,7 @@ fn an_idle_session_may_end_at_any_message() {
     let daemon = Daemon::start("16M", &[]);
     write_pattern(daemon.client().blk(), 0, 8, 1);
     for step in 0..6 {
-        let mut session = Session::unnegotiated(daemon.stream(), common::LIMIT).unwrap();
+        let mut session = Session::unnegotiated(daemon.stream(), LIMIT).unwrap();
         let region = Region::new(GPA, MEMORY).unwrap();
         let queue = Queue::new(0, &region, SIZE, true).unwrap();
         let done = (|| -> Result<(), Error> {

@@ -225,10 +225,12 @@ fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost
         2 if intents => flip(superblock, HEADER + at % (2 * HOST_PAGE - HEADER), some),
         3 if !intents => flip(table, STATE[1].offset(at), some),
         4 if !intents && lost.is_none() => {
-            swap(table, at % PAGES * 8, other % PAGES * 8, 8);
-            if random & 1 == 1 {
-                let sums = HOST_PAGE;
-                swap(table, sums + at % PAGES * 4, sums + other % PAGES * 4, 4);
+            let (first, second) = (at % PAGES, other % PAGES);
+            swap(table, first * 8, second * 8, 8);
+            let sums = [first, second].map(|page| HOST_PAGE + page * 4);
+            // An empty slot has no sum: a slot that gets its word and its sum is an empty one.
+            if random & 1 == 1 && !sums.iter().any(|sum| is_zero(table, *sum)) {
+                swap(table, sums[0], sums[1], 4);
             }
         }
         5 if !intents => flip(arena, STATE[2].offset(at << 16 | other), some),
@@ -279,6 +281,11 @@ fn swap(file: &File, a: u64, b: u64, len: usize) {
         file.write_all_at(&first, b).expect("write");
         file.write_all_at(&second, a).expect("write");
     }
+}
+
+fn is_zero(file: &File, at: u64) -> bool {
+    let mut sum = [0; 4];
+    file.read_exact_at(&mut sum, at).is_err() || sum == [0; 4]
 }
 
 /// Makes the superblock's check sum match, so that what it says is looked at.

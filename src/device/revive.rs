@@ -58,11 +58,9 @@ impl Device {
             return Err(DeviceError::Slot { index });
         }
         let pool = Pool::rebuild(arena, format.pool_pages, limit, |visit| {
-            table.for_each(|index, word| {
+            table.for_each(|_, word| {
                 if let Some(object) = word.content().object() {
-                    // Slots are numbered in 32 bits: a disk has less than 16 TiB.
-                    let owner = index as u32;
-                    visit(Named { owner, place: object.place, length: object.length });
+                    visit(Named { place: object.place, length: object.length });
                 }
             });
         })?;

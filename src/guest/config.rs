@@ -86,6 +86,7 @@ impl GuestOptions {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
     }
 
     /// The 20 bytes of a GET_ID reply: the serial, cut off or padded with NULs.

@@ -10,6 +10,7 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
+use super::account::Account;
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
 use super::memory::for_tests;
@@ -71,7 +72,7 @@ pub fn virtqueue(input: &[u8]) {
     let mut lane = shared.device.lane().expect("a lane");
     let mut server =
         QueueServer::new(0, vring.clone(), &shared, Arc::clone(&mailbox), Arc::default());
-    server.start(None);
+    server.start(None, Account::default());
     // The ring's own rule bounds the heads to its size; a few turns are more than enough.
     for _ in 0..64 {
         if server.serve(&mut lane) == Turn::Idle {

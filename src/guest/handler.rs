@@ -20,11 +20,13 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
+use super::account::Account;
 use super::config::{ConfigSpace, F_PROTOCOL_FEATURES};
+use super::inflight::{self, Inflight};
 use super::mailbox::Command;
 use super::memory::{Layout, MAX_REGIONS, MemoryMap};
+use super::position::{self, Known, PositionError};
 use super::queue::{Shared, Vring};
-use super::ring;
 use super::worker::Worker;
 
 /// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
@@ -39,6 +41,8 @@ struct Staged {
     started: bool,
     /// It was started before in this session, so its indexes are of this session's making.
     known: bool,
+    /// What was done of it can be told even if its thread dies.
+    accounted: bool,
     /// Its rings went away with a piece of guest memory, and may come back with one.
     lost: bool,
 }
@@ -47,6 +51,8 @@ struct Staged {
 pub(super) struct Handler {
     shared: Arc<Shared>,
     memory: MemoryMap,
+    /// What rings that are started next keep their accounts in.
+    inflight: Option<Inflight>,
     config: ConfigSpace,
     vrings: Vec<Vring>,
     staged: Vec<Staged>,
@@ -64,6 +70,12 @@ fn refuse<T>(why: impl std::fmt::Display) -> Result<T> {
     Err(Error::InvalidParam)
 }
 
+/// An error and its cause.
+fn full(error: &dyn std::error::Error) -> String {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
 impl Handler {
     /// A handler for rings `vrings`, of which ring `n` is served by worker `n % workers.len()`.
     pub(super) fn new(
@@ -78,6 +90,7 @@ impl Handler {
         Self {
             shared,
             memory,
+            inflight: None,
             config,
             vrings,
             staged,
@@ -100,9 +113,9 @@ impl Handler {
         self.owned
     }
 
-    /// Whether guest memory was lost.
+    /// Whether memory of the front end's was lost.
     pub(super) fn memory_is_lost(&self) -> bool {
-        self.memory.is_lost()
+        self.memory.is_lost() || self.inflight.as_ref().is_some_and(Inflight::is_lost)
     }
 
     /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
@@ -118,9 +131,12 @@ impl Handler {
         healthy
     }
 
-    /// Makes the disk refuse rings that are in use, until a guest starts anew.
-    pub(super) fn forget_served(&self) {
-        self.shared.device.forget_served();
+    /// After the death of a queue thread: makes the disk refuse rings that are in use, until a guest
+    /// starts anew, if there is a ring of which nobody can tell what was done.
+    pub(super) fn forget_unaccounted(&self) {
+        if self.staged.iter().any(|staged| staged.known && !staged.accounted) {
+            self.shared.device.forget_served();
+        }
     }
 
     fn worker(&self, ring: usize) -> Result<&Worker> {
@@ -169,10 +185,13 @@ impl Handler {
             return refuse(format_args!("the rings of queue {ring} are not aligned"));
         }
         vring.set_queue_ready(true);
-        if let Err(error) = self.check_and_position(ring) {
-            vring.set_queue_ready(false);
-            return Err(error);
-        }
+        let account = match self.position(ring) {
+            Ok(account) => account,
+            Err(error) => {
+                vring.set_queue_ready(false);
+                return refuse(format_args!("queue {ring}: {error}"));
+            }
+        };
         vring.set_queue_event_idx(self.acked_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1);
         if self.acked_features & F_PROTOCOL_FEATURES == 0 {
             // Without protocol features there is no enable message (vhost-user, "Ring states").
@@ -180,42 +199,34 @@ impl Handler {
         }
         let staged = &mut self.staged[ring];
         (staged.started, staged.known, staged.lost) = (true, true, false);
-        self.worker(ring)?.send(Command::Start { ring, kick, error_event });
+        staged.accounted = !matches!(account, Account::None);
+        self.worker(ring)?.send(Command::Start { ring, kick, error_event, account });
         Ok(())
     }
 
-    /// Checks that the ring lies in guest memory whole, and positions it at its used index.
-    ///
-    /// Everything taken was published before a ring stopped, so what the used index says is what
-    /// was done; the base that the front end names may be older than that.
-    fn check_and_position(&self, ring: usize) -> Result<()> {
-        let shared = self.memory.shared();
-        let memory = shared.memory();
+    /// Positions a ring, if it is one to be served.
+    fn position(&self, ring: usize) -> std::result::Result<Account, PositionError> {
+        let known = Known {
+            may_be_used: self.had_served || self.staged[ring].known,
+            outlives: self.shared.device.outlives_process(),
+        };
+        let part = self.inflight.as_ref().and_then(|inflight| inflight.part(ring));
         let vring = &self.vrings[ring];
-        let base = {
+        let found = {
+            let shared = self.memory.shared();
             let state = vring.get_ref();
-            if !state.get_queue().is_valid(&*memory) {
-                return refuse(format_args!("the rings of queue {ring} lie outside of its memory"));
-            }
-            state.get_queue().next_avail()
+            position::find(state.get_queue(), &shared.memory(), part, known)?
         };
-        let used = ring::used_index(vring.get_ref().get_queue(), &memory);
-        let Some(used) = used else {
-            return refuse(format_args!("the used ring of queue {ring} cannot be read"));
-        };
-        if (base != 0 || used != 0) && !self.had_served && !self.staged[ring].known {
-            super::limited::warn(format_args!(
-                "queue {ring} is in use already (base {base}, used index {used}), and this disk \
-                 never served a guest: what the guest wrote is not here, so it is not served"
-            ));
-            return Err(Error::InvalidParam);
+        let (again, later) = (found.again, found.later);
+        if again > 0 {
+            log::info!(
+                "queue {ring}: takes up again {again} requests in flight, {later} later ones had \
+                 been completed"
+            );
         }
-        if base != used {
-            log::debug!("queue {ring} starts at its used index {used}, not at its base {base}");
-        }
-        vring.set_queue_next_avail(used);
-        vring.set_queue_next_used(used);
-        Ok(())
+        vring.set_queue_next_avail(found.next_avail);
+        vring.set_queue_next_used(found.next_used);
+        Ok(found.account)
     }
 
     /// Changes what the front end said of a ring; a running one is stopped, and started anew.
@@ -267,10 +278,7 @@ impl Handler {
                 self.start_if_complete(ring)?;
             }
         }
-        changed.or_else(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            refuse(format_args!("{error}{}", cause.unwrap_or_default()))
-        })
+        changed.or_else(|error| refuse(full(&error)))
     }
 
     /// Whether a ring's addresses still mean what they meant when it was started.
@@ -310,6 +318,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             self.staged[ring] = Staged::default();
         }
         self.acked_features = 0;
+        self.inflight = None;
         Ok(())
     }
 
@@ -473,12 +482,20 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Err(Error::InvalidOperation("SHARED_OBJECT is not offered"))
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation("INFLIGHT_SHMFD is not offered"))
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        inflight::create(asked, &self.shared.options).or_else(|error| refuse(full(&error)))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(Error::InvalidOperation("INFLIGHT_SHMFD is not offered"))
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        let options = &self.shared.options;
+        let inflight = Inflight::map(given, file, options, self.memory.alarm());
+        let inflight = inflight.or_else(|error| refuse(full(&error)))?;
+        // A front end sends it before its rings. One that does not has them start anew with it.
+        let running: Vec<usize> =
+            (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();
+        running.iter().try_for_each(|ring| self.stop(*ring))?;
+        self.inflight = Some(inflight);
+        running.iter().try_for_each(|ring| self.start_if_complete(*ring))
     }
 
     fn set_device_state_fd(

@@ -180,6 +180,11 @@ impl MemoryMap {
         })
     }
 
+    /// What the loss of a region is signalled through.
+    pub(super) fn alarm(&self) -> &Arc<EventFd> {
+        &self.alarm
+    }
+
     /// Whether a region was lost.
     pub(super) fn is_lost(&self) -> bool {
         self.regions.iter().any(|(_, region)| region.is_lost())

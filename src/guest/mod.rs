@@ -5,6 +5,10 @@
 //! * `memory`, `sigbus`: the guest's memory, and its loss
 //! * `worker`, `mailbox`: queue threads and what reaches them
 //! * `queue`: one virtqueue, served
+//! * `position`: where a ring that is started goes on
+//! * `account`: what a queue keeps so that the next process can go on
+//! * `inflight`, `recovery`, `order`: the region that says what is in flight, what is made of it, and
+//!   completions in order where there is none
 //! * `parked`: its requests that wait, and how many there may be
 //! * `watchdog`: requests that do not end
 //! * `ring`, `chain`: available and used rings, descriptor chains
@@ -12,16 +16,21 @@
 //! * `sys`: two system calls
 //! * `config`: features, limits, configuration space
 
+mod account;
 mod chain;
 mod config;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod handler;
+mod inflight;
 mod limited;
 mod mailbox;
 mod memory;
+mod order;
 mod parked;
+mod position;
 mod queue;
+mod recovery;
 mod request;
 mod ring;
 mod session;

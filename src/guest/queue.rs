@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryLoadGuard};
 
+use super::account::Account;
 use super::chain::{Chain, DescriptorTable, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
@@ -66,6 +68,7 @@ pub(super) struct QueueServer<'d> {
     /// Told when the ring breaks.
     error_event: Option<File>,
     heads: Heads,
+    account: Account,
     parked: Parked<'d>,
     /// One for each head, made when the head is first used.
     wakers: Vec<Option<Waker>>,
@@ -87,6 +90,8 @@ pub(super) struct QueueServer<'d> {
 struct Scratch {
     /// Heads that were taken and not begun; empty between turns.
     taken: VecDeque<Taken>,
+    /// They were in flight when the ring started.
+    again: bool,
     finished: Vec<Finished>,
     chain: Chain,
     segments: Vec<Vec<Segment>>,
@@ -109,6 +114,7 @@ impl<'d> QueueServer<'d> {
             running: false,
             error_event: None,
             heads: Heads::default(),
+            account: Account::default(),
             parked: Parked::new(Bound::default()),
             wakers: Vec::new(),
             quiet: false,
@@ -120,13 +126,15 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Starts to serve a ring whose addresses and indexes are set and checked.
-    pub(super) fn start(&mut self, error_event: Option<File>) {
+    /// Starts to serve a ring whose addresses and indexes are set and checked, with an account of
+    /// its own.
+    pub(super) fn start(&mut self, error_event: Option<File>, account: Account) {
         let vring = self.vring.get_ref();
         let size = vring.get_queue().size();
         self.signalled = vring.get_queue().next_used();
         drop(vring);
         self.heads = Heads::new(size);
+        self.account = account;
         self.parked.resize(size);
         self.wakers.resize_with(usize::from(size), || None);
         self.error_event = error_event;
@@ -140,9 +148,15 @@ impl<'d> QueueServer<'d> {
         self.running = false;
     }
 
-    /// Whether everything that was taken is finished and published.
-    pub(super) fn is_drained(&self) -> bool {
+    /// Whether nothing is being worked on: what was begun is finished and published.
+    pub(super) fn is_at_rest(&self) -> bool {
         self.parked.is_empty()
+    }
+
+    /// Whether everything that was taken is finished and published, also what an earlier process
+    /// took. Of a ring that must not be served that stays as it is, for its next start.
+    pub(super) fn is_drained(&self) -> bool {
+        self.is_at_rest() && !(self.account.has_again() && is_served(&self.vring.get_ref()))
     }
 
     /// Sets the bound of what is parked.
@@ -270,15 +284,20 @@ impl<'d> QueueServer<'d> {
         if !self.scratch.taken.is_empty() {
             // What ended the batch is met again by who takes these heads again.
             self.fault = None;
-            ring::put_back(state.get_queue_mut(), &mut self.heads, &mut self.scratch.taken);
+            self.put_back(state);
         }
         self.publish(state, memory)?;
         self.fault.take().map_or(Ok(()), Err)?;
         // A driver that is not served now is not asked for kicks either: who makes room looks at
         // the ring in the same turn.
         let full = !self.parked.has_room();
-        if over || full || !self.running || !state.is_enabled() || !state.get_queue().ready() {
+        let again = self.account.has_again();
+        if over || full || !(self.running || again) || !is_served(state) {
             return Ok(Next::Rest(self.rest(over && !full)));
+        }
+        if again {
+            self.take_again();
+            return Ok(Next::Work);
         }
         if !self.quiet {
             state.disable_notification().map_err(unreachable)?;
@@ -294,10 +313,40 @@ impl<'d> QueueServer<'d> {
             }
         } else {
             self.fault = outcome.err();
-            // From now on the disk is one that a guest has seen.
+            self.scratch.again = false;
+            // From now on the disk is one that a guest has seen; this comes before anything else
+            // that says so.
             self.shared.device.mark_served();
+            self.account.take(taken);
         }
         Ok(Next::Work)
+    }
+
+    /// Takes a batch of what an earlier process had in flight.
+    fn take_again(&mut self) {
+        self.scratch.again = true;
+        let Some(ledger) = self.account.ledger() else { return };
+        while self.scratch.taken.len() < ring::BATCH
+            && let Some(head) = ledger.next_again()
+        {
+            self.heads.take(head);
+            self.scratch.taken.push_back(Taken::new(head));
+        }
+    }
+
+    /// Puts what was taken and not begun back to where it was taken from.
+    fn put_back(&mut self, state: &mut VringState<SharedMemory>) {
+        let taken = &mut self.scratch.taken;
+        if !std::mem::take(&mut self.scratch.again) {
+            self.account.put_back(taken);
+            ring::put_back(state.get_queue_mut(), &mut self.heads, taken);
+        } else if let Some(ledger) = self.account.ledger() {
+            for taken in taken.drain(..).rev() {
+                let head = taken.put_back();
+                self.heads.give_back(head);
+                ledger.put_again(head);
+            }
+        }
     }
 
     /// How a turn ends, if there may be `more` heads to be taken.
@@ -439,10 +488,13 @@ impl<'d> QueueServer<'d> {
         memory: &Memory,
     ) -> Result<(), RingError> {
         let finished = &mut self.scratch.finished;
+        self.account.release(finished);
         if finished.is_empty() {
             return Ok(());
         }
-        ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, finished)?;
+        let ledger = self.account.ledger();
+        ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, ledger, finished)?;
+        announce_first();
         if ring::wants_interrupt(state.get_queue(), memory, &mut self.signalled)? {
             // A full eventfd is signalled already.
             let _ = state.signal_used_queue();
@@ -454,6 +506,9 @@ impl<'d> QueueServer<'d> {
     fn break_down(&mut self, error: RingError) {
         super::limited::warn(format_args!("queue {} is stopped: {error}", self.index));
         self.running = false;
+        if let Some(ledger) = self.account.ledger() {
+            ledger.leave_again();
+        }
         if let Some(event) = &mut self.error_event {
             let _ = event.write(&1_u64.to_ne_bytes());
         }
@@ -468,5 +523,19 @@ impl<'d> QueueServer<'d> {
             }
             _ => super::limited::warn(format_args!("queue {}: {error}{cause}", self.index)),
         }
+    }
+}
+
+/// Whether requests of a ring may be worked on.
+fn is_served(state: &VringState<SharedMemory>) -> bool {
+    state.is_enabled() && state.get_queue().ready()
+}
+
+/// Says once how long a guest had to wait for this process.
+fn announce_first() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Relaxed) && !DONE.swap(true, Ordering::Relaxed) {
+        let waited = clock::since_start().as_millis();
+        log::info!("the first request is completed {waited} ms after the start");
     }
 }

@@ -13,8 +13,10 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::chain::DescriptorTable;
+use super::inflight::Ledger;
 use super::memory::Memory;
 use super::request::{Finished, Taken};
+use crate::crash;
 
 /// Heads that one batch takes at most.
 pub(super) const BATCH: usize = 32;
@@ -44,14 +46,14 @@ impl Heads {
     }
 
     /// Marks a head as taken; false if it already was.
-    fn take(&mut self, head: u16) -> bool {
+    pub(super) fn take(&mut self, head: u16) -> bool {
         let (group, bit) = (usize::from(head / 64), 1 << (head % 64));
         let free = self.bits[group] & bit == 0;
         self.bits[group] |= bit;
         free
     }
 
-    fn give_back(&mut self, head: u16) {
+    pub(super) fn give_back(&mut self, head: u16) {
         self.bits[usize::from(head / 64)] &= !(1 << (head % 64));
     }
 }
@@ -104,19 +106,40 @@ pub(super) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque
     }
 }
 
-/// Puts finished requests into the used ring and publishes them with one store of the index.
+/// Puts finished requests into the used ring and publishes them with one store of the index. The
+/// ledger, if there is one, is written before and after it, so that at each store it says which of
+/// them are published.
 pub(super) fn put_batch(
     queue: &mut Queue,
     memory: &Memory,
     heads: &mut Heads,
+    mut ledger: Option<&mut Ledger>,
     batch: &mut Vec<Finished>,
 ) -> Result<(), RingError> {
     if batch.is_empty() {
         return Ok(());
     }
+    if let Some(ledger) = &mut ledger {
+        ledger.chain(batch);
+    }
+    let published = publish(queue, memory, heads, batch);
+    if let (Ok(used), Some(ledger)) = (&published, ledger) {
+        ledger.end_batch(batch, *used);
+    }
+    batch.clear();
+    published.map(|_| ())
+}
+
+/// Writes used elements, and the index behind them, which it returns.
+fn publish(
+    queue: &mut Queue,
+    memory: &Memory,
+    heads: &mut Heads,
+    batch: &[Finished],
+) -> Result<u16, RingError> {
     let mut next = queue.next_used();
     let mut reached = Ok(());
-    for finished in batch.drain(..) {
+    for finished in batch {
         let slot = u64::from(next % queue.size());
         // le16 flags, le16 index, then elements of le32 head and le32 length.
         let element = u64::from(finished.head) | u64::from(finished.written) << 32;
@@ -125,9 +148,13 @@ pub(super) fn put_batch(
         heads.give_back(finished.head);
     }
     reached?;
-    queue.set_next_used(next);
+    crash::point("ring.elements");
     let index = address(queue.used_ring(), 2)?;
-    memory.store(next.to_le(), index, Ordering::Release).map_err(|_| RingError::Unreachable)
+    let stored = memory.store(next.to_le(), index, Ordering::Release);
+    stored.map_err(|_| RingError::Unreachable)?;
+    queue.set_next_used(next);
+    crash::point("ring.index");
+    Ok(next)
 }
 
 /// Whether the driver wants an interrupt for what was published since `signalled`, the used index

@@ -2,8 +2,8 @@
 //!
 //! The vhost crate knows the messages; here is what it leaves open: when a message may be read
 //! (whole, so that a peer which stalls in the middle of one holds up nobody), what ends a session,
-//! and that everything a guest was promised is published before the next session begins. In-flight
-//! tracking, config-change messages and polling will find their place behind this same seam.
+//! and that everything a guest was promised is published before the next session begins.
+//! Config-change messages and polling will find their place behind this same seam.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -181,9 +181,9 @@ impl Session {
         if sync::lock(&self.handler).shut_down() {
             end
         } else {
-            // What it took may not have been published, so used indexes do not say what was done:
-            // rings that are in use must not be taken up again.
-            sync::lock(&self.handler).forget_served();
+            // What it took may not have been published, so used indexes alone do not say what was
+            // done: rings that are in use must not be taken up again by them.
+            sync::lock(&self.handler).forget_unaccounted();
             SessionEnd::Refused(SessionError::QueueThread)
         }
     }

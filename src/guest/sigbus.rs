@@ -18,8 +18,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Regions that can be watched at once: a session maps at most 512, and overlaps its successor
-/// never.
+/// Regions that can be watched at once: a session maps at most 512 and in-flight regions, and
+/// overlaps its successor never.
 const REGIONS: usize = 1024;
 
 /// One watched range. The handler reads it while other threads change it, so: `len` is 0 while

@@ -162,7 +162,7 @@ impl QueueThread<'_> {
             return self.epoll.wait(0, events);
         }
         // Only what is parked has to be looked at while nothing happens.
-        let parked = self.queues.iter().any(|queue| !queue.server.is_drained());
+        let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
         let interval = self.watch.patience().interval().filter(|_| parked);
         let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
         self.pulse.rest();
@@ -175,7 +175,7 @@ impl QueueThread<'_> {
     fn look_after_parked(&mut self) {
         let patience = self.watch.patience();
         let Some(interval) = patience.interval() else { return };
-        if self.queues.iter().all(|queue| queue.server.is_drained()) {
+        if self.queues.iter().all(|queue| queue.server.is_at_rest()) {
             return;
         }
         let now = clock::coarse();
@@ -217,7 +217,7 @@ impl QueueThread<'_> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Start { ring, kick, error_event } => {
+            Command::Start { ring, kick, error_event, account } => {
                 let Some((number, queue)) = find(&mut self.queues, ring) else { return };
                 if let Some(old) = queue.kick.take() {
                     unlisten(&self.epoll, old.as_raw_fd());
@@ -226,7 +226,7 @@ impl QueueThread<'_> {
                     log::warn!("queue {ring}: kicks cannot be waited for: {error}");
                 }
                 queue.kick = Some(kick);
-                queue.server.start(error_event);
+                queue.server.start(error_event, account);
                 // The kick of a front end that reconnects may never come again.
                 queue.hot = true;
             }
@@ -242,6 +242,8 @@ impl QueueThread<'_> {
                 }
                 queue.server.stop();
                 queue.stopped = Some(stopped);
+                // What an earlier process took is still to be done.
+                queue.hot = true;
             }
             Command::Pause { paused, resume } => {
                 self.drain();
@@ -252,6 +254,7 @@ impl QueueThread<'_> {
             Command::Quit => {
                 for queue in &mut self.queues {
                     queue.server.stop();
+                    queue.hot = true;
                 }
                 self.quitting = true;
             }
@@ -262,7 +265,7 @@ impl QueueThread<'_> {
     fn drain(&mut self) {
         let (mut commands, mut woken) = (Vec::new(), Vec::new());
         let mut events = [EpollEvent::default()];
-        while !self.queues.iter().all(|queue| queue.server.is_drained()) {
+        while !self.queues.iter().all(|queue| queue.server.is_at_rest()) {
             self.mailbox.take(&mut commands, &mut woken);
             self.wake(&mut woken);
             if !self.queues.iter().any(|queue| queue.server.has_woken()) {

@@ -53,16 +53,6 @@ pub enum RebuildError {
         /// How many they are.
         len: u64,
     },
-    /// An object belongs to another slot than the one that names it.
-    #[error(
-        "the object at byte {offset} of the arena belongs to slot {tag}, which does not name it"
-    )]
-    Owner {
-        /// Where it is, in bytes.
-        offset: u64,
-        /// The slot that its tag names.
-        tag: u32,
-    },
     /// The file system does not say which pages exist.
     #[error("it cannot be found out which pages of the arena exist: {0}")]
     Look(String),

@@ -21,6 +21,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::word::{Content, Word};
+use crate::checker::Class;
 use crate::crash;
 use crate::stats;
 use crate::store::{INTENTS, State};
@@ -41,6 +42,9 @@ pub(super) fn of_word(index: u64, word: Word) -> u32 {
 pub(super) fn of_bytes(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
+
+/// The mutexes of intents, to the lock checker.
+static INTENT: Class = Class::mutex("intent");
 
 /// An intent that an earlier process left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +74,7 @@ impl Intents {
         publish: impl FnOnce(),
     ) {
         let number = stats::thread_number() % self.turns.len();
-        // Nobody sleeps while he has it.
-        let _turn = sync::lock(&self.turns[number]);
+        let _turn = sync::lock_as(&INTENT, &self.turns[number]);
         let [what, sums] = state.intent(number);
         let old = sum.load(Ordering::Relaxed);
         sums.store(u64::from(old) | u64::from(new) << 32, Ordering::Relaxed);

@@ -72,8 +72,13 @@ impl State {
     ) -> Result<Self, StateError> {
         let home = dir.display().to_string();
         let fail = |source| StateError::Directory { path: dir.into(), source };
-        if create && !dir.exists() {
-            DirBuilder::new().mode(0o700).create(dir).map_err(fail)?;
+        if create {
+            match DirBuilder::new().mode(0o700).create(dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(fail(error));
+                }
+                _ => {}
+            }
         }
         let handle = match File::open(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

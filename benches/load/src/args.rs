@@ -94,6 +94,9 @@ pub struct RunArgs {
     /// Longest descriptor in bytes, or with suffix K or M (a guest's page-cache pages are 4K apart).
     #[arg(long, default_value = "1M", value_parser = parse_size)]
     pub segment: u64,
+    /// With --vhost: do without in-flight tracking, as front ends that do not know it.
+    #[arg(long)]
+    pub no_inflight: bool,
     /// Keep this many writes of the same size in flight beside, on each queue, in the second half of the
     /// disk; the pattern then has the first half. They are counted as beside, and not in the latencies.
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "verify",

@@ -89,6 +89,7 @@ fn measure(args: &RunArgs) -> Result<bool> {
         beside: args.beside_writes,
         queues: usize::from(args.queues),
         segment: u32::try_from(args.segment).context("--segment")?,
+        no_inflight: args.no_inflight,
         wait: args.wait,
         runtime: args.runtime,
         warmup: args.warmup,

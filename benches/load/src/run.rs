@@ -38,6 +38,8 @@ pub struct Job {
     pub queues: usize,
     /// Longest descriptor in bytes.
     pub segment: u32,
+    /// Do without in-flight tracking.
+    pub no_inflight: bool,
     /// How to wait.
     pub wait: Wait,
     /// Time to measure for, when there is no number of operations.
@@ -73,6 +75,7 @@ impl Job {
             depth,
             block,
             segment: self.segment,
+            no_inflight: self.no_inflight,
             memory: corpus as u64 + buffers * self.queues as u64 + (1 << 20),
         }
     }

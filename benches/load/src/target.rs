@@ -90,6 +90,8 @@ pub struct Need {
     pub block: u32,
     /// Longest piece of guest memory given as one descriptor, in bytes.
     pub segment: u32,
+    /// Do without in-flight tracking.
+    pub no_inflight: bool,
     /// Bytes of memory for data.
     pub memory: u64,
 }

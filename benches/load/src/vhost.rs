@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_zram_frontend::{
     Blk, Client, ClientOptions, Op, Options, Segment, Session, Status, spec::SECTOR,
 };
@@ -68,8 +69,10 @@ pub fn open(path: &Path, need: &Need) -> Result<Target> {
     let per_request = need.block.div_ceil(need.segment) + 2;
     let direct = u32::from(need.depth) * 3;
     let entries = per_request.max(direct).max(128).next_power_of_two();
+    let mut session = Options { timeout: Duration::from_secs(10), ..Options::default() };
+    session.protocol.set(VhostUserProtocolFeatures::INFLIGHT_SHMFD, !need.no_inflight);
     let options = ClientOptions {
-        session: Options { timeout: Duration::from_secs(10), ..Options::default() },
+        session,
         queues: need.queues,
         queue_size: u16::try_from(entries.min(1024)).unwrap_or(1024),
         depth: need.depth,

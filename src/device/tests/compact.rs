@@ -16,10 +16,10 @@ impl Device {
         let figures = self.figures();
         self.table.for_each(|_, word| figures.replace(Content::Empty, word.content()));
         self.pool = Pool::rebuild(arena, self.table.len(), limit, |visit| {
-            self.table.for_each(|index, word| {
+            self.table.for_each(|_, word| {
                 if let Some(object) = word.content().object() {
                     let (place, length) = (object.place, object.length);
-                    visit(Named { owner: index as u32, place, length });
+                    visit(Named { place, length });
                 }
             });
         })?;

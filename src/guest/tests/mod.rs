@@ -3,7 +3,9 @@
 mod chain;
 mod memory;
 mod queue;
+mod recovery;
 mod request;
+mod resume;
 mod rig;
 mod ring;
 mod watchdog;

@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
+use super::super::account::Account;
 use super::super::config::GuestOptions;
 use super::super::mailbox::Mailbox;
 use super::super::memory::{MemoryMap, for_tests};
@@ -71,7 +72,15 @@ impl Rig {
     pub(super) fn server_with(&self, pulse: Arc<Pulse>) -> QueueServer<'_> {
         let mailbox = Arc::clone(&self.mailbox);
         let mut server = QueueServer::new(0, self.vring.clone(), &self.shared, mailbox, pulse);
-        server.start(None);
+        server.start(None, Account::default());
+        server
+    }
+
+    pub(super) fn server_on(&self, account: Account) -> QueueServer<'_> {
+        let mailbox = Arc::clone(&self.mailbox);
+        let vring = self.vring.clone();
+        let mut server = QueueServer::new(0, vring, &self.shared, mailbox, Arc::default());
+        server.start(None, account);
         server
     }
 

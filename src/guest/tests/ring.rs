@@ -64,7 +64,7 @@ fn heads_are_taken_in_batches_and_published_with_one_index() {
     assert_eq!(batch.len(), BATCH);
     let mut finished: Vec<_> = batch.drain(..).map(|taken| taken.finish(513)).collect();
     memory.write_obj(start, GuestAddress(USED + 2)).unwrap();
-    put_batch(&mut queue, &memory, &mut heads, &mut finished).unwrap();
+    put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
     assert_eq!(used_index(&memory), start.wrapping_add(BATCH as u16));
     for (n, head) in (0_u16..).zip(&all[..BATCH]) {
         let slot = u64::from(start.wrapping_add(n) % SIZE);
@@ -110,7 +110,7 @@ fn what_is_put_back_is_taken_again_in_order() {
     let mut batch = VecDeque::new();
     take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
     let mut finished: Vec<_> = batch.drain(..2).map(|taken| taken.finish(0)).collect();
-    put_batch(&mut queue, &memory, &mut heads, &mut finished).unwrap();
+    put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
     put_back(&mut queue, &mut heads, &mut batch);
     assert_eq!((batch.len(), queue.next_avail()), (0, queue.next_used()));
     let (again, outcome) = take(&mut queue, &memory, &mut heads);
@@ -128,7 +128,7 @@ fn a_head_can_be_taken_again_once_it_was_given_back() {
         let mut batch = VecDeque::new();
         take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
         let mut finished = batch.drain(..).map(|taken: Taken| taken.finish(1)).collect();
-        put_batch(&mut queue, &memory, &mut heads, &mut finished).unwrap();
+        put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
         assert_eq!(used_index(&memory), round + 1);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::super::account::Account;
 use super::super::mailbox::Command;
 use super::super::parked::{Bound, Extent};
 use super::super::watchdog::{Patience, Pulse, Watch, Watchdog};
@@ -145,7 +146,7 @@ fn worker(rig: &Rig, patience: Patience) -> (Worker, Arc<Watch>) {
     let worker = worker.unwrap();
     let kick = nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK);
     let kick = File::from(OwnedFd::from(kick.unwrap()));
-    worker.send(Command::Start { ring: 0, kick, error_event: None });
+    worker.send(Command::Start { ring: 0, kick, error_event: None, account: Account::default() });
     (worker, watch)
 }
 

@@ -79,10 +79,8 @@ impl Model {
     }
 
     fn visit(&self, visit: &mut dyn FnMut(Named)) {
-        for (owner, object) in (self.base..).zip(&self.objects) {
-            if let Some((place, length)) = *object {
-                visit(Named { owner, place, length });
-            }
+        for (place, length) in self.objects.iter().flatten().copied() {
+            visit(Named { place, length });
         }
     }
 
@@ -94,10 +92,12 @@ impl Model {
     /// Checks the bytes of all objects, and counts them.
     fn check_bytes(&self, pool: &Pool) -> u64 {
         let mut live = 0;
-        self.visit(&mut |Named { owner, place, length }| {
-            assert_eq!(pool.read(place, length), content(owner, length));
-            live += 1;
-        });
+        for (owner, object) in (self.base..).zip(&self.objects) {
+            if let Some((place, length)) = *object {
+                assert_eq!(pool.read(place, length), content(owner, length));
+                live += 1;
+            }
+        }
         live
     }
 }
@@ -384,6 +384,4 @@ fn a_contradiction_in_the_table_is_an_error_of_the_rebuild() {
     let hole =
         build(|named| named[2].place = Place::from_offset(named[2].place.offset() + 188 * 4096));
     assert!(matches!(hole, Some(RebuildError::Missing { len: 4096 | 8192, .. })), "{hole:?}");
-    let foreign = build(|named| named[2].owner = 77);
-    assert!(matches!(foreign, Some(RebuildError::Owner { tag: 2, .. })), "{foreign:?}");
 }

@@ -149,6 +149,17 @@ impl Tag {
     }
 }
 
+/// A request that was submitted and did not come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outstanding {
+    /// Its slot, whose buffer has to stay as it is.
+    pub tag: Tag,
+    /// First descriptor of its chain: what in-flight region and used ring call it.
+    pub head: u16,
+    /// What the caller gave along.
+    pub user: u64,
+}
+
 /// A request that came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
@@ -265,6 +276,15 @@ impl Blk {
     /// Requests submitted and not reaped, acquired slots included.
     pub fn busy(&self) -> usize {
         self.slots.len() - self.free_slots.len()
+    }
+
+    /// Requests submitted and not reaped, in no order.
+    pub fn outstanding(&self) -> impl Iterator<Item = Outstanding> + '_ {
+        let owned = (0..).zip(&self.owner).filter(|(_, owner)| **owner != NONE);
+        owned.map(|(head, owner)| {
+            let user = self.slots[usize::from(*owner)].user;
+            Outstanding { tag: Tag(*owner), head, user }
+        })
     }
 
     /// Limit of the waits of the synchronous helpers.

@@ -5,8 +5,9 @@ use std::{os::unix::net::UnixStream, path::Path, sync::Arc};
 use crate::{
     blk::{Blk, Completion, Op, Shape, Status},
     error::{Error, Result},
+    inflight::Inflight,
     memory::Region,
-    queue::Queue,
+    queue::{Queue, Wiring},
     session::{Options, Session, connect_socket},
     spec::{ID_LEN, SECTOR, feature},
 };
@@ -55,6 +56,11 @@ pub struct Client {
     pub region: Arc<Region>,
     /// One disk per queue; may be moved to other threads.
     pub queues: Vec<Blk>,
+    /// What the back end has taken and not given back, if that is tracked.
+    pub inflight: Option<Inflight>,
+    /// All queues as the back end knows them, wherever they are.
+    wirings: Vec<Wiring>,
+    options: Options,
 }
 
 impl Client {
@@ -75,6 +81,12 @@ impl Client {
     /// When a message is refused.
     pub fn from_stream(sock: UnixStream, options: &ClientOptions) -> Result<Self> {
         let mut session = Session::from_stream(sock, &options.session)?;
+        // Before memory and rings, as QEMU does.
+        let inflight = match options.queues as u16 {
+            0 => None,
+            queues => session.take_inflight(queues, options.queue_size)?,
+        };
+        inflight.iter().try_for_each(|inflight| session.give_inflight(inflight))?;
         let region = Region::new(options.gpa, memory_needed(options))?;
         if options.mem_slots {
             session.add_mem_region(&region)?;
@@ -90,8 +102,50 @@ impl Client {
                 session.start(blk.queue())?;
                 Ok(blk)
             })
-            .collect::<Result<_>>()?;
-        Ok(Self { session, region, queues })
+            .collect::<Result<Vec<_>>>()?;
+        let wirings = queues.iter().map(|blk| blk.queue().wiring().clone()).collect();
+        let options = options.session.clone();
+        Ok(Self { session, region, queues, inflight, wirings, options })
+    }
+
+    /// Goes on with another back end on the same disk, as QEMU does when the one before has died:
+    /// with the same memory, rings, events and in-flight region, and with all that was submitted
+    /// still to be reaped. Signals that were on their way are lost and nobody kicks, so the back end
+    /// has to look for itself. The queues may be in use by other threads meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When nobody accepts in time, or a message is refused. It may be tried again.
+    pub fn reconnect(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let sock = connect_socket(path, self.options.timeout)?;
+        self.reconnect_stream(sock)
+    }
+
+    /// The same on a connected socket.
+    ///
+    /// # Errors
+    ///
+    /// When a message is refused. It may be tried again.
+    pub fn reconnect_stream(&mut self, sock: UnixStream) -> Result<()> {
+        // The old socket is closed first: a back end that is alive serves one front end at a time.
+        let _ = self.session.wire().socket().shutdown(std::net::Shutdown::Both);
+        self.wirings.iter().for_each(Wiring::silence);
+        let mut session = Session::from_stream(sock, &self.options)?;
+        let regions = [Arc::clone(&self.region)];
+        session.take_up(&regions, self.inflight.as_ref(), &self.wirings)?;
+        self.session = session;
+        Ok(())
+    }
+
+    /// Number of requests of all queues that the in-flight region shows in flight, and of those that
+    /// were completed though one taken before them is in flight.
+    pub fn left_behind(&self) -> (usize, usize) {
+        let Some(inflight) = &self.inflight else { return (0, 0) };
+        let queues = self.wirings.iter().map(Wiring::index);
+        queues.fold((0, 0), |(taken, later), queue| {
+            let (now, done) = (inflight.in_flight(queue), inflight.completed_out_of_order(queue));
+            (taken + now.len(), later + done.len())
+        })
     }
 
     /// The disk through queue 0.

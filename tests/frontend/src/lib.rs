@@ -6,6 +6,7 @@
 //! * [`memory`]: guest memory in memfds, shared with the back end
 //! * [`ring`]: a split ring laid out by hand; [`queue`]: the ring with kick and call
 //! * [`wire`]: the socket by hand; [`session`]: well-formed messages over the `vhost` crate
+//! * [`inflight`]: the region that tells what a back end has taken, kept over its death
 //! * [`blk`]: virtio-blk requests of any shape, submitted at depth; [`client`]: all of it in one call
 //! * [`spec`]: the numbers; [`random`]: random ones that are the same everywhere
 
@@ -13,6 +14,7 @@ pub mod blk;
 pub mod client;
 pub mod error;
 mod fd;
+pub mod inflight;
 pub mod memory;
 pub mod queue;
 pub mod random;
@@ -22,11 +24,12 @@ pub mod spec;
 mod watchdog;
 pub mod wire;
 
-pub use blk::{Blk, Completion, Op, Place, Segment, Shape, Status, Tag};
+pub use blk::{Blk, Completion, Op, Outstanding, Place, Segment, Shape, Status, Tag};
 pub use client::{Client, ClientOptions};
 pub use error::{Error, Result};
+pub use inflight::Inflight;
 pub use memory::Region;
-pub use queue::Queue;
+pub use queue::{Queue, Wiring};
 pub use random::Random;
 pub use ring::{Desc, Ring, Used};
 pub use session::{Options, Session};

@@ -70,15 +70,56 @@ impl AsFd for Event {
     }
 }
 
+/// What a back end has to be told of a queue: its ring and its events. It can be cloned and kept while
+/// the queue is used by another thread, to be given to the next back end.
+#[derive(Debug, Clone)]
+pub struct Wiring {
+    index: usize,
+    ring: Ring,
+    kick: Arc<Event>,
+    call: Arc<Event>,
+    err: Arc<Event>,
+}
+
+impl Wiring {
+    /// Queue index.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Kick descriptor: driver to device.
+    pub fn kick_event(&self) -> &Event {
+        &self.kick
+    }
+
+    /// Call descriptor: device to driver, the interrupt.
+    pub fn call_event(&self) -> &Event {
+        &self.call
+    }
+
+    /// Error descriptor: device to driver, the ring is broken.
+    pub fn err_event(&self) -> &Event {
+        &self.err
+    }
+
+    /// Takes all counts out of the events, as if the signals had died with a back end.
+    pub fn silence(&self) {
+        for event in [&self.kick, &self.call, &self.err] {
+            event.take();
+        }
+    }
+}
+
 /// A virtqueue from the driver's side. Heads are pushed, published in batches and popped when used;
 /// whether the device is kicked follows EVENT_IDX or the flags.
 #[derive(Debug)]
 pub struct Queue {
-    index: usize,
-    ring: Ring,
-    kick: Event,
-    call: Event,
-    err: Event,
+    wiring: Wiring,
     event_idx: bool,
     /// Avail index including what is not published yet.
     pushed: u16,
@@ -107,34 +148,40 @@ impl Queue {
     ///
     /// When the process has no descriptor left.
     pub fn with_ring(index: usize, ring: Ring, event_idx: bool) -> Result<Self> {
-        let (kick, call, err) = (Event::new()?, Event::new()?, Event::new()?);
+        let event = || Event::new().map(Arc::new);
+        let wiring = Wiring { index, ring, kick: event()?, call: event()?, err: event()? };
         let (pushed, published, popped, seen) = (0, 0, 0, 0);
-        Ok(Self { index, ring, kick, call, err, event_idx, pushed, published, popped, seen })
+        Ok(Self { wiring, event_idx, pushed, published, popped, seen })
+    }
+
+    /// Ring and events.
+    pub fn wiring(&self) -> &Wiring {
+        &self.wiring
     }
 
     /// Queue index.
     pub fn index(&self) -> usize {
-        self.index
+        self.wiring.index
     }
 
     /// The ring.
     pub fn ring(&self) -> &Ring {
-        &self.ring
+        &self.wiring.ring
     }
 
     /// Kick descriptor: driver to device.
     pub fn kick_event(&self) -> &Event {
-        &self.kick
+        &self.wiring.kick
     }
 
     /// Call descriptor: device to driver, the interrupt.
     pub fn call_event(&self) -> &Event {
-        &self.call
+        &self.wiring.call
     }
 
     /// Error descriptor: device to driver, the ring is broken.
     pub fn err_event(&self) -> &Event {
-        &self.err
+        &self.wiring.err
     }
 
     /// Whether EVENT_IDX is followed.
@@ -163,7 +210,7 @@ impl Queue {
     ///
     /// When the ring lies outside its region.
     pub fn reset(&mut self) -> Result<()> {
-        self.ring.clear()?;
+        self.wiring.ring.clear()?;
         (self.pushed, self.published, self.popped, self.seen) = (0, 0, 0, 0);
         Ok(())
     }
@@ -175,7 +222,7 @@ impl Queue {
     /// When the ring lies outside its region.
     #[inline]
     pub fn push(&mut self, head: u16) -> Result<()> {
-        self.ring.set_avail(self.pushed, head)?;
+        self.wiring.ring.set_avail(self.pushed, head)?;
         self.pushed = self.pushed.wrapping_add(1);
         Ok(())
     }
@@ -191,17 +238,17 @@ impl Queue {
         if old == new {
             return Ok(false);
         }
-        self.ring.set_avail_idx(new)?;
+        self.wiring.ring.set_avail_idx(new)?;
         self.published = new;
         // The index must be visible before the device's wish is read, or both sides could sleep.
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
-            need_event(self.ring.avail_event()?, new, old)
+            need_event(self.wiring.ring.avail_event()?, new, old)
         } else {
-            self.ring.used_flags()? & USED_NO_NOTIFY == 0
+            self.wiring.ring.used_flags()? & USED_NO_NOTIFY == 0
         };
         if wanted {
-            self.kick.signal()?;
+            self.wiring.kick.signal()?;
         }
         Ok(wanted)
     }
@@ -213,7 +260,7 @@ impl Queue {
     /// When the ring lies outside its region.
     pub fn publish_quietly(&mut self) -> Result<()> {
         self.published = self.pushed;
-        self.ring.set_avail_idx(self.pushed)
+        self.wiring.ring.set_avail_idx(self.pushed)
     }
 
     /// Kicks, asked for or not.
@@ -222,7 +269,7 @@ impl Queue {
     ///
     /// When the kick cannot be sent.
     pub fn kick(&self) -> Result<()> {
-        self.kick.signal()
+        self.wiring.kick.signal()
     }
 
     /// Takes the next used element, if there is one.
@@ -233,7 +280,7 @@ impl Queue {
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Used>> {
         if self.popped == self.seen {
-            self.seen = self.ring.used_idx()?;
+            self.seen = self.wiring.ring.used_idx()?;
             if self.popped == self.seen {
                 return Ok(None);
             }
@@ -241,10 +288,10 @@ impl Queue {
             if new > owed {
                 self.seen = self.popped;
                 let why = format!("{new} elements used, {owed} in flight");
-                return Err(Error::UsedRing { queue: self.index, why });
+                return Err(Error::UsedRing { queue: self.wiring.index, why });
             }
         }
-        let used = self.ring.used(self.popped)?;
+        let used = self.wiring.ring.used(self.popped)?;
         self.popped = self.popped.wrapping_add(1);
         Ok(Some(used))
     }
@@ -267,12 +314,12 @@ impl Queue {
     /// When the ring lies outside its region.
     pub fn want_call_after(&self, more: u16) -> Result<bool> {
         if self.event_idx {
-            self.ring.set_used_event(self.popped.wrapping_add(more))?;
+            self.wiring.ring.set_used_event(self.popped.wrapping_add(more))?;
         } else {
-            self.ring.set_avail_flags(0)?;
+            self.wiring.ring.set_avail_flags(0)?;
         }
         fence(Ordering::SeqCst);
-        Ok(self.ring.used_idx()?.wrapping_sub(self.popped) > more)
+        Ok(self.wiring.ring.used_idx()?.wrapping_sub(self.popped) > more)
     }
 
     /// Asks for no interrupt. With EVENT_IDX that is an index just passed: half the number space away.
@@ -282,9 +329,9 @@ impl Queue {
     /// When the ring lies outside its region.
     pub fn want_no_call(&self) -> Result<()> {
         if self.event_idx {
-            self.ring.set_used_event(self.popped.wrapping_sub(1))
+            self.wiring.ring.set_used_event(self.popped.wrapping_sub(1))
         } else {
-            self.ring.set_avail_flags(AVAIL_NO_INTERRUPT)
+            self.wiring.ring.set_avail_flags(AVAIL_NO_INTERRUPT)
         }
     }
 
@@ -299,8 +346,8 @@ impl Queue {
         }
         let deadline = Instant::now() + timeout;
         while !self.want_call()? {
-            wait_readable(&self.call, deadline, "used element", timeout)?;
-            self.call.take();
+            wait_readable(&self.wiring.call, deadline, "used element", timeout)?;
+            self.wiring.call.take();
         }
         self.want_no_call()
     }
@@ -315,7 +362,7 @@ impl Queue {
         loop {
             // Reading the clock costs more than looking at the ring.
             for _ in 0..256 {
-                if self.popped != self.seen || self.ring.used_idx()? != self.popped {
+                if self.popped != self.seen || self.wiring.ring.used_idx()? != self.popped {
                     return Ok(());
                 }
                 std::hint::spin_loop();

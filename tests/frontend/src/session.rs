@@ -24,8 +24,9 @@ use vhost::{
 
 use crate::{
     error::{Error, Result, io_err},
+    inflight::Inflight,
     memory::Region,
-    queue::Queue,
+    queue::{Queue, Wiring},
     ring::Ring,
     spec::{BlkConfig, CONFIG_LEN, CONFIG_WRITEBACK, feature},
     watchdog::Watchdog,
@@ -66,6 +67,13 @@ impl Options {
     /// Does without the given virtio features.
     pub fn without(features: u64) -> Self {
         Self { features: feature::ALL & !features, ..Self::default() }
+    }
+
+    /// Does without in-flight tracking, as front ends do that do not know it.
+    #[must_use]
+    pub fn untracked(self) -> Self {
+        let protocol = self.protocol - VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        Self { protocol, ..self }
     }
 }
 
@@ -348,6 +356,15 @@ impl Session {
     ///
     /// When a message is refused.
     pub fn set_up(&self, queue: &Queue, base: u16) -> Result<()> {
+        self.wire_up(queue.wiring(), base)
+    }
+
+    /// The same for a queue that is in use elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// When a message is refused.
+    pub fn wire_up(&self, queue: &Wiring, base: u16) -> Result<()> {
         let index = queue.index();
         self.call("SET_VRING_NUM", |f| f.set_vring_num(index, queue.ring().size()))?;
         self.set_base(index, base)?;
@@ -355,6 +372,29 @@ impl Session {
         self.call("SET_VRING_CALL", |f| f.set_vring_call(index, queue.call_event().fd()))?;
         self.call("SET_VRING_ERR", |f| f.set_vring_err(index, queue.err_event().fd()))?;
         self.call("SET_VRING_KICK", |f| f.set_vring_kick(index, queue.kick_event().fd()))
+    }
+
+    /// Has the back end take up queues that an earlier one has left, as QEMU does: the in-flight
+    /// region first, then memory, then each ring with its used index for a base, then all enabled.
+    /// Nobody kicks.
+    ///
+    /// # Errors
+    ///
+    /// When a message is refused.
+    pub fn take_up(
+        &mut self,
+        regions: &[Arc<Region>],
+        inflight: Option<&Inflight>,
+        queues: &[Wiring],
+    ) -> Result<()> {
+        if let Some(inflight) = inflight {
+            self.give_inflight(inflight)?;
+        }
+        self.set_mem_table(regions)?;
+        for queue in queues {
+            self.wire_up(queue, queue.ring().used_idx()?)?;
+        }
+        queues.iter().try_for_each(|queue| self.enable(queue.index(), true))
     }
 
     /// Sends `SET_VRING_BASE`: the avail index to go on at.
@@ -439,6 +479,28 @@ impl Session {
     /// When the message is refused.
     pub fn set_inflight(&self, inflight: &VhostUserInflight, fd: RawFd) -> Result<()> {
         self.call("SET_INFLIGHT_FD", |f| f.set_inflight_fd(inflight, fd))
+    }
+
+    /// Asks the back end for an in-flight region and maps it; `None` when tracking is not negotiated.
+    ///
+    /// # Errors
+    ///
+    /// When the message is refused, or the region cannot be what it says.
+    pub fn take_inflight(&self, num_queues: u16, queue_size: u16) -> Result<Option<Inflight>> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            return Ok(None);
+        }
+        let (info, file) = self.get_inflight(num_queues, queue_size)?;
+        Inflight::new(info, file).map(Some)
+    }
+
+    /// Gives the back end a region that was got from it or from one before it.
+    ///
+    /// # Errors
+    ///
+    /// When the message is refused.
+    pub fn give_inflight(&self, inflight: &Inflight) -> Result<()> {
+        self.set_inflight(inflight.info(), inflight.raw_fd())
     }
 
     /// Hangs up in both directions, as a killed VMM does.

@@ -1,0 +1,61 @@
+//! How a queue accounts for what it took, so that the next process can go on where it died.
+
+use std::collections::VecDeque;
+
+use super::inflight::Ledger;
+use super::order::Order;
+use super::request::{Finished, Taken};
+
+/// The account of one started ring; decided when it starts.
+#[derive(Debug, Default)]
+pub(super) enum Account {
+    /// None: completions come in any order, and what a dead process leaves is lost anyway.
+    #[default]
+    None,
+    /// The used index is all that remains, so completions come in order.
+    Ordered(Order),
+    /// The in-flight region remains: completions come in any order.
+    Tracked(Ledger),
+}
+
+impl Account {
+    /// A batch was taken from the available ring, in this order.
+    pub(super) fn take(&mut self, batch: &VecDeque<Taken>) {
+        match self {
+            Account::None => {}
+            Account::Ordered(order) => batch.iter().for_each(|taken| order.take(taken.head())),
+            Account::Tracked(ledger) => ledger.take(batch),
+        }
+    }
+
+    /// The rest of what was taken last goes back into the available ring.
+    pub(super) fn put_back(&mut self, rest: &VecDeque<Taken>) {
+        match self {
+            Account::None => {}
+            Account::Ordered(order) => order.put_back(rest.len()),
+            Account::Tracked(ledger) => ledger.put_back(rest),
+        }
+    }
+
+    /// Leaves in `finished` what may be published now.
+    pub(super) fn release(&mut self, finished: &mut Vec<Finished>) {
+        if let Account::Ordered(order) = self
+            && !finished.is_empty()
+        {
+            order.release(finished);
+        }
+    }
+
+    /// The ledger, if there is one.
+    pub(super) fn ledger(&mut self) -> Option<&mut Ledger> {
+        match self {
+            Account::Tracked(ledger) => Some(ledger),
+            _ => None,
+        }
+    }
+
+    /// Whether an earlier process left requests that are not begun again yet.
+    pub(super) fn has_again(&self) -> bool {
+        matches!(self, Account::Tracked(ledger) if ledger.has_again())
+    }
+}

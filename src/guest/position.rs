@@ -1,0 +1,91 @@
+//! Where a ring that is started goes on, and whether this disk may serve it.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueT};
+
+use super::account::Account;
+use super::inflight::{Contents, Part};
+use super::memory::Memory;
+use super::order::Order;
+use super::recovery::{RecoveryError, Standing};
+use super::ring;
+
+/// Why a ring is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PositionError {
+    #[error("its rings lie outside of its memory")]
+    Outside,
+    #[error("its used ring cannot be read")]
+    Unreadable,
+    #[error(
+        "it is in use already (base {base}, used index {used}{}), and this disk never served a \
+         guest: what the guest wrote is not here, so it is not served",
+        if *.tracked { ", requests in its in-flight region" } else { "" }
+    )]
+    NeverServed { base: u16, used: u16, tracked: bool },
+    #[error("its in-flight region cannot be of this ring: {0}")]
+    Recovery(#[from] RecoveryError),
+}
+
+/// What is known of a ring before it is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    /// The disk served a guest, or the ring was started in this session: it may be in use.
+    pub(super) may_be_used: bool,
+    /// What is on the disk outlives this process.
+    pub(super) outlives: bool,
+}
+
+/// Where a ring goes on.
+#[derive(Debug)]
+pub(super) struct Position {
+    pub(super) next_avail: u16,
+    pub(super) next_used: u16,
+    pub(super) account: Account,
+    /// Requests in flight that are taken up again.
+    pub(super) again: usize,
+    /// Requests that had been completed before one of those.
+    pub(super) later: usize,
+}
+
+/// Looks at a ring and at its part of the in-flight region, and brings the part up to date.
+///
+/// A ring starts at its used index, and not at the base that the front end names: everything taken
+/// was published before a ring stopped, and the base may be older than that. If the process died
+/// instead, those in flight come on top, which the region tells; without a region, nothing was
+/// published before its turn, so all behind the used index is still to be done.
+pub(super) fn find(
+    queue: &Queue,
+    memory: &Memory,
+    part: Option<Part>,
+    known: Known,
+) -> Result<Position, PositionError> {
+    if !queue.is_valid(memory) {
+        return Err(PositionError::Outside);
+    }
+    let used = ring::used_index(queue, memory).ok_or(PositionError::Unreadable)?;
+    let available = queue.avail_idx(memory, Ordering::Acquire);
+    let available = available.map_err(|_| PositionError::Unreadable)?.0;
+    let contents = part.as_ref().map(|part| part.read().ok_or(RecoveryError::Lost)).transpose()?;
+    let base = queue.next_avail();
+    // A daemon that died may have published nothing of what it took.
+    let tracked = contents.as_ref().is_some_and(Contents::shows_use);
+    if (base != 0 || used != 0 || tracked) && !known.may_be_used {
+        return Err(PositionError::NeverServed { base, used, tracked });
+    }
+    let standing = Standing { size: queue.size(), used, available };
+    let (mut again, mut later) = (0, 0);
+    let account = match part.zip(contents) {
+        Some((part, contents)) => {
+            let recovery = contents.recover(standing)?;
+            (again, later) = (recovery.again.len(), recovery.later);
+            Account::Tracked(recovery.carry_out(part, used))
+        }
+        None if known.outlives => Account::Ordered(Order::new(queue.size())),
+        None => Account::None,
+    };
+    // Those that are taken again were taken already: the ring has them, at most its size.
+    let next_avail = used.wrapping_add(again as u16);
+    Ok(Position { next_avail, next_used: used, account, again, later })
+}

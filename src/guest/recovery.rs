@@ -1,0 +1,163 @@
+//! What an in-flight region says of a ring that is started: whether it can be of that ring, what was
+//! in flight, and what of it was given back already.
+//!
+//! A part is read once and judged as it was read. What cannot be is refused as a whole: a region
+//! that is half right would have requests done twice, or never.
+
+use super::inflight::{Contents, Ledger, Part, VERSION};
+
+/// Why a part of a region cannot be of the ring that is started with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RecoveryError {
+    #[error("its file was cut short")]
+    Lost,
+    #[error("it has unknown features {0:#x}")]
+    Features(u64),
+    #[error("its version is {0}")]
+    Version(u16),
+    #[error("it says that it is fresh, and is not")]
+    NotFresh,
+    #[error("it says that it has {found} entries, and has {expected}")]
+    Entries { found: u16, expected: u16 },
+    #[error("it has {entries} entries for a ring of {ring}")]
+    RingSize { entries: u16, ring: u16 },
+    #[error("its used index {region} is not one that the ring, at {ring}, had lately")]
+    UsedIndex { region: u16, ring: u16 },
+    #[error("its last batch leads to head {0}, which cannot be in it")]
+    Batch(u16),
+    #[error("it marks head {head} with {mark}")]
+    Mark { head: u16, mark: u8 },
+    #[error("it has head {0} in flight, which the ring does not have")]
+    Head(u16),
+    #[error("it has {in_flight} requests in flight, and the guest waits for {waiting}")]
+    TooMany { in_flight: u16, waiting: u16 },
+}
+
+/// Where a ring stands, by its own indexes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    pub(super) size: u16,
+    pub(super) used: u16,
+    pub(super) available: u16,
+}
+
+/// What is to be done with a part when its ring starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Recovery {
+    /// It has to begin anew: no ring was started with it, or the ring was reset since.
+    fresh: bool,
+    /// Heads that are in the used ring, and may still be marked.
+    finish: Vec<u16>,
+    /// Heads in flight, in the order in which they were taken.
+    pub(super) again: Vec<u16>,
+    /// Requests that were taken later than one in flight, and completed.
+    pub(super) later: usize,
+    /// The first counter that is not in use.
+    counter: u64,
+}
+
+impl Contents {
+    /// Whether the part was used: a request was taken, whatever became of it.
+    pub(super) fn shows_use(&self) -> bool {
+        self.entries.iter().any(|entry| entry.in_flight != 0 || entry.counter != 0)
+    }
+
+    /// What has to be done so that each request of a ring is done exactly once.
+    pub(super) fn recover(&self, ring: Standing) -> Result<Recovery, RecoveryError> {
+        let entries = self.entries.len() as u16;
+        if ring.size > entries {
+            return Err(RecoveryError::RingSize { entries, ring: ring.size });
+        }
+        if self.features != 0 {
+            return Err(RecoveryError::Features(self.features));
+        }
+        match self.version {
+            0 if self.shows_use() => Err(RecoveryError::NotFresh),
+            0 => Ok(Recovery { fresh: true, counter: 1, ..Recovery::default() }),
+            VERSION if self.size != entries => {
+                Err(RecoveryError::Entries { found: self.size, expected: entries })
+            }
+            // A ring that was reset, by a front end that keeps its region over that.
+            VERSION if ring.used == 0 && self.entries.iter().all(|entry| entry.in_flight == 0) => {
+                Ok(Recovery { fresh: true, counter: self.next_counter(), ..Recovery::default() })
+            }
+            VERSION => self.resume(ring),
+            other => Err(RecoveryError::Version(other)),
+        }
+    }
+
+    fn resume(&self, ring: Standing) -> Result<Recovery, RecoveryError> {
+        let finish = self.last_batch(ring)?;
+        let mut marked: Vec<bool> = Vec::with_capacity(self.entries.len());
+        for (head, entry) in (0..).zip(&self.entries) {
+            match entry.in_flight {
+                0 => {}
+                1 if head >= ring.size => return Err(RecoveryError::Head(head)),
+                1 => {}
+                mark => return Err(RecoveryError::Mark { head, mark }),
+            }
+            marked.push(entry.in_flight == 1);
+        }
+        for head in &finish {
+            marked[usize::from(*head)] = false;
+        }
+        let of_mark = |mark: bool| {
+            let entries = self.entries.iter().zip(&marked).zip(0_u16..);
+            let wanted = entries.filter(move |((_, marked), _)| **marked == mark);
+            wanted.map(|((entry, _), head)| (entry.counter, head))
+        };
+        let mut again: Vec<(u64, u16)> = of_mark(true).collect();
+        again.sort_unstable();
+        let least = again.first().map_or(u64::MAX, |(counter, _)| *counter);
+        let later = of_mark(false).filter(|(counter, _)| *counter > least).count();
+        // All that was taken was made available, and is not in the used ring.
+        let (in_flight, waiting) = (again.len() as u16, ring.available.wrapping_sub(ring.used));
+        if in_flight > 0 && (in_flight > waiting || waiting > ring.size) {
+            return Err(RecoveryError::TooMany { in_flight, waiting });
+        }
+        let counter = self.next_counter();
+        let again = again.into_iter().map(|(_, head)| head).collect();
+        Ok(Recovery { fresh: false, finish, again, later, counter })
+    }
+
+    /// The first counter that is not in use. One that has counted to the end was not made by
+    /// counting, so what comes after that is of no concern.
+    fn next_counter(&self) -> u64 {
+        let most = self.entries.iter().map(|entry| entry.counter).max();
+        most.unwrap_or_default().wrapping_add(1).max(1)
+    }
+
+    /// Heads of the last batch, if it was put into the used ring and not ended.
+    fn last_batch(&self, ring: Standing) -> Result<Vec<u16>, RecoveryError> {
+        let count = ring.used.wrapping_sub(self.used_index);
+        if count > ring.size {
+            let region = self.used_index;
+            return Err(RecoveryError::UsedIndex { region, ring: ring.used });
+        }
+        let mut seen = vec![false; usize::from(ring.size)];
+        let mut heads = Vec::with_capacity(usize::from(count));
+        let mut head = self.last_head;
+        for _ in 0..count {
+            match seen.get_mut(usize::from(head)) {
+                Some(seen) if !*seen => *seen = true,
+                _ => return Err(RecoveryError::Batch(head)),
+            }
+            heads.push(head);
+            head = self.entries[usize::from(head)].next;
+        }
+        Ok(heads)
+    }
+}
+
+impl Recovery {
+    /// Brings the part up to date for a ring that starts at `used`. Dying in the midst of it leaves
+    /// a part of which the same is found again.
+    pub(super) fn carry_out(self, part: Part, used: u16) -> Ledger {
+        if self.fresh {
+            part.begin(used);
+        } else {
+            part.end_batch(self.finish, used);
+        }
+        Ledger::new(part, self.counter, self.again)
+    }
+}
