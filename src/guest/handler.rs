@@ -490,6 +490,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let options = &self.shared.options;
         let inflight = Inflight::map(given, file, options, self.memory.alarm());
         let inflight = inflight.or_else(|error| refuse(full(&error)))?;
+        let (queues, size) = (given.num_queues, given.queue_size);
+        log::debug!("an in-flight region for {queues} queues of {size}");
         // A front end sends it before its rings. One that does not has them start anew with it.
         let running: Vec<usize> =
             (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();

@@ -21,7 +21,7 @@ pub(super) enum PositionError {
     #[error(
         "it is in use already (base {base}, used index {used}{}), and this disk never served a \
          guest: what the guest wrote is not here, so it is not served",
-        if *.tracked { ", requests in its in-flight region" } else { "" }
+        if *.tracked { ", its in-flight region used" } else { "" }
     )]
     NeverServed { base: u16, used: u16, tracked: bool },
     #[error("its in-flight region cannot be of this ring: {0}")]

@@ -144,6 +144,7 @@ impl Word {
         known && Word::new(content).0 | flags == self.data().0
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     /// What the content is, without flags and lock bits, as a number.
     pub(super) fn essence(self) -> u64 {
         self.data().0 & !FLAGS

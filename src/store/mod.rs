@@ -7,13 +7,14 @@
 // Under loom the slot lock alone is built, which needs no more than a place.
 #[cfg(not(any(loom, shuttle)))]
 mod arena;
-#[cfg(not(any(loom, shuttle)))]
 mod error;
 #[cfg(not(any(loom, shuttle)))]
 mod kind;
 #[cfg(not(any(loom, shuttle)))]
 mod mapping;
 mod place;
+#[cfg(not(any(loom, shuttle)))]
+mod refusal;
 #[cfg(not(any(loom, shuttle)))]
 mod state;
 #[cfg(not(any(loom, shuttle)))]
@@ -25,11 +26,12 @@ mod words;
 
 #[cfg(not(any(loom, shuttle)))]
 pub use arena::Arena;
-#[cfg(not(any(loom, shuttle)))]
-pub use error::{StateError, StoreError};
+pub use error::StoreError;
 #[cfg(not(any(loom, shuttle)))]
 pub use kind::MemoryKind;
 pub use place::Place;
+#[cfg(not(any(loom, shuttle)))]
+pub use refusal::StateError;
 #[cfg(not(any(loom, shuttle)))]
 pub use state::State;
 #[cfg(not(any(loom, shuttle)))]

@@ -31,9 +31,18 @@ pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new() -> Self {
+        Self::within(&env::temp_dir())
+    }
+
+    /// One on the tmpfs that every Linux has.
+    pub fn in_memory() -> Self {
+        Self::within(Path::new("/dev/shm"))
+    }
+
+    fn within(parent: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("vhost-user-zram.{}.{n}", std::process::id()));
+        let path = parent.join(format!("vhost-user-zram.{}.{n}", std::process::id()));
         fs::create_dir(&path).expect("temporary directory");
         Self(path)
     }
@@ -124,9 +133,12 @@ impl Daemon {
         let (stdout, out) = Lines::follow(child.stdout.take().expect("stdout"));
         let (stderr, err) = Lines::follow(child.stderr.take().expect("stderr"));
         let readers = vec![out, err];
-        let daemon = Self { child, dir, stdout, stderr, readers, stats_asked: 0 };
-        if daemon.stdout.wait_for("ready", 0, LIMIT).is_none() {
-            panic!("no ready line: {:?} {:?}", daemon.stdout.all(), daemon.stderr.all());
+        let mut daemon = Self { child, dir, stdout, stderr, readers, stats_asked: 0 };
+        let deadline = Instant::now() + LIMIT;
+        while daemon.stdout.wait_for("ready", 0, Duration::from_millis(100)).is_none() {
+            if !daemon.is_alive() || Instant::now() > deadline {
+                panic!("no ready line: {:?} {:?}", daemon.stdout.all(), daemon.stderr.all());
+            }
         }
         daemon
     }
@@ -150,6 +162,11 @@ impl Daemon {
 
     /// Waits for the process to end; gives its status and all it has said.
     pub fn wait(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
+        (self.join(), self.stdout.all(), self.stderr.all())
+    }
+
+    /// The same; what it has said stays here.
+    pub fn join(&mut self) -> ExitStatus {
         let deadline = Instant::now() + LIMIT;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -161,7 +178,7 @@ impl Daemon {
         for reader in self.readers.drain(..) {
             reader.join().expect("reader");
         }
-        (status, self.stdout.all(), self.stderr.all())
+        status
     }
 
     /// Ends it by SIGTERM.

@@ -69,6 +69,29 @@ fn a_full_queue_puts_back_and_stops_in_order() {
     }
 }
 
+/// What a thread does before memory changes: it goes on with what it began, and takes nothing.
+#[test]
+fn a_pause_publishes_all_that_was_begun_in_order() {
+    let rig = Rig::new();
+    let mut held = rig.offer_to_held(3);
+    let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
+    rig.settle(&mut server, &mut lane);
+    rig.write(3, 9, 4096);
+    while let Some(ticket) = held.pop() {
+        drop(ticket);
+        rig.pass_on(&mut server);
+        while server.has_woken() {
+            server.go_on(&mut lane);
+            rig.pass_on(&mut server);
+        }
+        assert_eq!(server.is_at_rest(), held.is_empty());
+        assert_eq!(rig.used().len(), if held.is_empty() { 6 } else { 3 });
+    }
+    assert_eq!((&rig.used()[3..], rig.next_avail()), (&[0, 1, 2][..], 6));
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(rig.used()[3..], [0, 1, 2, 3]);
+}
+
 #[test]
 fn a_request_that_is_given_up_lets_those_behind_it_pass() {
     let rig = Rig::new();

@@ -1,0 +1,106 @@
+//! Why a state is not opened.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::StoreError;
+use super::superblock::VERSION;
+
+/// Why a state cannot be opened or made. Nothing of what was there is changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// There is none, and none is to be made.
+    #[error("there is no state in {home} (--create makes one)")]
+    None {
+        /// Where it was looked for.
+        home: String,
+    },
+    /// The directory cannot be had.
+    #[error("the state directory {} cannot be used", path.display())]
+    Directory {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The directory is on a disk.
+    #[error("{} is not on a tmpfs", .0.display())]
+    NotTmpfs(PathBuf),
+    /// Another daemon has it.
+    #[error("the state in {home} is in use by another daemon")]
+    InUse {
+        /// Where it is.
+        home: String,
+    },
+    /// A file of it is not there.
+    #[error("the state in {home} has lost its {what}")]
+    Lost {
+        /// Where it is.
+        home: String,
+        /// Which file.
+        what: &'static str,
+    },
+    /// Its making was interrupted, so nothing was ever stored in it by a guest.
+    #[error("the state in {home} was never finished (--create makes it anew)")]
+    Unfinished {
+        /// Where it is.
+        home: String,
+    },
+    /// It is of another version of the format.
+    #[error("the state is of format version {found}, and this program knows version {VERSION}")]
+    Version {
+        /// Its version.
+        found: u32,
+    },
+    /// It uses what this program does not know.
+    #[error("the state uses features {unknown:#x}, which this program does not know")]
+    Features {
+        /// Their bits.
+        unknown: u64,
+    },
+    /// The disk has another size.
+    #[error("the state is of a disk of {found} bytes, not of {wanted}")]
+    Size {
+        /// Bytes of the disk in the state.
+        found: u64,
+        /// Bytes that were asked for.
+        wanted: u64,
+    },
+    /// The disk has other codecs.
+    #[error("the state is of a disk compressed by {found}, not by {wanted}")]
+    Codecs {
+        /// Codecs of the disk in the state.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// A file belongs to another disk.
+    #[error("the state's {what} is of another disk")]
+    Foreign {
+        /// Which file.
+        what: &'static str,
+    },
+    /// A file is not what it should be.
+    #[error("the state is damaged: {what}")]
+    Damaged {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A file cannot be made or read.
+    #[error("the state's {what} cannot be used")]
+    File {
+        /// Which file.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A mapping of it.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl From<StoreError> for StateError {
+    fn from(error: StoreError) -> Self {
+        StateError::Store(error)
+    }
+}
