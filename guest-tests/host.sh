@@ -7,20 +7,33 @@
 
 DAEMON_PID='' GUEST_PID='' CONSOLE='' SEQ=0 MARK=0
 ANSWER=''
+# How often QEMU looks for a daemon that went away.
+RECONNECT_MS=1000
 
 # --- the daemon -----------------------------------------------------------------------------------
 
 start_daemon() { # ALGORITHM [OPTION...]
+    spawn_daemon "$@"
+    wait_line "$DAEMON_LOG" '^ready: ' 30 "$DAEMON_PID" && return
+    ANSWER="the daemon did not get ready: $(tail -n 1 "$DAEMON_LOG")"
+    stop_daemon || true
+    return 1
+}
+
+# Waits for nothing: how long a daemon is away is what some tests are about.
+spawn_daemon() { # ALGORITHM [OPTION...]
     local algorithm=$1
     shift
     DAEMON_LOG=$LOGS/daemon-$((++DAEMON_COUNT)).log
     "$DAEMON" --socket-path "$SOCKET" --size "$SIZE" --algorithm "$algorithm" --num-queues "$QUEUES" \
         --serial "$SERIAL" "$@" >"$DAEMON_LOG" 2>&1 </dev/null &
     DAEMON_PID=$!
-    wait_line "$DAEMON_LOG" '^ready: ' 30 "$DAEMON_PID" && return
-    ANSWER="the daemon did not get ready: $(tail -n 1 "$DAEMON_LOG")"
-    stop_daemon || true
-    return 1
+}
+
+# By SIGKILL. Waited for at once, or the shell comments on it.
+kill_daemon() {
+    { kill -KILL "$DAEMON_PID" && wait "$DAEMON_PID"; } 2>/dev/null || true
+    DAEMON_PID=
 }
 
 # Sets DAEMON_STATUS.
@@ -54,7 +67,7 @@ start_guest() {
     # Read and write, so that neither opening it nor QEMU's first read waits for the other side.
     exec {CONSOLE}<>"$RUN/console"
     QEMU=$QEMU "$VUZ_SCRIPTS/run-guest" --socket "$SOCKET" --kernel "$KERNEL" --initrd "$INITRD" \
-        --mem "$MEM" --cpus 2 --queues "$QUEUES" >"$GUEST_LOG" 2>&1 <"$RUN/console" &
+        --mem "$MEM" --cpus 2 --queues "$QUEUES" --reconnect-ms "$RECONNECT_MS" >"$GUEST_LOG" 2>&1 <"$RUN/console" &
     GUEST_PID=$!
     # Else the shell comments on each QEMU that was killed.
     disown

@@ -2,12 +2,16 @@
 # The tests themselves, as the host sees them. Sourced by run.
 #
 # t_NAME returns 0 (pass), 1 (fail) or 77 (skip) and leaves a word on it in ANSWER. They run in
-# this order on one daemon, with a guest that is booted again only where the test is about that.
+# this order on one daemon, with a guest that is booted again only where the test is about that; the
+# last ones start daemons of their own (state.sh has more of these).
 
 # shellcheck disable=SC2034 # run, host.sh and tests.sh share their variables
 
 TESTS=(limits discard fio ext4 compact fstrim e2fsck swap swap-freed reboot qemu-exit restarts
-    kernel-log daemon-stats blank-restart daemon-exit read-only engine)
+    kernel-log daemon-stats blank-restart daemon-exit read-only engine
+    kills terms state-cold)
+# These start daemons and guests of their own.
+OWN_DAEMON='read-only engine kills terms state-cold'
 
 # No blanks: it travels to the guest as one word.
 COMPLAINTS='I/O.error|critical.(target|medium|space)|EXT4-fs.(error|warning)|blocked.for.more|BUG:|WARNING:|Call.Trace|virtio_blk.*(fail|error)|not.a.head'
@@ -31,6 +35,9 @@ describe() {
     blank-restart) echo "a new, blank daemon does not show a blank disk to a running guest" ;;
     daemon-exit) echo "SIGTERM: exit status 0 after a summary" ;;
     engine) echo "fio --verify on an engine that reorders, refuses a tenth of its jobs and fails a hundredth" ;;
+    kills) echo "daemon with a state SIGKILLed at random moments under fio --verify, a new one at once: nothing lost" ;;
+    terms) echo "the same by SIGTERM: the daemon leaves nothing in flight, the guest sees a pause" ;;
+    state-cold) echo "QEMU and daemon both end, also by SIGKILL under load: the state has all data" ;;
     read-only) echo "a disk filled by --load and served with --read-only: right contents, no writes" ;;
     esac
 }
@@ -220,8 +227,7 @@ t_daemon-stats() {
 # on the old contents: that guest would see zeroes where its data was.
 t_blank-restart() {
     ask 40 pattern_write 5 || return
-    # Waited for at once, or the shell comments on it.
-    { kill -KILL "$DAEMON_PID" && wait "$DAEMON_PID"; } 2>/dev/null || true
+    kill_daemon
     start_daemon "$ALGORITHM" || return
     tell pattern_verify 5
     # QEMU tries again every second; the read must wait, or fail, but not succeed with zeroes.

@@ -150,15 +150,16 @@ version_at_least() { # HAVE WANT, both MAJOR.MINOR
     [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
 }
 
-# reconnect_option: the chardev option that makes QEMU come back after the daemon went away. 9.2
-# renamed it and the two exclude each other.
+# reconnect_option MS: the chardev option that makes QEMU come back after the daemon went away. 9.2
+# renamed it and the two exclude each other; the older one knows whole seconds only.
 reconnect_option() {
-    if version_at_least "$(qemu_version "$QEMU")" 9.2; then
-        echo "reconnect-ms=1000"
+    if reconnects_by_ms "$QEMU"; then
+        echo "reconnect-ms=$1"
     else
-        echo "reconnect=1"
+        echo "reconnect=$((($1 + 999) / 1000))"
     fi
 }
+reconnects_by_ms() { version_at_least "$(qemu_version "$1")" 9.2; }
 
 # QEMU arguments that have to be the same for the probe and for a real boot.
 accel_args() {
