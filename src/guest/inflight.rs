@@ -320,6 +320,7 @@ impl Ledger {
             self.part.store(at + IN_FLIGHT, 0_u8);
             // It was not done, and must not look as if it had been.
             self.part.store(at + COUNTER, 0_u64);
+            self.counter = self.counter.wrapping_sub(1);
         }
     }
 

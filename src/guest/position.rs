@@ -46,7 +46,7 @@ pub(super) struct Position {
     /// Requests in flight that are taken up again.
     pub(super) again: usize,
     /// Requests that had been completed before one of those.
-    pub(super) later: usize,
+    pub(super) later: u64,
 }
 
 /// Looks at a ring and at its part of the in-flight region, and brings the part up to date.

@@ -51,7 +51,7 @@ pub(super) struct Recovery {
     /// Heads in flight, in the order in which they were taken.
     pub(super) again: Vec<u16>,
     /// Requests that were taken later than one in flight, and completed.
-    pub(super) later: usize,
+    pub(super) later: u64,
     /// The first counter that is not in use.
     counter: u64,
 }
@@ -101,15 +101,16 @@ impl Contents {
         for head in &finish {
             marked[usize::from(*head)] = false;
         }
-        let of_mark = |mark: bool| {
-            let entries = self.entries.iter().zip(&marked).zip(0_u16..);
-            let wanted = entries.filter(move |((_, marked), _)| **marked == mark);
-            wanted.map(|((entry, _), head)| (entry.counter, head))
-        };
-        let mut again: Vec<(u64, u16)> = of_mark(true).collect();
+        let entries = self.entries.iter().zip(&marked).zip(0_u16..);
+        let still = entries.filter(|((_, marked), _)| **marked);
+        let mut again: Vec<(u64, u16)> =
+            still.map(|((entry, _), head)| (entry.counter, head)).collect();
         again.sort_unstable();
-        let least = again.first().map_or(u64::MAX, |(counter, _)| *counter);
-        let later = of_mark(false).filter(|(counter, _)| *counter > least).count();
+        // Counters are handed out without a gap, so this counts also those whose heads the guest has
+        // used again since.
+        let most = self.entries.iter().map(|entry| entry.counter).max().unwrap_or_default();
+        let taken_since = again.first().map_or(0, |(least, _)| (most - least).saturating_add(1));
+        let later = taken_since.saturating_sub(again.len() as u64);
         // All that was taken was made available, and is not in the used ring.
         let (in_flight, waiting) = (again.len() as u16, ring.available.wrapping_sub(ring.used));
         if in_flight > 0 && (in_flight > waiting || waiting > ring.size) {
