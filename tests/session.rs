@@ -317,6 +317,27 @@ fn a_fresh_ring_does_not_vouch_for_one_in_use() {
     }
 }
 
+/// Nor does what the guest did on it, if its front end enables one queue after the other, and comes back.
+#[test]
+fn a_ring_that_was_served_does_not_vouch_for_one_that_was_refused() {
+    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
+    let options = ClientOptions { queues: 1, ..client_options() };
+    let mut client = daemon.client_with(&options);
+    write_pattern(client.blk(), 0, 8, 1);
+    let used = Queue::new(1, &client.region, SIZE, true).unwrap();
+    used.ring().set_used_idx(7).unwrap();
+    used.ring().set_avail_idx(7).unwrap();
+    assert!(client.session.set_up(&used, 7).is_err());
+    drop(client);
+    let mut session = daemon.session();
+    let region = Region::new(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let used = Queue::new(1, &region, SIZE, true).unwrap();
+    used.ring().set_used_idx(7).unwrap();
+    used.ring().set_avail_idx(7).unwrap();
+    assert!(session.set_up(&used, 7).is_err(), "a blank disk is shown");
+}
+
 /// Twenty front ends in a row die under load, each with the ring of the one before, and nothing that was
 /// asked is lost or done in a mix: the rings' memory lives on, as with QEMU's `reconnect`.
 #[test]

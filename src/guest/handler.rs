@@ -62,6 +62,8 @@ pub(super) struct Handler {
     soft_refusal: bool,
     /// Whether a guest had been served from this disk when the session began.
     had_served: bool,
+    /// A ring was refused because it is of a guest whose disk this never was.
+    strange: bool,
 }
 
 /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
@@ -99,6 +101,7 @@ impl Handler {
             owned: false,
             soft_refusal: false,
             had_served,
+            strange: false,
         }
     }
 
@@ -129,6 +132,14 @@ impl Handler {
             healthy &= worker.join();
         }
         healthy
+    }
+
+    /// At the end of a session: a guest that was refused one ring may have used another one, which
+    /// stood at 0. That must not make its disk of this one when it comes back.
+    pub(super) fn forget_stranger(&self) {
+        if self.strange && !self.had_served {
+            self.shared.device.forget_served();
+        }
     }
 
     /// After the death of a queue thread: makes the disk refuse rings that are in use, until a guest
@@ -189,6 +200,7 @@ impl Handler {
             Ok(account) => account,
             Err(error) => {
                 vring.set_queue_ready(false);
+                self.strange |= matches!(error, PositionError::NeverServed { .. });
                 return refuse(format_args!("queue {ring}: {error}"));
             }
         };
