@@ -2,11 +2,16 @@
 
 mod common;
 
-use std::{collections::HashSet, os::unix::net::UnixStream, sync::Arc};
+use std::{
+    collections::HashSet,
+    os::unix::net::{UnixListener, UnixStream},
+    process::Command,
+    sync::Arc,
+};
 
 use common::{
     LIMIT,
-    daemon::{Daemon, client_options, session_options},
+    daemon::{BINARY, Daemon, TempDir, client_options, session_options},
     disk::{expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
     raw::{GPA, MEMORY, Outcome, Raw, SIZE},
     wait_until,
@@ -439,6 +444,23 @@ fn a_daemon_that_ends_lets_nobody_in_when_it_closes_the_session() {
     UnixStream::connect(daemon.socket()).expect_err("a daemon that ends lets somebody in");
     let (status, _, _) = daemon.wait();
     assert!(status.success());
+}
+
+/// Whoever starts the next daemon need not wait until the one before is gone.
+#[test]
+fn the_socket_of_a_daemon_that_goes_is_waited_for_where_there_is_a_state() {
+    let dir = TempDir::new();
+    let state = format!("/dev/shm/vhost-user-zram-socket.{}", std::process::id());
+    let listener = UnixListener::bind(dir.join("socket")).unwrap();
+    // It goes when it has been seen.
+    let going = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let mut command = Command::new(BINARY);
+    command.arg("--socket-path").arg(dir.join("socket"));
+    command.args(["--size", "16M", "--create", "--state-dir", &state]);
+    let daemon = Daemon::spawn(command, dir);
+    going.join().unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
+    expect_zeroes(daemon.client().blk(), 0, 8);
 }
 
 #[test]
