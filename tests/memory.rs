@@ -229,7 +229,10 @@ fn pages_of_a_state_are_locked_when_it_is_opened() {
     (0..1024).for_each(|page| assert!(write_noise(client.blk(), page)));
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
-    let daemon = Daemon::start("64M", &args);
+    let mut daemon = Daemon::start("64M", &args);
+    let stats = daemon.stats();
+    // They are there, and none was stored since the start.
+    assert_eq!((stats["huge_pages"], stats["huge_pages_since"]), (1024, 0));
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", daemon.pid())).unwrap();
     let arena = smaps.split_once("/arena").unwrap().1;
     let locked = arena.split_once("Locked:").unwrap().1.split_whitespace().next().unwrap();
