@@ -93,7 +93,10 @@ impl State {
         // Until all is open: two daemons may want to make it.
         let turn = lock(handle, &home)?;
         let names = [SUPERBLOCK, TABLE, ARENA];
-        let exists = names.map(|name| dir.join(name).symlink_metadata().is_ok());
+        // What cannot be looked at may be there, and must not be made anew.
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let exists =
+            names.map(|name| !dir.join(name).symlink_metadata().is_err_and(|error| gone(&error)));
         let state = match exists {
             [false, false, false] if create => Self::make(dir, wanted, locked),
             [false, false, false] => Err(StateError::None { home }),
