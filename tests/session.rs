@@ -322,6 +322,22 @@ fn a_fresh_ring_does_not_vouch_for_one_in_use() {
     }
 }
 
+/// Nor is a ring that was started and not used one that may be in use when it is started again.
+#[test]
+fn a_start_of_a_fresh_ring_does_not_vouch_for_what_comes_after() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut session = daemon.session();
+    let region = Region::new(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let queue = Queue::new(0, &region, SIZE, true).unwrap();
+    session.set_up(&queue, 0).unwrap();
+    queue.ring().set_used_idx(7).unwrap();
+    queue.ring().set_avail_idx(8).unwrap();
+    assert!(session.set_up(&queue, 7).is_err(), "a blank disk is shown");
+    drop(session);
+    write_pattern(daemon.client().blk(), 0, 8, 1);
+}
+
 /// Nor does what the guest did on it, if its front end enables one queue after the other, and comes back.
 #[test]
 fn a_ring_that_was_served_does_not_vouch_for_one_that_was_refused() {

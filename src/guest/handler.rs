@@ -218,8 +218,10 @@ impl Handler {
 
     /// Positions a ring, if it is one to be served.
     fn position(&self, ring: usize) -> std::result::Result<Account, PositionError> {
+        // A start alone says nothing: what the ring's indexes say was not done here if nothing was.
+        let made_here = self.staged[ring].known && self.shared.device.has_served();
         let known = Known {
-            may_be_used: self.had_served || self.staged[ring].known,
+            may_be_used: self.had_served || made_here,
             outlives: self.shared.device.outlives_process(),
         };
         let part = self.inflight.as_ref().and_then(|inflight| inflight.part(ring));
