@@ -14,7 +14,10 @@ use common::{
     daemon::{BINARY, Daemon, TempDir},
     disk::{expect_pattern, expect_zeroes, write_pattern},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use vhost_user_zram_frontend::{Blk, Op, Random, Shape, Status};
 
 const MIB: u64 = 1 << 20;
@@ -133,6 +136,54 @@ fn a_tmpfs_too_small_for_the_disk_gives_errors_and_loses_nothing() {
     assert!(daemon.is_alive());
 }
 
+/// The same with a state, and with a daemon that comes back to a tmpfs without a free page.
+#[test]
+fn a_tmpfs_too_small_for_a_state_gives_errors_and_loses_nothing() {
+    let dir = TempDir::new();
+    let small = dir.join("small");
+    fs::create_dir(&small).unwrap();
+    let script = r#"mount -t tmpfs -o size=8m none "$1"; shift
+        "$@" || true
+        dd if=/dev/zero of="$0/fill" bs=4k 2>/dev/null || true
+        exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--map-root-user", "sh", "-euc", script]).arg(&small).arg(&small);
+    command.arg(BINARY).arg("--socket-path").arg(dir.join("socket"));
+    command.args(["--size", "1G", "--create", "--state-dir"]).arg(small.join("state"));
+    let mut daemon = Daemon::spawn(command, dir);
+    let spread = |number: u64| number * 512 % (1 << 18) + number / 512;
+    let mut client = daemon.client();
+    let stored: Vec<bool> =
+        (0..4096).map(|number| write_noise(client.blk(), spread(number))).collect();
+    let count = stored.iter().filter(|stored| **stored).count();
+    assert!((500..2048).contains(&count), "{count} pages in 8 MiB");
+    drop(client);
+    let first = child(daemon.pid());
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    daemon.stdout.wait_for("ready", 1, LIMIT).expect("a second daemon");
+    let mut client = daemon.client();
+    let blk = client.blk();
+    for round in 0..2 {
+        for (number, stored) in (0..).zip(&stored) {
+            if *stored {
+                assert!(is_noise(blk, spread(number)), "{round} {number}");
+                // Where there is no room for its like it stays as it is.
+                write_noise(blk, spread(number));
+            } else {
+                expect_zeroes(blk, spread(number) * PAGE, 8);
+            }
+        }
+    }
+    assert!(daemon.is_alive());
+    let _ = kill(Pid::from_raw(child(daemon.pid())), Signal::SIGKILL);
+}
+
+/// The process itself, or the child it waits for.
+fn child(pid: u32) -> i32 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().next().map_or(pid as i32, |child| child.parse().unwrap())
+}
+
 #[test]
 fn a_memory_directory_has_to_be_on_a_tmpfs() {
     let dir = TempDir::new();
@@ -166,6 +217,27 @@ fn locked_pages_are_counted_as_locked() {
     // The mappings count with all their address space, and only pages that exist are there.
     assert!(memory(&daemon, "VmLck") >= 64 * MIB);
     assert!(memory(&daemon, "VmRSS") < 32 * MIB);
+}
+
+/// What an earlier daemon stored is locked too, and not only what is touched from then on.
+#[test]
+fn pages_of_a_state_are_locked_when_it_is_opened() {
+    let state = Path::new("/dev/shm").join(format!("vhost-user-zram-lock.{}", std::process::id()));
+    let args = ["--mlock", "--create", "--state-dir", state.to_str().unwrap()];
+    let daemon = Daemon::start("64M", &args);
+    let mut client = daemon.client();
+    (0..1024).for_each(|page| assert!(write_noise(client.blk(), page)));
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let mut daemon = Daemon::start("64M", &args);
+    let stats = daemon.stats();
+    // They are there, and none was stored since the start.
+    assert_eq!((stats["huge_pages"], stats["huge_pages_since"]), (1024, 0));
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", daemon.pid())).unwrap();
+    let arena = smaps.split_once("/arena").unwrap().1;
+    let locked = arena.split_once("Locked:").unwrap().1.split_whitespace().next().unwrap();
+    fs::remove_dir_all(&state).unwrap();
+    assert!(locked.parse::<u64>().unwrap() * 1024 >= 4 * MIB, "{locked} KiB are locked");
 }
 
 #[test]

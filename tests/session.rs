@@ -2,11 +2,16 @@
 
 mod common;
 
-use std::{collections::HashSet, os::unix::net::UnixStream, sync::Arc};
+use std::{
+    collections::HashSet,
+    os::unix::net::{UnixListener, UnixStream},
+    process::Command,
+    sync::Arc,
+};
 
 use common::{
     LIMIT,
-    daemon::{Daemon, client_options, session_options},
+    daemon::{BINARY, Daemon, TempDir, client_options, session_options},
     disk::{expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
     raw::{GPA, MEMORY, Outcome, Raw, SIZE},
     wait_until,
@@ -317,6 +322,43 @@ fn a_fresh_ring_does_not_vouch_for_one_in_use() {
     }
 }
 
+/// Nor is a ring that was started and not used one that may be in use when it is started again.
+#[test]
+fn a_start_of_a_fresh_ring_does_not_vouch_for_what_comes_after() {
+    let daemon = Daemon::start("16M", &[]);
+    let mut session = daemon.session();
+    let region = Region::new(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let queue = Queue::new(0, &region, SIZE, true).unwrap();
+    session.set_up(&queue, 0).unwrap();
+    queue.ring().set_used_idx(7).unwrap();
+    queue.ring().set_avail_idx(8).unwrap();
+    assert!(session.set_up(&queue, 7).is_err(), "a blank disk is shown");
+    drop(session);
+    write_pattern(daemon.client().blk(), 0, 8, 1);
+}
+
+/// Nor does what the guest did on it, if its front end enables one queue after the other, and comes back.
+#[test]
+fn a_ring_that_was_served_does_not_vouch_for_one_that_was_refused() {
+    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
+    let options = ClientOptions { queues: 1, ..client_options() };
+    let mut client = daemon.client_with(&options);
+    write_pattern(client.blk(), 0, 8, 1);
+    let used = Queue::new(1, &client.region, SIZE, true).unwrap();
+    used.ring().set_used_idx(7).unwrap();
+    used.ring().set_avail_idx(7).unwrap();
+    assert!(client.session.set_up(&used, 7).is_err());
+    drop(client);
+    let mut session = daemon.session();
+    let region = Region::new(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let used = Queue::new(1, &region, SIZE, true).unwrap();
+    used.ring().set_used_idx(7).unwrap();
+    used.ring().set_avail_idx(7).unwrap();
+    assert!(session.set_up(&used, 7).is_err(), "a blank disk is shown");
+}
+
 /// Twenty front ends in a row die under load, each with the ring of the one before, and nothing that was
 /// asked is lost or done in a mix: the rings' memory lives on, as with QEMU's `reconnect`.
 #[test]
@@ -418,6 +460,23 @@ fn a_daemon_that_ends_lets_nobody_in_when_it_closes_the_session() {
     UnixStream::connect(daemon.socket()).expect_err("a daemon that ends lets somebody in");
     let (status, _, _) = daemon.wait();
     assert!(status.success());
+}
+
+/// Whoever starts the next daemon need not wait until the one before is gone.
+#[test]
+fn the_socket_of_a_daemon_that_goes_is_waited_for_where_there_is_a_state() {
+    let dir = TempDir::new();
+    let state = format!("/dev/shm/vhost-user-zram-socket.{}", std::process::id());
+    let listener = UnixListener::bind(dir.join("socket")).unwrap();
+    // It goes when it has been seen.
+    let going = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let mut command = Command::new(BINARY);
+    command.arg("--socket-path").arg(dir.join("socket"));
+    command.args(["--size", "16M", "--create", "--state-dir", &state]);
+    let daemon = Daemon::spawn(command, dir);
+    going.join().unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
+    expect_zeroes(daemon.client().blk(), 0, 8);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -31,6 +31,8 @@ use crate::upkeep::{Host, Upkeep};
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once.
 const REST: Duration = Duration::from_millis(100);
+/// How long the socket of a daemon that goes is waited for, as its state is: it has both to its end.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Where front ends come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +126,8 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     let stop = Arc::new(EventFd::new().map_err(DaemonError::Setup)?);
     let signals = block_signals().map_err(DaemonError::Setup)?;
     // What the user got wrong is said before a long load, not after it.
-    let source = Source::prepare(&settings.endpoint)?;
+    let patience = if settings.keep == Keep::Process { Duration::ZERO } else { GRACE };
+    let source = Source::prepare(&settings.endpoint, patience)?;
     let (device, origin) = disk::open(settings)?;
     let device = Arc::new(device);
     let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
@@ -172,10 +175,16 @@ enum Source {
 }
 
 impl Source {
-    fn prepare(endpoint: &Endpoint) -> Result<Self, SocketError> {
+    fn prepare(endpoint: &Endpoint, patience: Duration) -> Result<Self, SocketError> {
         match endpoint {
             Endpoint::Path(path) => {
-                socket::check(path)?;
+                let since = Instant::now();
+                while let Err(error) = socket::check(path) {
+                    if !matches!(error, SocketError::Live(_)) || since.elapsed() >= patience {
+                        return Err(error);
+                    }
+                    thread::sleep(REST);
+                }
                 Ok(Source::Unbound(path.clone()))
             }
             Endpoint::Fd(fd) => Ok(match inherit::adopt(*fd)? {

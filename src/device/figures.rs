@@ -92,6 +92,12 @@ impl Figures {
             }
         }
     }
+
+    /// Counts a content that an earlier process stored: it is there, and was not stored since the start.
+    pub(super) fn adopt(&self, content: Content) {
+        self.replace(Content::Empty, content);
+        self.huge_pages_since.add(-Share::of(content).huge);
+    }
 }
 
 /// All figures of one disk at one moment. Prints as one line of `name=value` pairs.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Device, DeviceConfig, DeviceError};
 use crate::crash;
 use crate::pool::{Named, Pool};
-use crate::slot::{Content, SlotTable};
+use crate::slot::SlotTable;
 use crate::store::{Arena, CodecEntry, Format, State};
 use crate::units::PAGE_SIZE;
 
@@ -70,7 +70,7 @@ impl Device {
         });
         let device = Self::over(config, table, pool, Some(state))?;
         let figures = device.figures();
-        device.table.for_each(|_, word| figures.replace(Content::Empty, word.content()));
+        device.table.for_each(|_, word| figures.adopt(word.content()));
         crash::point("open.counted");
         Ok(device)
     }

@@ -53,6 +53,8 @@ pub(super) struct Handler {
     memory: MemoryMap,
     /// What rings that are started next keep their accounts in.
     inflight: Option<Inflight>,
+    /// An earlier one was cut short.
+    lost_region: bool,
     config: ConfigSpace,
     vrings: Vec<Vring>,
     staged: Vec<Staged>,
@@ -62,6 +64,8 @@ pub(super) struct Handler {
     soft_refusal: bool,
     /// Whether a guest had been served from this disk when the session began.
     had_served: bool,
+    /// A ring was refused because it is of a guest whose disk this never was.
+    strange: bool,
 }
 
 /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
@@ -91,6 +95,7 @@ impl Handler {
             shared,
             memory,
             inflight: None,
+            lost_region: false,
             config,
             vrings,
             staged,
@@ -99,6 +104,7 @@ impl Handler {
             owned: false,
             soft_refusal: false,
             had_served,
+            strange: false,
         }
     }
 
@@ -115,7 +121,8 @@ impl Handler {
 
     /// Whether memory of the front end's was lost.
     pub(super) fn memory_is_lost(&self) -> bool {
-        self.memory.is_lost() || self.inflight.as_ref().is_some_and(Inflight::is_lost)
+        let region = self.inflight.as_ref().is_some_and(Inflight::is_lost);
+        self.memory.is_lost() || region || self.lost_region
     }
 
     /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
@@ -129,6 +136,14 @@ impl Handler {
             healthy &= worker.join();
         }
         healthy
+    }
+
+    /// At the end of a session: a guest that was refused one ring may have used another one, which
+    /// stood at 0. That must not make its disk of this one when it comes back.
+    pub(super) fn forget_stranger(&self) {
+        if self.strange && !self.had_served {
+            self.shared.device.forget_served();
+        }
     }
 
     /// After the death of a queue thread: makes the disk refuse rings that are in use, until a guest
@@ -189,6 +204,7 @@ impl Handler {
             Ok(account) => account,
             Err(error) => {
                 vring.set_queue_ready(false);
+                self.strange |= matches!(error, PositionError::NeverServed { .. });
                 return refuse(format_args!("queue {ring}: {error}"));
             }
         };
@@ -206,8 +222,10 @@ impl Handler {
 
     /// Positions a ring, if it is one to be served.
     fn position(&self, ring: usize) -> std::result::Result<Account, PositionError> {
+        // A start alone says nothing: what the ring's indexes say was not done here if nothing was.
+        let made_here = self.staged[ring].known && self.shared.device.has_served();
         let known = Known {
-            may_be_used: self.had_served || self.staged[ring].known,
+            may_be_used: self.had_served || made_here,
             outlives: self.shared.device.outlives_process(),
         };
         let part = self.inflight.as_ref().and_then(|inflight| inflight.part(ring));
@@ -496,7 +514,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let running: Vec<usize> =
             (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();
         running.iter().try_for_each(|ring| self.stop(*ring))?;
-        self.inflight = Some(inflight);
+        // The alarm of one that is replaced may still be to be heard.
+        let old = self.inflight.replace(inflight);
+        self.lost_region |= old.is_some_and(|old| old.is_lost());
         running.iter().try_for_each(|ring| self.start_if_complete(*ring))
     }
 

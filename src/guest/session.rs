@@ -178,7 +178,9 @@ impl Session {
     ) -> SessionEnd {
         let end = self.pump(stream, stop, others).unwrap_or_else(SessionEnd::Refused);
         // Take no more, finish and publish what was taken; only then is the socket closed.
-        if sync::lock(&self.handler).shut_down() {
+        let healthy = sync::lock(&self.handler).shut_down();
+        sync::lock(&self.handler).forget_stranger();
+        if healthy {
             end
         } else {
             // What it took may not have been published, so used indexes alone do not say what was

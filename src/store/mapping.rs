@@ -75,8 +75,22 @@ impl Mapping {
             if locked != 0 {
                 return Err(StoreError::Lock { what, source: io::Error::last_os_error() });
             }
+            mapping.fault_in().map_err(|source| StoreError::Lock { what, source })?;
         }
         Ok(mapping)
+    }
+
+    /// Brings the pages into the mapping that an earlier process left: only what is mapped is locked.
+    fn fault_in(&self) -> io::Result<()> {
+        let mut start = self.next_existing(0)?;
+        while start < self.len() {
+            let end = self.next_hole(start)?;
+            let range = self.range(start, end - start).cast();
+            // SAFETY: the range lies in our mapping, and populating for reads changes no byte.
+            unsafe { madvise(range, (end - start) as usize, MmapAdvise::MADV_POPULATE_READ) }?;
+            start = self.next_existing(end)?;
+        }
+        Ok(())
     }
 
     /// Populates a page of a mapping in which nothing is yet, and gives it back: a kernel before

@@ -97,9 +97,12 @@ impl State {
             return Err(StateError::NotTmpfs(dir.into()));
         }
         // Until all is open: two daemons may want to make it.
-        let turn = lock(handle, &home)?;
+        let turn = lock(handle, "directory", &home)?;
         let names = [SUPERBLOCK, TABLE, ARENA];
-        let exists = names.map(|name| dir.join(name).symlink_metadata().is_ok());
+        // What cannot be looked at may be there, and must not be made anew.
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let exists =
+            names.map(|name| !dir.join(name).symlink_metadata().is_err_and(|error| gone(&error)));
         let state = match exists {
             [false, false, false] if create => Self::make(dir, wanted, locked),
             [false, false, false] => Err(StateError::None { home }),
@@ -278,7 +281,7 @@ impl Taken {
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let again = OpenOptions::new().read(true).write(true).open(path);
         let again = again.map_err(|source| StateError::File { what: SUPERBLOCK, source })?;
-        let lock = lock(again, home)?;
+        let lock = lock(again, SUPERBLOCK, home)?;
         let file = Arc::new(file);
         let (superblock, format, id) = Superblock::open(&file, locked)?;
         Ok(Self { file, lock, superblock, format, id })
@@ -328,7 +331,7 @@ fn table_bytes(format: &Format) -> Result<u64, StateError> {
 }
 
 /// Waits a moment for a lock that nobody else may have.
-fn lock(mut file: File, home: &str) -> Result<Flock<File>, StateError> {
+fn lock(mut file: File, what: &'static str, home: &str) -> Result<Flock<File>, StateError> {
     let since = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -339,7 +342,7 @@ fn lock(mut file: File, home: &str) -> Result<Flock<File>, StateError> {
             }
             Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::InUse { home: home.into() }),
             Err((_, errno)) => {
-                return Err(StateError::File { what: SUPERBLOCK, source: errno.into() });
+                return Err(StateError::File { what, source: errno.into() });
             }
         }
     }

@@ -134,3 +134,16 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     punch(1);
     open().unwrap();
 }
+
+#[test]
+fn a_state_that_cannot_be_looked_at_is_not_one_that_is_not_there() {
+    let path = format!("/dev/shm/vhost-user-zram-unit-file.{}", std::process::id());
+    std::fs::File::create(&path).unwrap();
+    let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
+    let wanted = Format { size: MIB, pool_pages: MIB / 4096, arena_bytes: MIB, codecs };
+    for create in [false, true] {
+        let refused = State::in_directory(path.as_ref(), create, &wanted, false).unwrap_err();
+        assert!(!matches!(refused, StateError::None { .. }), "{refused:?}");
+    }
+    std::fs::remove_file(&path).unwrap();
+}
