@@ -7,7 +7,7 @@ use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
 use super::sums::{self, Doubts, Intents};
 use super::word::{Content, Word};
-use crate::store::{State, StoreError, Words};
+use crate::store::{State, StateError, StoreError, Words};
 use crate::sync::Ordering;
 
 /// Slots of one page of the table.
@@ -54,7 +54,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// The mapping cannot be made, or is not whole.
-    pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StoreError> {
+    pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StateError> {
         let words = Words::of(state, len)?;
         let (state, intents, doubts) = (Arc::clone(state), Intents::new(), Doubts::default());
         Ok(Self { words, lot: ParkingLot::new(), kept: Some(Kept { state, intents, doubts }) })
@@ -234,7 +234,7 @@ impl SlotTable {
 
     /// The table with nothing known of it but what its mapping says.
     #[cfg(test)]
-    pub(crate) fn reopened(self) -> Result<Self, StoreError> {
+    pub(crate) fn reopened(self) -> Result<Self, StateError> {
         Ok(Self::new(self.words.reopened()?))
     }
 
