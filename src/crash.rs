@@ -1,13 +1,13 @@
 //! Named steps at which a process can be told to die, so that tests see what it leaves behind.
 //!
-//! A disk that outlives its process has to be true at every instruction. Between two steps nothing
-//! else is written to what survives, so a death at each of them stands for a death anywhere. In
-//! release builds there is nothing of this.
+//! A disk that outlives its process has to be true at every instruction. Steps stand between the things
+//! that are done to what survives; where one of those takes several stores (as heads are marked in an
+//! in-flight region), unit tests stop between these. In release builds nobody dies of this.
 //!
 //! In debug builds the environment variable `VUZ_CRASH_AT=STEP:N` has the process kill itself by
 //! SIGKILL when it comes to STEP, one of [`STEPS`], for the N-th time.
 
-/// All steps, each before what comes next in the code that names it.
+/// All steps; a process dies behind what is above the step in the code, and before what is below.
 pub const STEPS: &[&str] = &[
     // A write of a whole page.
     "write.fetched",

@@ -13,7 +13,7 @@
 //! | 3 | [`engine`] | asynchronous compression: submit, complete, refuse, fail |
 //! | 2 | [`slot`] | slot table, slot word, sleepable lock |
 //! | 2 | [`pool`] | variable-size objects in an arena |
-//! | 1 | [`store`] | the shared mappings of one disk |
+//! | 1 | [`store`] | the shared mappings of one disk, and its state's files |
 //! | 1 | [`codec`] | one page in, bytes out |
 //! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
 //! | 0 | [`stats`], [`clock`], [`units`] | counters, time, units |

@@ -10,7 +10,6 @@ use std::{
 };
 
 use common::{
-    LIMIT,
     daemon::{BINARY, Daemon, TempDir, client_options, refusal},
     disk::{expect_pattern, expect_served, expect_zeroes, mark, pattern, write_pattern},
     manager::{Manager, NAME, some_file},
@@ -23,17 +22,6 @@ use vhost_user_zram_frontend::Client;
 
 /// What holds a state: three descriptors of one name.
 const STATE: [&str; 3] = [NAME; 3];
-
-fn is(daemon: &Daemon, state: &str) -> bool {
-    let ready = daemon.stdout.wait_for("ready:", 0, LIMIT).expect("ready");
-    ready.split_whitespace().any(|word| word == format!("state={state}"))
-}
-
-fn end(daemon: Daemon, signal: Signal) {
-    daemon.signal(signal);
-    let (status, _, stderr) = daemon.wait();
-    assert_eq!(status.success(), signal == Signal::SIGTERM, "{status:?} {stderr:?}");
-}
 
 impl Manager {
     /// Starts a daemon with all that is held.
@@ -65,14 +53,14 @@ fn refuses(command: Command, words: &[&str]) {
 fn a_disk_outlives_its_daemon_in_the_managers_hands() {
     let manager = Manager::new(8);
     let daemon = manager.start(&["--create"]);
-    assert!(is(&daemon, "new"));
+    assert_eq!(daemon.origin(), "new");
     assert_eq!(manager.names(), STATE);
     manager.wait_for("READY=1", 1);
     // It is held before anybody is told that the disk can be used.
     let store = format!("FDSTORE=1 FDNAME={NAME}");
     assert_eq!(manager.inner().heard, [&store, "BARRIER=1", "READY=1"]);
     write_pattern(daemon.client().blk(), 0, 1000, 0);
-    end(daemon, Signal::SIGKILL);
+    daemon.end(Signal::SIGKILL);
     let orders = [[2, 1, 0], [1, 2, 0], [0, 1, 2], [2, 0, 1]];
     let signals = [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL];
     for (generation, (order, signal)) in (1..).zip(orders.into_iter().zip(signals)) {
@@ -81,14 +69,14 @@ fn a_disk_outlives_its_daemon_in_the_managers_hands() {
         drop(held);
         // A unit's command line is the same ever after.
         let mut daemon = manager.start_with(handed.into(), &["--create"]);
-        assert!(is(&daemon, "opened"));
+        assert_eq!(daemon.origin(), "opened");
         expect_pattern(daemon.client().blk(), 0, 1000, generation - 1);
         write_pattern(daemon.client().blk(), 0, 1000, generation);
         let stats = daemon.stats();
         assert_eq!(stats["orig_data_size"], 125 * 4096);
         assert!(stats["state_bytes"] > 0);
         manager.wait_for("READY=1", generation as usize + 1);
-        end(daemon, signal);
+        daemon.end(signal);
     }
     manager.wait_for("STOPPING=1", 2);
     // It has them already: they are sent once.
@@ -105,7 +93,7 @@ fn two_daemons_cannot_have_one_set_of_descriptors() {
         manager.refuses(manager.held(), args, &["in use"]);
         expect_served(&mut first);
     }
-    end(first, Signal::SIGKILL);
+    first.end(Signal::SIGKILL);
     expect_served(&mut manager.start(&[]));
 }
 
@@ -139,7 +127,7 @@ fn a_manager_that_gives_descriptors_up_is_found_out() {
         // Nor is a part of it left there, which would be a lost state to the next daemon.
         assert!(manager.names().is_empty(), "{:?}", manager.names());
         manager.inner().most = 3;
-        assert!(is(&manager.start(&["--create"]), "new"));
+        assert_eq!(manager.start(&["--create"]).origin(), "new");
     }
     // Others have some, too.
     let manager = Manager::new(4);
@@ -160,7 +148,7 @@ fn a_manager_that_does_not_answer_is_not_waited_for_for_ever() {
 #[test]
 fn descriptors_that_are_no_whole_state_are_refused() {
     let manager = Manager::new(8);
-    end(manager.start(&["--create"]), Signal::SIGTERM);
+    manager.start(&["--create"]).end(Signal::SIGTERM);
     for missing in 0..3 {
         let mut held = manager.held();
         held.remove(missing);
@@ -171,7 +159,7 @@ fn descriptors_that_are_no_whole_state_are_refused() {
     }
     // Of two disks at once.
     let other = Manager::new(3);
-    end(other.start(&["--create"]), Signal::SIGTERM);
+    other.start(&["--create"]).end(Signal::SIGTERM);
     let both = manager.held().into_iter().chain(other.held()).collect();
     manager.refuses(both, &["--create"], &["damaged"]);
     let mut mixed = manager.held();
@@ -186,7 +174,7 @@ fn descriptors_that_are_no_whole_state_are_refused() {
     // Of another size, or codec.
     manager.refuses(manager.held(), &["--size", "32M", "--create"], &["16777216", "33554432"]);
     manager.refuses(manager.held(), &["--algorithm", "zstd"], &["lz4", "zstd"]);
-    assert!(is(&manager.start(&[]), "opened"));
+    assert_eq!(manager.start(&[]).origin(), "opened");
 }
 
 /// A disk may be among what was handed to somebody else.
@@ -195,7 +183,7 @@ fn descriptors_for_another_process_are_not_taken_for_none() {
     let manager = Manager::new(8);
     let daemon = manager.start(&["--create"]);
     write_pattern(daemon.client().blk(), 0, 8, 1);
-    end(daemon, Signal::SIGTERM);
+    daemon.end(Signal::SIGTERM);
     for pid in ["1", "", "none"] {
         let dir = TempDir::new();
         let named = manager.command(&dir, manager.held(), &["--create"]);
@@ -221,7 +209,7 @@ fn descriptors_of_other_names_are_left_alone() {
     let other = Manager::new(3);
     let daemon = other.start(&["--create"]);
     write_pattern(daemon.client().blk(), 0, 8, 7);
-    end(daemon, Signal::SIGTERM);
+    daemon.end(Signal::SIGTERM);
     let listener = UnixListener::bind(dir.join("listener")).unwrap();
     for round in 0..3_u64 {
         let mut fds: Vec<(String, OwnedFd)> = vec![
@@ -235,7 +223,7 @@ fn descriptors_of_other_names_are_left_alone() {
         // Which number it has depends on what is before it.
         let number = 3 + fds.iter().position(|(name, _)| name == "disk.socket").unwrap();
         let daemon = manager.start_with(fds, &["--create", "--fd", &number.to_string()]);
-        assert!(is(&daemon, if round == 0 { "new" } else { "opened" }));
+        assert_eq!(daemon.origin(), if round == 0 { "new" } else { "opened" });
         let mut client = Client::connect(dir.join("listener"), &client_options()).unwrap();
         if round == 0 {
             expect_zeroes(client.blk(), 0, 8);
@@ -244,7 +232,7 @@ fn descriptors_of_other_names_are_left_alone() {
         }
         write_pattern(client.blk(), 0, 8, round);
         drop(client);
-        end(daemon, if round == 1 { Signal::SIGTERM } else { Signal::SIGKILL });
+        daemon.end(if round == 1 { Signal::SIGTERM } else { Signal::SIGKILL });
         assert_eq!(manager.names(), STATE);
     }
     let mut contents = String::new();
@@ -281,7 +269,7 @@ fn a_state_that_was_never_finished_is_forgotten_and_made_anew() {
     let image = dir.join("image");
     fs::write(&image, pattern(0, 100, 2)).unwrap();
     let daemon = manager.start(&["--create", "--load", image.to_str().unwrap()]);
-    assert!(is(&daemon, "new"));
+    assert_eq!(daemon.origin(), "new");
     expect_pattern(daemon.client().blk(), 0, 100, 2);
     expect_zeroes(daemon.client().blk(), 100, 8000);
     manager.wait_for("READY=1", 1);
@@ -290,7 +278,7 @@ fn a_state_that_was_never_finished_is_forgotten_and_made_anew() {
     let heard = manager.inner().heard.clone();
     let expected = [&store, "BARRIER=1", &remove, "BARRIER=1", &store, "BARRIER=1", "READY=1"];
     assert_eq!(heard, expected);
-    end(daemon, Signal::SIGKILL);
+    daemon.end(Signal::SIGKILL);
     // Three of the new one, none of the old.
     assert_eq!(manager.names(), STATE);
     let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
@@ -299,7 +287,7 @@ fn a_state_that_was_never_finished_is_forgotten_and_made_anew() {
     }
     drop(first);
     let daemon = manager.start(&["--create"]);
-    assert!(is(&daemon, "opened"));
+    assert_eq!(daemon.origin(), "opened");
     expect_pattern(daemon.client().blk(), 0, 100, 2);
 }
 
@@ -309,12 +297,12 @@ fn a_state_that_is_handed_back_needs_no_socket() {
     let manager = Manager::new(3);
     let daemon = manager.start(&["--create"]);
     write_pattern(daemon.client().blk(), 0, 100, 1);
-    end(daemon, Signal::SIGKILL);
+    daemon.end(Signal::SIGKILL);
     let dir = TempDir::new();
     let mut command = manager.command(&dir, manager.held(), &[]);
     command.env_remove("NOTIFY_SOCKET");
     let daemon = Daemon::spawn(command, dir);
-    assert!(is(&daemon, "opened"));
+    assert_eq!(daemon.origin(), "opened");
     expect_pattern(daemon.client().blk(), 0, 100, 1);
 }
 
@@ -328,6 +316,6 @@ fn readiness_is_told_without_a_state_too() {
     command.env("NOTIFY_SOCKET", manager.socket());
     let daemon = Daemon::spawn(command, dir);
     manager.wait_for("READY=1", 1);
-    end(daemon, Signal::SIGTERM);
+    daemon.end(Signal::SIGTERM);
     manager.wait_for("STOPPING=1", 1);
 }

@@ -222,8 +222,8 @@ fn locked_pages_are_counted_as_locked() {
 /// What an earlier daemon stored is locked too, and not only what is touched from then on.
 #[test]
 fn pages_of_a_state_are_locked_when_it_is_opened() {
-    let state = Path::new("/dev/shm").join(format!("vhost-user-zram-lock.{}", std::process::id()));
-    let args = ["--mlock", "--create", "--state-dir", state.to_str().unwrap()];
+    let state = TempDir::in_memory();
+    let args = ["--mlock", "--create", "--state-dir", state.path().to_str().unwrap()];
     let daemon = Daemon::start("64M", &args);
     let mut client = daemon.client();
     (0..1024).for_each(|page| assert!(write_noise(client.blk(), page)));
@@ -236,7 +236,6 @@ fn pages_of_a_state_are_locked_when_it_is_opened() {
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", daemon.pid())).unwrap();
     let arena = smaps.split_once("/arena").unwrap().1;
     let locked = arena.split_once("Locked:").unwrap().1.split_whitespace().next().unwrap();
-    fs::remove_dir_all(&state).unwrap();
     assert!(locked.parse::<u64>().unwrap() * 1024 >= 4 * MIB, "{locked} KiB are locked");
 }
 

@@ -466,16 +466,15 @@ fn a_daemon_that_ends_lets_nobody_in_when_it_closes_the_session() {
 #[test]
 fn the_socket_of_a_daemon_that_goes_is_waited_for_where_there_is_a_state() {
     let dir = TempDir::new();
-    let state = format!("/dev/shm/vhost-user-zram-socket.{}", std::process::id());
+    let state = TempDir::in_memory();
     let listener = UnixListener::bind(dir.join("socket")).unwrap();
     // It goes when it has been seen.
     let going = std::thread::spawn(move || drop(listener.accept().unwrap()));
     let mut command = Command::new(BINARY);
     command.arg("--socket-path").arg(dir.join("socket"));
-    command.args(["--size", "16M", "--create", "--state-dir", &state]);
+    command.args(["--size", "16M", "--create", "--state-dir"]).arg(state.path());
     let daemon = Daemon::spawn(command, dir);
     going.join().unwrap();
-    std::fs::remove_dir_all(&state).unwrap();
     expect_zeroes(daemon.client().blk(), 0, 8);
 }
 

@@ -125,15 +125,15 @@ pub struct Report {
     pub huge_pages_since: u64,
     /// All memory beside the arena that grows with what is stored: the sum of the next five.
     pub metadata_bytes: u64,
-    /// Bytes of the slot table that exist.
+    /// Bytes of the slot table that exist, in a state with check sums and seal.
     pub table_bytes: u64,
-    /// Bytes of the bitmap that says which parts of the table exist.
+    /// Bytes of the notes on which parts of the table exist, and which slots are still to be looked at.
     pub table_index_bytes: u64,
     /// Bytes of the pool's notes on spans and regions.
     pub span_bytes: u64,
     /// Bytes of the threads' caches of free places.
     pub cache_bytes: u64,
-    /// Bytes of a state beside table and arena; 0 without one.
+    /// Bytes of a state beside those: its superblock and the arena's seal; 0 without one.
     pub state_bytes: u64,
     /// Requests that ended well, by kind.
     pub reads: u64,

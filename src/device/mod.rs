@@ -80,7 +80,17 @@ pub enum DeviceError {
     },
     /// Table and arena of the state contradict each other.
     #[error("the state is damaged")]
-    Contradiction(#[from] RebuildError),
+    Contradiction(#[source] RebuildError),
+}
+
+impl From<RebuildError> for DeviceError {
+    fn from(error: RebuildError) -> Self {
+        match error {
+            // The host's fault: who is told of damage may throw the disk away.
+            RebuildError::Store(error) => Self::Store(error),
+            damage => Self::Contradiction(damage),
+        }
+    }
 }
 
 impl DeviceConfig {

@@ -26,8 +26,8 @@ pub enum PoolError {
 }
 
 /// Why a pool cannot be rebuilt from the objects that a table names: the table or the arena is
-/// damaged.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// damaged, or the host does not help.
+#[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// No object of this length can start at this place.
     #[error("no object of {length} bytes can start at byte {offset} of the arena")]
@@ -53,10 +53,7 @@ pub enum RebuildError {
         /// How many they are.
         len: u64,
     },
-    /// The file system does not say which pages exist.
-    #[error("it cannot be found out which pages of the arena exist: {0}")]
-    Look(String),
-    /// The host refused to give back what no object uses.
-    #[error("what no object uses cannot be given back to the host: {0}")]
-    Trim(String),
+    /// The host does not say which pages exist, or does not take back what no object uses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }

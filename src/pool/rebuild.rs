@@ -5,7 +5,7 @@ use super::class::CLASS;
 use super::layout::REGION_BYTES;
 use super::objects::Pool;
 use crate::crash;
-use crate::store::{Arena, Place};
+use crate::store::{Arena, Place, StoreError};
 use crate::sync;
 use crate::units::PAGE_SIZE;
 
@@ -26,7 +26,8 @@ impl Pool {
     /// keeps its object from being moved, and no more.
     ///
     /// # Errors
-    /// The objects contradict each other, or the arena, which is as it was then.
+    /// The objects contradict each other, or the arena, which is as it was then; or the host does not say
+    /// which pages exist, or does not take back what no object uses.
     pub fn rebuild(
         arena: Arena,
         pages: u64,
@@ -43,7 +44,7 @@ impl Pool {
         found?;
         pool.check_pages()?;
         crash::point("open.checked");
-        pool.punch_unused().map_err(|error| RebuildError::Trim(error.to_string()))?;
+        pool.punch_unused().map_err(|source| StoreError::Release { what: "arena", source })?;
         crash::point("open.trimmed");
         Ok(pool)
     }
@@ -53,10 +54,9 @@ impl Pool {
         for class in &self.classes {
             let class = sync::lock_as(&CLASS, class);
             for (offset, len) in class.committed() {
-                match self.arena.exists(offset, len) {
-                    Ok(true) => {}
-                    Ok(false) => return Err(RebuildError::Missing { offset, len }),
-                    Err(error) => return Err(RebuildError::Look(error.to_string())),
+                let exists = self.arena.exists(offset, len);
+                if !exists.map_err(|source| StoreError::Look { what: "arena", source })? {
+                    return Err(RebuildError::Missing { offset, len });
                 }
             }
         }
@@ -64,7 +64,7 @@ impl Pool {
     }
 
     fn adopt(&self, object: Named) -> Result<(), RebuildError> {
-        let Named { place, length, .. } = object;
+        let Named { place, length } = object;
         let fits = |class| {
             place.offset() < self.arena.len() / REGION_BYTES * REGION_BYTES
                 && self.kinds.shape(class).position(place).is_some()

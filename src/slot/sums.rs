@@ -108,7 +108,7 @@ pub(super) fn clear(state: &State) {
 }
 
 /// Slots of one page of words.
-const GROUP: u64 = 512;
+pub(super) const GROUP: u64 = 512;
 
 /// The slots of a state whose sums were not looked at since it was opened.
 #[derive(Debug, Default)]

@@ -5,13 +5,11 @@ use std::task::{Context, Poll};
 
 use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
-use super::sums::{self, Doubts, Intents};
+use super::sums::{self, Doubts, GROUP, Intents};
 use super::word::{Content, Word};
-use crate::store::{State, StoreError, Words};
+use crate::crash;
+use crate::store::{State, StateError, StoreError, Words};
 use crate::sync::Ordering;
-
-/// Slots of one page of the table.
-const WORDS: u64 = 512;
 
 /// One slot for each page of a disk.
 ///
@@ -54,7 +52,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// The mapping cannot be made, or is not whole.
-    pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StoreError> {
+    pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StateError> {
         let words = Words::of(state, len)?;
         let (state, intents, doubts) = (Arc::clone(state), Intents::new(), Doubts::default());
         Ok(Self { words, lot: ParkingLot::new(), kept: Some(Kept { state, intents, doubts }) })
@@ -75,7 +73,18 @@ impl SlotTable {
     /// doubts what it left. `bytes` are those of an object that a slot names.
     pub fn take_over<'a>(&mut self, bytes: impl Fn(Word) -> Option<&'a [u8]>) {
         let Some(kept) = &self.kept else { return };
-        for intent in sums::left(&kept.state) {
+        self.end_changes(&kept.state, bytes);
+        self.unlock_all();
+        crash::point("open.unlocked");
+        let doubts = self.doubts();
+        if let Some(kept) = &mut self.kept {
+            kept.doubts = doubts;
+        }
+    }
+
+    /// Makes the sums match of slots that were being changed, if they have one of their two contents.
+    fn end_changes<'a>(&self, state: &State, bytes: impl Fn(Word) -> Option<&'a [u8]>) {
+        for intent in sums::left(state) {
             // An intent that makes no sense is nobody's, and leaves its slot to be doubted.
             if intent.index >= self.len() {
                 continue;
@@ -92,7 +101,11 @@ impl SlotTable {
                 sum.store(found, Ordering::Release);
             }
         }
-        sums::clear(&kept.state);
+        sums::clear(state);
+    }
+
+    /// Clears the lock bits of all slots.
+    fn unlock_all(&self) {
         self.for_each_word(|index, _| {
             if let Some(word) = self.words.get(index) {
                 let left = Word(word.load(Ordering::Relaxed));
@@ -102,25 +115,25 @@ impl SlotTable {
                 }
             }
         });
-        crate::crash::point("open.unlocked");
+    }
+
+    /// Doubts about all slots that have a word or a sum.
+    fn doubts(&self) -> Doubts {
         let doubtful = |index: u64| {
-            let has = |index| {
-                let word = self.words.get(index).map_or(0, |word| word.load(Ordering::Relaxed));
-                let sum = self.words.sum(index);
-                word != 0 || sum.is_some_and(|sum| sum.load(Ordering::Relaxed) != 0)
-            };
-            index < self.len() && has(index)
+            // The last group may have more slots than the table.
+            let word = (index < self.len()).then(|| self.words.get(index)).flatten();
+            word.is_some_and(|word| {
+                let sum = self.words.sum(index).map_or(0, |sum| sum.load(Ordering::Relaxed));
+                word.load(Ordering::Relaxed) != 0 || sum != 0
+            })
         };
         let mut next = 0;
         let groups = std::iter::from_fn(|| {
             let index = self.words.next_existing(next);
-            next = (index / WORDS + 1) * WORDS;
-            (index < self.len()).then_some(index / WORDS)
+            next = (index / GROUP + 1) * GROUP;
+            (index < self.len()).then_some(index / GROUP)
         });
-        let doubts = Doubts::new(groups, doubtful);
-        if let Some(kept) = &mut self.kept {
-            kept.doubts = doubts;
-        }
+        Doubts::new(groups, doubtful)
     }
 
     /// Publishes what a slot holds from now on, and releases it. `body` is what
@@ -234,7 +247,7 @@ impl SlotTable {
 
     /// The table with nothing known of it but what its mapping says.
     #[cfg(test)]
-    pub(crate) fn reopened(self) -> Result<Self, StoreError> {
+    pub(crate) fn reopened(self) -> Result<Self, StateError> {
         Ok(Self::new(self.words.reopened()?))
     }
 

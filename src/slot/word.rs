@@ -144,8 +144,8 @@ impl Word {
         known && Word::new(content).0 | flags == self.data().0
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     /// What the content is, without flags and lock bits, as a number.
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn essence(self) -> u64 {
         self.data().0 & !FLAGS
     }

@@ -39,16 +39,12 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
-    /// Words exist, and their check sums do not.
-    #[error("the check sums of slot {index} and those after it are gone")]
-    NoSums {
-        /// The first slot of them.
-        index: u64,
-    },
-    /// A check sum says that there was a word, and it does not exist.
-    #[error("the word of slot {index} is gone, and its check sum is not")]
-    NoWords {
-        /// The first such slot.
-        index: u64,
+    /// The host does not take pages back.
+    #[error("pages of the {what} cannot be given back to the host")]
+    Release {
+        /// Which mapping.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
     },
 }

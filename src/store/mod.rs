@@ -1,8 +1,8 @@
 //! The shared mappings of one disk: the words of its slot table, and the arena of its objects; and
 //! its state, if they are to outlive the process.
 //!
-//! The only room that maps memory. It knows nothing of what lies in the mappings, only that they
-//! are sparse: what was never written takes no memory, and what was released gives it back.
+//! The only room that maps the disk's memory. It knows nothing of what lies in table and arena, only
+//! that they are sparse: what was never written takes no memory, and what was released gives it back.
 
 // Under loom the slot lock alone is built, which needs no more than a place.
 #[cfg(not(any(loom, shuttle)))]

@@ -24,7 +24,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The directory is on a disk.
-    #[error("{} is not on a tmpfs", .0.display())]
+    #[error("the state directory {} is not on a tmpfs, such as /run or /dev/shm", .0.display())]
     NotTmpfs(PathBuf),
     /// Another daemon has it.
     #[error("the state in {home} is in use by another daemon")]
@@ -85,6 +85,18 @@ pub enum StateError {
     Damaged {
         /// What is wrong.
         what: &'static str,
+    },
+    /// Words exist, and their check sums do not.
+    #[error("the state is damaged: the check sums of slot {index} and those after it are gone")]
+    NoSums {
+        /// The first slot of them.
+        index: u64,
+    },
+    /// A check sum says that there was a word, and it does not exist.
+    #[error("the state is damaged: the word of slot {index} is gone, and its check sum is not")]
+    NoWords {
+        /// The first such slot.
+        index: u64,
     },
     /// A file cannot be made or read.
     #[error("the state's {what} cannot be used")]

@@ -249,7 +249,7 @@ impl State {
         self.files.each_ref().map(|file| file.as_fd())
     }
 
-    /// Bytes of superblock and seals, which are neither table nor arena.
+    /// Bytes of the superblock and of the arena's seal. The table's seal is counted with the table.
     pub fn bytes_beside(&self) -> u64 {
         self.superblock.file_bytes() + HOST_PAGE
     }

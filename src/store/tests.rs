@@ -124,10 +124,10 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     };
     let whole = Image::of(dir.path());
     punch(1);
-    assert!(matches!(open(), Err(StoreError::NoWords { index: 600 })));
+    assert!(matches!(open(), Err(StateError::NoWords { index: 600 })));
     whole.restore(dir.path());
     punch(4);
-    assert!(matches!(open(), Err(StoreError::NoSums { index: 0 })));
+    assert!(matches!(open(), Err(StateError::NoSums { index: 0 })));
     whole.restore(dir.path());
     // Sums that were made and never used are what a death leaves before their words are.
     edit(&dir.join("table"), 4 * 4096 + 4 * 600, 4, |sum| sum.fill(0));

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::mapping::Mapping;
-use super::{HOST_PAGE, MemoryKind, State, StoreError};
+use super::{HOST_PAGE, MemoryKind, State, StateError, StoreError};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Words of one host page.
@@ -47,7 +47,7 @@ impl Words {
     ///
     /// # Errors
     /// The host refuses the mappings, or words exist without their sums, or sums without words.
-    pub fn of(state: &State, len: u64) -> Result<Self, StoreError> {
+    pub fn of(state: &State, len: u64) -> Result<Self, StateError> {
         let [words, sums] = parts(len).ok_or_else(too_many)?;
         let map =
             |start, bytes| Mapping::over(state.table(), "table", start, bytes, state.is_locked());
@@ -66,12 +66,12 @@ impl Words {
 
     /// The same words with nothing known of them but what the file says.
     #[cfg(test)]
-    pub(crate) fn reopened(self) -> Result<Self, StoreError> {
+    pub(crate) fn reopened(self) -> Result<Self, StateError> {
         Self::over(self.mapping, self.sums, self.len).look()
     }
 
     /// Finds out which parts exist, by one pass over the file that skips holes.
-    fn look(self) -> Result<Self, StoreError> {
+    fn look(self) -> Result<Self, StateError> {
         let fail = |source| StoreError::Look { what: "table", source };
         let mut sums_until = 0;
         let mut offset = self.mapping.next_existing(0).map_err(fail)?;
@@ -83,7 +83,7 @@ impl Words {
                 let at = page / PAGES_PER_SUMS * HOST_PAGE;
                 if at >= sums_until {
                     if sums.next_existing(at).map_err(fail)? != at {
-                        return Err(StoreError::NoSums { index: page * WORDS_PER_PAGE });
+                        return Err(StateError::NoSums { index: page * WORDS_PER_PAGE });
                     }
                     sums_until = sums.next_hole(at).map_err(fail)?;
                 }
@@ -91,7 +91,7 @@ impl Words {
             offset = self.mapping.next_existing(offset + HOST_PAGE).map_err(fail)?;
         }
         match self.first_bare_sum().map_err(fail)? {
-            Some(index) => Err(StoreError::NoWords { index }),
+            Some(index) => Err(StateError::NoWords { index }),
             None => Ok(self),
         }
     }
@@ -197,7 +197,7 @@ impl Words {
         index.max(page * WORDS_PER_PAGE).min(self.len)
     }
 
-    /// Bytes of the words, and of their sums, that exist.
+    /// Bytes of the words that exist; of a state with their sums and the table's seal.
     pub fn resident_bytes(&self) -> u64 {
         self.mapping.file_bytes()
     }

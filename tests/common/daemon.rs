@@ -181,6 +181,20 @@ impl Daemon {
         status
     }
 
+    /// Ends it by SIGTERM, in good order, or by SIGKILL.
+    pub fn end(self, signal: Signal) {
+        self.signal(signal);
+        let (status, _, stderr) = self.wait();
+        assert_eq!(status.success(), signal == Signal::SIGTERM, "{status:?} {stderr:?}");
+    }
+
+    /// What it says of its disk's state: that there is "none", or that it is "new" or "opened".
+    pub fn origin(&self) -> String {
+        let ready = self.stdout.wait_for("ready:", 0, LIMIT).expect("ready");
+        let found = ready.split_whitespace().find_map(|word| word.strip_prefix("state="));
+        found.unwrap_or_else(|| panic!("{ready}")).to_owned()
+    }
+
     /// Ends it by SIGTERM.
     pub fn terminate(self) -> (ExitStatus, Vec<String>, Vec<String>) {
         self.signal(Signal::SIGTERM);
