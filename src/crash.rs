@@ -5,7 +5,8 @@
 //! in-flight region), unit tests stop between these. In release builds nobody dies of this.
 //!
 //! In debug builds the environment variable `VUZ_CRASH_AT=STEP:N` has the process kill itself by
-//! SIGKILL when it comes to STEP, one of [`STEPS`], for the N-th time.
+//! SIGKILL when it comes to STEP, one of [`STEPS`], for the N-th time; `VUZ_PANIC_AT=STEP:N` has only the
+//! thread that comes there panic.
 
 /// All steps; a process dies behind what is above the step in the code, and before what is below.
 pub const STEPS: &[&str] = &[
@@ -94,31 +95,41 @@ mod active {
     struct Plan {
         step: &'static str,
         left: AtomicU64,
+        /// Only the thread dies.
+        thread: bool,
     }
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
-    /// The process comes to a step, one of [`STEPS`]; and dies there, if it was told to.
+    /// The process comes to a step, one of [`STEPS`]; and dies there, or the thread does, if it was
+    /// told to.
     pub fn point(step: &'static str) {
         debug_assert!(STEPS.contains(&step), "{step} is not listed");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
-        if plan.step == step && plan.left.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let _ = kill(Pid::this(), Signal::SIGKILL);
-            loop {
-                // The signal is on its way, and nothing may be done before it is here.
-                std::thread::park();
-            }
+        if plan.step != step || plan.left.fetch_sub(1, Ordering::Relaxed) != 1 {
+            return;
+        }
+        if plan.thread {
+            panic!("told to die at {step}");
+        }
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+        loop {
+            // The signal is on its way, and nothing may be done before it is here.
+            std::thread::park();
         }
     }
 
     /// What the environment says. A step that does not exist must not look like one that is safe.
     fn plan() -> Option<Plan> {
-        let text = std::env::var("VUZ_CRASH_AT").ok()?;
+        let of = |name| std::env::var(name).ok();
+        let (text, thread) = of("VUZ_CRASH_AT")
+            .map(|text| (text, false))
+            .or(of("VUZ_PANIC_AT").map(|t| (t, true)))?;
         let (step, count) = text.split_once(':').unwrap_or((&text, "1"));
         let step = STEPS.iter().find(|known| **known == step);
         match (step, count.parse()) {
-            (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count) }),
-            _ => panic!("VUZ_CRASH_AT={text} is no step"),
+            (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count), thread }),
+            _ => panic!("{text} is no step to die at"),
         }
     }
 }

@@ -143,6 +143,9 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
             return Ok(());
         }
     }
+    if let (Some(path), Origin::Opened) = (&settings.load, origin) {
+        log::info!("{} is not loaded again: its disk was opened", path.display());
+    }
     device.set_complete();
     let source = source.open()?;
     say(format_args!(
