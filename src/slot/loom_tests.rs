@@ -8,6 +8,7 @@ use std::task::Poll;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
+use super::doubts::Doubts;
 use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
 use super::word::{Content, Word};
@@ -201,5 +202,28 @@ fn a_waiter_that_lost_its_races_is_handed_the_lock() {
         drop(ticket);
         thread.join().unwrap();
         assert!(shared.finish() >= 1);
+    });
+}
+
+/// Whoever finds no doubt about a slot looks at its word without the lock: not at the one that was
+/// doubted.
+#[test]
+fn a_slot_without_doubt_has_what_settled_it() {
+    loom::model(|| {
+        let doubts = Doubts::new([0].into_iter(), |index| index < 2);
+        let shared = Arc::new((AtomicU64::new(0), doubts));
+        let its = Arc::clone(&shared);
+        let owner = thread::spawn(move || {
+            its.0.store(1, Ordering::Release);
+            its.1.settle(0);
+        });
+        let other = Arc::clone(&shared);
+        let second = thread::spawn(move || other.1.settle(1));
+        if !shared.1.has(0) {
+            assert_eq!(shared.0.load(Ordering::Acquire), 1);
+        }
+        owner.join().unwrap();
+        second.join().unwrap();
+        assert!(!shared.1.has(0) && !shared.1.has(1));
     });
 }

@@ -2,6 +2,8 @@
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod crowd_tests;
+#[cfg(not(shuttle))]
+mod doubts;
 mod lock;
 #[cfg(all(test, loom))]
 mod loom_tests;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::doubts::{Doubts, GROUP};
 use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
-use super::sums::{self, Doubts, GROUP, Intents};
+use super::sums::{self, Intents};
 use super::word::{Content, Word};
 use crate::crash;
 use crate::store::{State, StateError, StoreError, Words};
