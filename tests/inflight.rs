@@ -515,6 +515,34 @@ fn a_ring_whose_region_shows_use_is_refused_by_a_daemon_that_never_served() {
     }
 }
 
+/// A queue that was never used looks the same on a disk that is lost; its neighbour's requests tell.
+#[test]
+fn a_fresh_ring_is_refused_too_if_the_region_shows_use_of_another() {
+    let two = ["--num-queues", "2"];
+    let lost = Daemon::start("16M", &two);
+    let mut client = lost.client_with(&ClientOptions { queues: 2, ..client_options() });
+    assert!(submit(&mut client.queues[1], 3, 1));
+    client.queues[1].publish().unwrap();
+    assert_eq!(client.queues[1].wait(common::LIMIT).unwrap().status, Status::Ok);
+    lost.end(Signal::SIGKILL);
+    let daemon = Daemon::start("16M", &two);
+    for _ in 0..2 {
+        assert!(client.reconnect(daemon.socket()).is_err());
+    }
+    wait_for_log(
+        &daemon,
+        "queue 0: it is in use already (base 0, used index 0, its in-flight region used)",
+    );
+    // Whoever begins anew is welcome, on both queues, and may set the region again.
+    let mut client = daemon.client_with(&ClientOptions { queues: 2, ..client_options() });
+    for _ in 0..2 {
+        for blk in &mut client.queues {
+            expect_zeroes(blk, 8 * 3, 8);
+        }
+        client.reconnect(daemon.socket()).unwrap();
+    }
+}
+
 /// Submits a write of a page of generation `generation` if there is a slot; the page is its `user`.
 fn submit(blk: &mut Blk, page: u64, generation: u64) -> bool {
     let Some(tag) = blk.acquire() else { return false };

@@ -55,6 +55,8 @@ pub(super) struct Handler {
     inflight: Option<Inflight>,
     /// An earlier one was cut short.
     lost_region: bool,
+    /// It shows requests, and was given to a disk that never served any: they were another disk's.
+    lost_disk: bool,
     config: ConfigSpace,
     vrings: Vec<Vring>,
     staged: Vec<Staged>,
@@ -96,6 +98,7 @@ impl Handler {
             memory,
             inflight: None,
             lost_region: false,
+            lost_disk: false,
             config,
             vrings,
             staged,
@@ -225,7 +228,8 @@ impl Handler {
         // A start alone says nothing: what the ring's indexes say was not done here if nothing was.
         let made_here = self.staged[ring].known && self.shared.device.has_served();
         let known = Known {
-            may_be_used: self.had_served || made_here,
+            may_be_used: (self.had_served || made_here) && !self.lost_disk,
+            elsewhere: self.lost_disk,
             outlives: self.shared.device.outlives_process(),
         };
         let part = self.inflight.as_ref().and_then(|inflight| inflight.part(ring));
@@ -514,6 +518,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let running: Vec<usize> =
             (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();
         running.iter().try_for_each(|ring| self.stop(*ring))?;
+        // Before any ring of it runs, and with all its queues: one that is in use tells of the others.
+        self.lost_disk = !self.shared.device.has_served() && inflight.shows_use();
         // The alarm of one that is replaced may still be to be heard.
         let old = self.inflight.replace(inflight);
         self.lost_region |= old.is_some_and(|old| old.is_lost());

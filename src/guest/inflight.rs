@@ -175,6 +175,12 @@ impl Inflight {
         })
     }
 
+    /// Whether any queue was used: a request was taken, whatever became of it.
+    pub(super) fn shows_use(&self) -> bool {
+        let parts = (0..usize::from(self.shape.queues)).filter_map(|ring| self.part(ring));
+        parts.filter_map(|part| part.read()).any(|contents| contents.shows_use())
+    }
+
     /// Whether a piece of the file is gone.
     pub(super) fn is_lost(&self) -> bool {
         self.mapped.watch.faulted()

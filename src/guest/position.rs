@@ -33,6 +33,8 @@ pub(super) enum PositionError {
 pub(super) struct Known {
     /// The disk served a guest, or the ring was started in this session: it may be in use.
     pub(super) may_be_used: bool,
+    /// The region shows that another queue is in use, and none of it was used here.
+    pub(super) elsewhere: bool,
     /// What is on the disk outlives this process.
     pub(super) outlives: bool,
 }
@@ -70,7 +72,7 @@ pub(super) fn find(
     let contents = part.as_ref().map(|part| part.read().ok_or(RecoveryError::Lost)).transpose()?;
     let base = queue.next_avail();
     // A daemon that died may have published nothing of what it took.
-    let tracked = contents.as_ref().is_some_and(Contents::shows_use);
+    let tracked = known.elsewhere || contents.as_ref().is_some_and(Contents::shows_use);
     if (base != 0 || used != 0 || tracked) && !known.may_be_used {
         return Err(PositionError::NeverServed { base, used, tracked });
     }

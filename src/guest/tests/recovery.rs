@@ -106,7 +106,7 @@ impl World {
     fn start(&mut self) {
         self.recorded(|world| {
             let part = world.region.part(0);
-            let known = Known { may_be_used: true, outlives: true };
+            let known = Known { may_be_used: true, elsewhere: false, outlives: true };
             let memory = world.map.shared();
             let found = position::find(&world.queue, &memory.memory(), part, known).unwrap();
             world.queue.set_next_avail(found.next_avail);
@@ -393,7 +393,7 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     let shared = map.shared();
     let region = region(1, SIZE);
     let mut queue = World::new().queue;
-    let unknown = Known { may_be_used: false, outlives: true };
+    let unknown = Known { may_be_used: false, elsewhere: false, outlives: true };
     let find =
         |queue: &Queue, known| position::find(queue, &shared.memory(), region.part(0), known);
     queue.set_next_avail(0);
@@ -415,7 +415,7 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
         assert_eq!(error, PositionError::NeverServed { base: 0, used: 0, tracked: true });
     }
     shared.memory().write_obj(1_u16, GuestAddress(AVAIL + 2)).unwrap();
-    let known = Known { may_be_used: true, outlives: false };
+    let known = Known { may_be_used: true, elsewhere: false, outlives: false };
     let found = find(&queue, known).unwrap();
     assert_eq!((found.next_avail, found.next_used, found.again), (1, 0, 1));
 }
@@ -426,7 +426,7 @@ fn without_a_part_the_disk_decides_what_is_accounted_for() {
     let mut queue = World::new().queue;
     queue.set_next_avail(0);
     for outlives in [false, true] {
-        let known = Known { may_be_used: true, outlives };
+        let known = Known { may_be_used: true, elsewhere: false, outlives };
         let found = position::find(&queue, &map.shared().memory(), None, known).unwrap();
         assert_eq!(matches!(found.account, Account::Ordered(_)), outlives);
         assert_eq!(matches!(found.account, Account::None), !outlives);

@@ -136,7 +136,7 @@ fn marked(region: &Inflight) -> Vec<u16> {
 /// What a session does with a ring that is started.
 fn account(rig: &Rig, region: &Inflight) -> Account {
     let shared = rig.map.shared();
-    let known = Known { may_be_used: true, outlives: true };
+    let known = Known { may_be_used: true, elsewhere: false, outlives: true };
     let found = {
         let state = rig.vring.get_ref();
         position::find(state.get_queue(), &shared.memory(), region.part(0), known).unwrap()
