@@ -12,12 +12,11 @@ use std::{
     },
     path::Path,
     process::{Command, Output, Stdio},
-    time::{Duration, Instant},
 };
 
 use common::{
     LIMIT,
-    daemon::{BINARY, Daemon, TempDir, client_options},
+    daemon::{BINARY, Daemon, TempDir, client_options, output},
     disk::{SECTOR_LEN, expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
 };
 use nix::{
@@ -28,23 +27,7 @@ use vhost_user_zram_frontend::{Client, spec::SECTOR};
 
 /// Runs the daemon to its end.
 fn run(args: &[&str]) -> Output {
-    let mut child = Command::new(BINARY)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("daemon starts");
-    let deadline = Instant::now() + LIMIT;
-    while child.try_wait().expect("wait").is_none() {
-        if Instant::now() > deadline {
-            // Its end is what the test wants to see.
-            let _ = child.kill();
-            panic!("{args:?} was taken for good");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.wait_with_output().expect("output")
+    output(Command::new(BINARY).args(args))
 }
 
 /// Insists on a non-zero exit and a single line that holds one of `words`.

@@ -341,6 +341,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         }
         self.acked_features = 0;
         self.inflight = None;
+        self.lost_disk = false;
         Ok(())
     }
 

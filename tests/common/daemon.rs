@@ -3,10 +3,10 @@
 use std::{
     collections::HashMap,
     env, fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, ErrorKind, Read},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -41,10 +41,16 @@ impl TempDir {
 
     fn within(parent: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("vhost-user-zram.{}.{n}", std::process::id()));
-        fs::create_dir(&path).expect("temporary directory");
-        Self(path)
+        loop {
+            let n = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = parent.join(format!("vhost-user-zram.{}.{n}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                // Of a process that was killed and had the same number.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -250,9 +256,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Runs a daemon that is to refuse to start; gives its exit code and all it said, which has to be one
-/// line.
-pub fn refusal(mut command: Command) -> (i32, String) {
+/// Runs a daemon that is to end by itself, to its end.
+pub fn output(command: &mut Command) -> Output {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -268,7 +273,13 @@ pub fn refusal(mut command: Command) -> (i32, String) {
         }
         thread::sleep(Duration::from_millis(2));
     }
-    let output = child.wait_with_output().expect("output");
+    child.wait_with_output().expect("output")
+}
+
+/// Runs a daemon that is to refuse to start; gives its exit code and all it said, which has to be one
+/// line.
+pub fn refusal(mut command: Command) -> (i32, String) {
+    let output = output(&mut command);
     let stderr = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
     assert_eq!(stderr.lines().count(), 1, "{command:?}:\n{stderr}");
     assert!(output.stdout.is_empty(), "{command:?}: {:?}", String::from_utf8_lossy(&output.stdout));

@@ -417,6 +417,44 @@ fn impossible_sizes_are_errors() {
     assert_eq!(Device::new(&odd).unwrap().size(), 8192);
 }
 
+/// Changes the range of `model`, which lies at `sector` of the disk, and the disk likewise. The step
+/// is an operation, 0..=6, a kind of data and a seed.
+fn change(
+    device: &Device,
+    lane: &mut Lane,
+    sector: u64,
+    model: &mut [u8],
+    (op, kind, seed): (u8, u8, u64),
+) {
+    let sectors = model.len() / SECTOR;
+    match op {
+        0..=4 => {
+            let bytes = match kind {
+                0 => vec![seed as u8; model.len()],
+                1 => seed.to_le_bytes().repeat(model.len() / 8),
+                2 => text(seed, model.len()),
+                _ => noise(seed, model.len()),
+            };
+            model.copy_from_slice(&bytes);
+            run(device, lane, Op::Write, sector, bytes).unwrap();
+        }
+        5 => {
+            free(device, lane, Op::WriteZeroes, sector, sectors as u64);
+            model.fill(0);
+        }
+        _ => {
+            free(device, lane, Op::Discard, sector, sectors as u64);
+            // Whole pages of the disk; the ragged ends stay.
+            let start = sector as usize * SECTOR;
+            let first = start.next_multiple_of(PAGE_SIZE) - start;
+            let last = ((start + model.len()) / PAGE_SIZE * PAGE_SIZE).saturating_sub(start);
+            if first < last {
+                model[first..last].fill(0);
+            }
+        }
+    }
+}
+
 /// A step of the random walk: operation, first sector, sectors, kind of data, seed.
 fn any_step() -> impl Strategy<Value = (u8, u64, usize, u8, u64)> {
     (0..10_u8, 0..32 * 8_u64, 1..40_usize, 0..4_u8, any::<u64>())
@@ -437,28 +475,7 @@ proptest! {
             let sectors = sectors.min(256 - sector as usize);
             let range = sector as usize * SECTOR..(sector as usize + sectors) * SECTOR;
             match op {
-                0..=4 => {
-                    let bytes = match kind {
-                        0 => vec![seed as u8; range.len()],
-                        1 => seed.to_le_bytes().repeat(range.len() / 8),
-                        2 => text(seed, range.len()),
-                        _ => noise(seed, range.len()),
-                    };
-                    run(&device, &mut lane, Op::Write, sector, bytes.clone()).unwrap();
-                    model[range].copy_from_slice(&bytes);
-                }
-                5 => {
-                    free(&device, &mut lane, Op::WriteZeroes, sector, sectors as u64);
-                    model[range].fill(0);
-                }
-                6 => {
-                    free(&device, &mut lane, Op::Discard, sector, sectors as u64);
-                    let first = range.start.next_multiple_of(PAGE_SIZE);
-                    let last = range.end / PAGE_SIZE * PAGE_SIZE;
-                    if first < last {
-                        model[first..last].fill(0);
-                    }
-                }
+                0..=6 => change(&device, &mut lane, sector, &mut model[range], (op, kind, seed)),
                 _ => prop_assert_eq!(
                     read(&device, &mut lane, sector, sectors), &model[range]
                 ),

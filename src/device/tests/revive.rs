@@ -160,30 +160,8 @@ proptest! {
             let sectors = sectors.min(256 - at as usize);
             let range = at as usize * SECTOR..(at as usize + sectors) * SECTOR;
             let sector = base * 8 + at;
-            let new = || match kind {
-                0 => vec![seed as u8; range.len()],
-                1 => seed.to_le_bytes().repeat(range.len() / 8),
-                2 => text(seed, range.len()),
-                _ => noise(seed, range.len()),
-            };
             match op {
-                0..=4 => {
-                    let bytes = new();
-                    run(&device, &mut lane, Op::Write, sector, bytes.clone()).unwrap();
-                    model[range].copy_from_slice(&bytes);
-                }
-                5 => {
-                    free(&device, &mut lane, Op::WriteZeroes, sector, sectors as u64);
-                    model[range].fill(0);
-                }
-                6 => {
-                    free(&device, &mut lane, Op::Discard, sector, sectors as u64);
-                    let first = range.start.next_multiple_of(PAGE_SIZE);
-                    let last = range.end / PAGE_SIZE * PAGE_SIZE;
-                    if first < last {
-                        model[first..last].fill(0);
-                    }
-                }
+                0..=6 => change(&device, &mut lane, sector, &mut model[range], (op, kind, seed)),
                 7 => compact(&device),
                 8 => {
                     served = seed.is_multiple_of(2);
