@@ -1,5 +1,6 @@
 //! The life of the daemon: its disk, its socket, its signals.
 
+mod accept;
 mod disk;
 mod inherit;
 mod load;
@@ -8,16 +9,16 @@ mod socket;
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 
+use self::accept::Source;
 use self::disk::Origin;
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
@@ -25,12 +26,10 @@ pub use self::manager::ManagerError;
 pub use self::socket::{Bound, SocketError};
 use crate::checker;
 use crate::device::{Compaction, Device, DeviceConfig, DeviceError};
-use crate::guest::{GuestOptions, Server, SessionEnd};
+use crate::guest::{GuestOptions, Server};
 use crate::sync;
 use crate::upkeep::{Host, Upkeep};
 
-/// How long the daemon rests after it had to refuse a front end, which may try again at once.
-const REST: Duration = Duration::from_millis(100);
 /// How long the socket of a daemon that goes is waited for, as its state is: it has both to its end.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -157,7 +156,7 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     ));
     manager::say_ready();
     let server = Server::new(Arc::clone(&device), settings.guest.clone());
-    let ended = serve(source, &server, stop.as_fd());
+    let ended = accept::serve(source, &server, stop.as_fd());
     // Taken out first: its end is waited for, and signals are not.
     let upkeep = sync::lock(&upkeep).take();
     drop(upkeep);
@@ -169,110 +168,9 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     ended
 }
 
-/// Where connections come from, before and after the socket exists.
-enum Source {
-    /// To be bound when all is ready.
-    Unbound(PathBuf),
-    Listening(Bound),
-    Connected(UnixStream),
-}
-
-impl Source {
-    fn prepare(endpoint: &Endpoint, patience: Duration) -> Result<Self, SocketError> {
-        match endpoint {
-            Endpoint::Path(path) => {
-                let since = Instant::now();
-                while let Err(error) = socket::check(path) {
-                    if !matches!(error, SocketError::Live(_)) || since.elapsed() >= patience {
-                        return Err(error);
-                    }
-                    thread::sleep(REST);
-                }
-                Ok(Source::Unbound(path.clone()))
-            }
-            Endpoint::Fd(fd) => Ok(match inherit::adopt(*fd)? {
-                Inherited::Listening(listener) => Source::Listening(Bound::inherited(listener)),
-                Inherited::Connected(stream) => Source::Connected(stream),
-            }),
-        }
-    }
-
-    fn open(self) -> Result<Self, SocketError> {
-        match self {
-            Source::Unbound(path) => Ok(Source::Listening(Bound::bind(path)?)),
-            other => Ok(other),
-        }
-    }
-}
-
-fn serve(source: Source, server: &Server, stop: BorrowedFd<'_>) -> Result<(), DaemonError> {
-    let listener = match source {
-        Source::Connected(stream) => {
-            return match server.serve(&stream, stop, None) {
-                SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
-                SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
-            };
-        }
-        Source::Listening(listener) => listener,
-        // `open` comes before.
-        Source::Unbound(_) => return Ok(()),
-    };
-    while let Some(stream) = next_connection(&listener, stop) {
-        log::info!("a front end connects");
-        match server.serve(&stream, stop, Some(listener.as_fd())) {
-            SessionEnd::Stopped => {
-                // In this order: a front end that sees its connection close may connect again at
-                // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
-                // a disk up whose new connection fails half-way.
-                drop(listener);
-                drop(stream);
-                return Ok(());
-            }
-            SessionEnd::HungUp => log::info!("the front end hung up"),
-            SessionEnd::Refused(error) => {
-                log::warn!("the front end is disconnected: {}", chain(&error));
-                drop(stream);
-                pause(stop, REST);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The next connection, or `None` when the daemon is to stop.
-fn next_connection(listener: &Bound, stop: BorrowedFd<'_>) -> Option<UnixStream> {
-    loop {
-        let mut fds = [
-            PollFd::new(stop, PollFlags::POLLIN),
-            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-        ];
-        if let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
-            log::debug!("poll: {errno}");
-            continue;
-        }
-        if fds[0].any().unwrap_or(true) {
-            return None;
-        }
-        match listener.accept() {
-            Ok(stream) => return Some(stream),
-            Err(error) => {
-                // Out of descriptors, or the peer was faster to leave than we to accept.
-                log::debug!("accept: {error}");
-                pause(stop, REST);
-            }
-        }
-    }
-}
-
 fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-/// Sleeps, unless the daemon is to stop.
-fn pause(stop: BorrowedFd<'_>, time: Duration) {
-    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-    let _ = poll(&mut [PollFd::new(stop, PollFlags::POLLIN)], timeout);
 }
 
 /// Blocks the signals that the daemon waits for, in this thread and all that it will start.

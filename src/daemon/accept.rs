@@ -1,0 +1,125 @@
+//! Where front ends come from, and who is served next.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::inherit::{self, Inherited};
+use super::socket::{self, Bound, SocketError};
+use super::{DaemonError, Endpoint, chain};
+use crate::guest::{Server, SessionEnd};
+
+/// How long the daemon rests after it had to refuse a front end, which may try again at once.
+const REST: Duration = Duration::from_millis(100);
+/// Where connections come from, before and after the socket exists.
+pub(super) enum Source {
+    /// To be bound when all is ready.
+    Unbound(PathBuf),
+    Listening(Bound),
+    Connected(UnixStream),
+}
+
+impl Source {
+    /// What the user got wrong is said here, before a long load; a socket of a daemon that goes is
+    /// waited for as long as `patience`.
+    pub(super) fn prepare(endpoint: &Endpoint, patience: Duration) -> Result<Self, SocketError> {
+        match endpoint {
+            Endpoint::Path(path) => {
+                let since = Instant::now();
+                while let Err(error) = socket::check(path) {
+                    if !matches!(error, SocketError::Live(_)) || since.elapsed() >= patience {
+                        return Err(error);
+                    }
+                    thread::sleep(REST);
+                }
+                Ok(Source::Unbound(path.clone()))
+            }
+            Endpoint::Fd(fd) => Ok(match inherit::adopt(*fd)? {
+                Inherited::Listening(listener) => Source::Listening(Bound::inherited(listener)),
+                Inherited::Connected(stream) => Source::Connected(stream),
+            }),
+        }
+    }
+
+    /// Makes the socket, if it is not inherited.
+    pub(super) fn open(self) -> Result<Self, SocketError> {
+        match self {
+            Source::Unbound(path) => Ok(Source::Listening(Bound::bind(path)?)),
+            other => Ok(other),
+        }
+    }
+}
+
+/// Serves front ends, one after another, until `stop` is readable or an inherited connection ends.
+pub(super) fn serve(
+    source: Source,
+    server: &Server,
+    stop: BorrowedFd<'_>,
+) -> Result<(), DaemonError> {
+    let listener = match source {
+        Source::Connected(stream) => {
+            return match server.serve(&stream, stop, None) {
+                SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
+                SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
+            };
+        }
+        Source::Listening(listener) => listener,
+        // `open` comes before.
+        Source::Unbound(_) => return Ok(()),
+    };
+    while let Some(stream) = next_connection(&listener, stop) {
+        log::info!("a front end connects");
+        match server.serve(&stream, stop, Some(listener.as_fd())) {
+            SessionEnd::Stopped => {
+                // In this order: a front end that sees its connection close may connect again at
+                // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
+                // a disk up whose new connection fails half-way.
+                drop(listener);
+                drop(stream);
+                return Ok(());
+            }
+            SessionEnd::HungUp => log::info!("the front end hung up"),
+            SessionEnd::Refused(error) => {
+                log::warn!("the front end is disconnected: {}", chain(&error));
+                drop(stream);
+                pause(stop, REST);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next connection, or `None` when the daemon is to stop.
+fn next_connection(listener: &Bound, stop: BorrowedFd<'_>) -> Option<UnixStream> {
+    loop {
+        let mut fds = [
+            PollFd::new(stop, PollFlags::POLLIN),
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+            log::debug!("poll: {errno}");
+            continue;
+        }
+        if fds[0].any().unwrap_or(true) {
+            return None;
+        }
+        match listener.accept() {
+            Ok(stream) => return Some(stream),
+            Err(error) => {
+                // Out of descriptors, or the peer was faster to leave than we to accept.
+                log::debug!("accept: {error}");
+                pause(stop, REST);
+            }
+        }
+    }
+}
+
+/// Sleeps, unless the daemon is to stop.
+fn pause(stop: BorrowedFd<'_>, time: Duration) {
+    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    let _ = poll(&mut [PollFd::new(stop, PollFlags::POLLIN)], timeout);
+}
