@@ -13,7 +13,9 @@ use std::hint::black_box;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use vhost_user_zram::device::{Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
+use vhost_user_zram::device::{
+    BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault,
+};
 use vhost_user_zram::engine::EngineConfig;
 use vhost_user_zram::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
@@ -91,6 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let device = Device::new(&DeviceConfig {
         size: PAGES * PAGE_SIZE as u64,
+        block_size: BlockChoice::default(),
         codec: algorithm.parse()?,
         mem_limit: 0,
         memory: MemoryKind::default(),

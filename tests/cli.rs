@@ -55,6 +55,9 @@ fn every_mistake_is_one_line_and_a_failure() {
     mistake(&with(&["--size", "lots"]), &["size", "lots"]);
     mistake(&with(&["--size", "-5"]), &["size", "-5"]);
     mistake(&with(&["--size", "999999999T"]), &["size", "999999999T"]);
+    for bytes in ["0", "511", "1024", "8192", "4K"] {
+        mistake(&with(&["--size", "16M", "--block-size", bytes]), &["block-size", bytes, "4096"]);
+    }
     mistake(&with(&["--size", "16M", "--algorithm", "lz5"]), &["lz5"]);
     mistake(&with(&["--size", "16M", "--algorithm", "zstd(level=99)"]), &["level", "99"]);
     mistake(&with(&["--size", "16M", "--algorithm", "zstd(level=x)"]), &["level", "x"]);

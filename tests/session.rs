@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     collections::HashSet,
+    fs,
     os::unix::net::{UnixListener, UnixStream},
     process::Command,
     sync::Arc,
@@ -123,6 +124,41 @@ fn the_configuration_space_is_right_at_every_offset() {
 }
 
 #[test]
+fn images_are_shown_in_blocks_of_512_bytes_and_other_disks_in_pages() {
+    let dir = TempDir::new();
+    let image = dir.join("image");
+    fs::write(&image, pattern(0, 100, 1)).unwrap();
+    let image = image.to_str().unwrap();
+    let cases: [(&[&str], u32); 5] = [
+        (&[], 4096),
+        (&["--block-size", "4096"], 4096),
+        (&["--block-size", "512"], 512),
+        (&["--load", image], 512),
+        (&["--load", image, "--block-size", "4096"], 4096),
+    ];
+    for (options, bytes) in cases {
+        let daemon = Daemon::start("16M", options);
+        let mut client = daemon.client();
+        let config = client.session.blk_config().unwrap();
+        assert_eq!(config.blk_size, bytes, "{options:?}");
+        assert_eq!(config.capacity, (16 << 20) / SECTOR, "{options:?}");
+        // Whatever it is, a page is what a discard frees, and the physical block.
+        assert_eq!(config.discard_sector_alignment, 8, "{options:?}");
+        let exponent = client.session.config(24, 1).unwrap()[0];
+        assert_eq!(bytes << exponent, 4096, "{options:?}");
+        // Requests are in sectors with either.
+        write_pattern(client.blk(), 1, 300, 2);
+        write_pattern(client.blk(), 13, 1, 3);
+        client.blk().discard(14, 1).unwrap();
+        client.blk().write_zeroes(15, 1, true).unwrap();
+        expect_pattern(client.blk(), 1, 12, 2);
+        expect_pattern(client.blk(), 13, 1, 3);
+        expect_zeroes(client.blk(), 15, 1);
+        expect_pattern(client.blk(), 16, 285, 2);
+    }
+}
+
+#[test]
 fn sizes_are_rounded_up_to_a_page() {
     for (size, sectors) in [("1", 8), ("4097", 16), ("5000K", 10000), ("1M", 2048)] {
         let daemon = Daemon::start(size, &[]);
@@ -226,7 +262,7 @@ fn discards_between_reads_take_no_memory() {
     let daemon = Daemon::start("16M", &[]);
     let mut client = daemon.client();
     let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap().to_owned();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };

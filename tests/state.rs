@@ -159,6 +159,42 @@ fn a_state_of_another_disk_is_refused_and_stays_what_it_is() {
     assert!(daemon.client().blk().write(0, &[0; 512]).is_err());
 }
 
+#[test]
+fn a_disk_keeps_the_block_size_it_was_made_with() {
+    let bytes = |daemon: &Daemon| daemon.session().blk_config().unwrap().blk_size;
+    let dir = TempDir::new();
+    let image = dir.join("image");
+    fs::write(&image, pattern(0, 8, 1)).unwrap();
+    let image = image.to_str().expect("a path of plain letters");
+    let cases: [(&[&str], &str, &str); 3] = [
+        (&["--load", image], "512", "4096"),
+        (&["--block-size", "512"], "512", "4096"),
+        (&[], "4096", "512"),
+    ];
+    for (made, own, other) in cases {
+        let home = Home::new();
+        let daemon = home.start(&[&["--create"], made].concat());
+        assert_eq!(bytes(&daemon).to_string(), own, "{made:?}");
+        write_pattern(daemon.client().blk(), 0, 100, 1);
+        daemon.end(Signal::SIGKILL);
+        // A guest reads it once, and runs on when the next daemon comes.
+        let later: [&[&str]; 5] =
+            [&[], &["--create"], &["--load", image], &["--block-size", own], &["--read-only"]];
+        for options in later {
+            let daemon = home.start(options);
+            assert_eq!(bytes(&daemon).to_string(), own, "{made:?}, then {options:?}");
+            expect_pattern(daemon.client().blk(), 0, 100, 1);
+            daemon.end(Signal::SIGTERM);
+        }
+        home.refuses("16M", &["--block-size", other], &[own, other, "block"]);
+        home.refuses("16M", &["--create", "--block-size", other], &[own, other, "block"]);
+        let daemon = home.start(&[]);
+        assert_eq!(bytes(&daemon).to_string(), own, "{made:?}, after a refusal");
+        expect_pattern(daemon.client().blk(), 0, 100, 1);
+        daemon.end(Signal::SIGTERM);
+    }
+}
+
 fn flip(path: &Path, at: u64) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];

@@ -176,6 +176,8 @@ fn a_state_of_version_1_is_read() {
         let written = (0..PAGES).filter(|number| is_written(*number)).count() as u64;
         assert_eq!(stats["orig_data_size"], written * 4096);
         assert_eq!((stats["same_pages"], stats["huge_pages"]), (3, 1));
+        // Of the time when there was no other, which its guests know it by.
+        assert_eq!(daemon.session().blk_config().unwrap().blk_size, 4096);
         expect_pages(&daemon);
         daemon.signal(signal);
         daemon.wait();

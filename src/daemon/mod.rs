@@ -148,9 +148,10 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     device.set_complete();
     let source = source.open()?;
     say(format_args!(
-        "ready: socket={} size={} algorithm={} queues={} state={origin}",
+        "ready: socket={} size={} block={} algorithm={} queues={} state={origin}",
         settings.endpoint,
         device.size(),
+        device.block_size(),
         device.codec(),
         settings.guest.num_queues
     ));

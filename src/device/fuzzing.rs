@@ -15,7 +15,9 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek64};
 
-use super::{Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault, State};
+use super::{
+    BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault, State,
+};
 use crate::engine::{EngineConfig, Policy};
 use crate::store::HOST_PAGE;
 use crate::sync;
@@ -52,6 +54,7 @@ static STATE: LazyLock<[Image; 3]> = LazyLock::new(|| {
 fn config() -> DeviceConfig {
     DeviceConfig {
         size: PAGES * PAGE_SIZE as u64,
+        block_size: BlockChoice::default(),
         codec: "lz4".parse().expect("a codec"),
         mem_limit: 0,
         memory: MemoryKind::default(),

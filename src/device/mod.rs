@@ -32,13 +32,15 @@ use crate::slot::{Content, Object, SlotTable};
 use crate::stats::Sharded;
 use crate::store::{Arena, Place, StoreError, Words};
 pub use crate::store::{MemoryKind, State, StateError};
-use crate::units::{PAGE_SIZE, SECTOR_SIZE};
+use crate::units::{BlockSize, PAGE_SIZE, SECTOR_SIZE};
 
 /// What a device is made of; fixed for its life.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceConfig {
     /// Size of the disk in bytes; rounded up to a page. At least 1, at most 8 GiB less than 16 TiB.
     pub size: u64,
+    /// The logical block that guests are told of.
+    pub block_size: BlockChoice,
     /// The codec of all writes.
     pub codec: CodecSpec,
     /// Most bytes of arena memory; 0 is no limit (zram's `mem_limit`). Rounded up to a page.
@@ -47,6 +49,31 @@ pub struct DeviceConfig {
     pub memory: MemoryKind,
     /// Who does the codec's work, and when.
     pub engine: EngineConfig,
+}
+
+/// The logical block of a disk, which does not change in its life: a guest that runs on the disk is
+/// not told of it again, and what is on the disk is made for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockChoice {
+    /// That of a disk that is made; one that is there keeps its own.
+    IfNew(BlockSize),
+    /// This one: a disk that is there and has another is refused.
+    Only(BlockSize),
+}
+
+impl Default for BlockChoice {
+    fn default() -> Self {
+        Self::IfNew(BlockSize::Page)
+    }
+}
+
+impl BlockChoice {
+    /// The logical block of a disk that is made.
+    fn of_new(self) -> BlockSize {
+        match self {
+            Self::IfNew(size) | Self::Only(size) => size,
+        }
+    }
 }
 
 /// Why a device could not be made.
@@ -117,6 +144,7 @@ const MOST_LANES: usize = 64;
 /// One disk: its slots, the pool of its objects, its codec and its counters.
 pub struct Device {
     size: u64,
+    block_size: BlockSize,
     table: SlotTable,
     pool: Pool,
     /// What the disk is kept in, if it outlives the process.
@@ -152,9 +180,12 @@ impl Device {
         state: Option<Arc<State>>,
     ) -> Result<Self, DeviceError> {
         let codec = Codec::new(config.codec)?;
+        let block_size =
+            state.as_ref().map_or(config.block_size.of_new(), |state| state.format().block_size);
         let served = AtomicBool::new(state.as_ref().is_some_and(|state| state.has_served()));
         Ok(Self {
             size: config.disk_size()?,
+            block_size,
             table,
             pool,
             state,
@@ -176,6 +207,11 @@ impl Device {
     /// Size of the disk in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.size / SECTOR_SIZE
+    }
+
+    /// The disk's logical block.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
     }
 
     /// The codec's name and parameters.

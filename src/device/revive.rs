@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Device, DeviceConfig, DeviceError};
+use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError};
 use crate::crash;
 use crate::pool::{Named, Pool};
 use crate::slot::SlotTable;
@@ -22,6 +22,7 @@ impl DeviceConfig {
             size,
             pool_pages: size / PAGE_SIZE as u64,
             arena_bytes: Pool::address_space_for(size),
+            block_size: self.block_size.of_new(),
             codecs: vec![codec],
         })
     }
@@ -43,10 +44,16 @@ impl Device {
     /// itself is refused, and is as it was then.
     ///
     /// # Errors
-    /// The state is damaged, or the host refuses the mappings.
+    /// The state is damaged, or of a disk with another logical block than was asked for, or the host refuses the mappings.
     pub fn with_state(config: &DeviceConfig, state: State) -> Result<Self, DeviceError> {
         let state = Arc::new(state);
         let format = state.format();
+        if let BlockChoice::Only(wanted) = config.block_size
+            && format.block_size != wanted
+        {
+            let found = format.block_size;
+            return Err(StateError::BlockSize { found, wanted }.into());
+        }
         let (pages, limit) = (format.size / PAGE_SIZE as u64, config.limit());
         let mut table = SlotTable::of(&state, pages)?;
         let arena = Arena::of(&state)?;

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::watchdog::Patience;
-use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
+use crate::units::{BlockSize, SECTORS_PER_PAGE};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, the one feature bit that is vhost-user's own.
 pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -114,8 +114,9 @@ pub(super) struct ConfigError {
 }
 
 impl ConfigSpace {
-    /// The configuration space of a disk of `sectors` sectors.
-    pub(super) fn new(options: &GuestOptions, sectors: u64) -> Self {
+    /// The configuration space of a disk of `sectors` sectors with logical blocks of `block_size`.
+    pub(super) fn new(options: &GuestOptions, sectors: u64, block_size: BlockSize) -> Self {
+        let blocks = block_size.per_page();
         let mut bytes = [0; CONFIG_BYTES];
         let mut put = |offset: usize, value: &[u8]| {
             bytes[offset..offset + value.len()].copy_from_slice(value);
@@ -124,16 +125,18 @@ impl ConfigSpace {
         put(8, &SIZE_MAX.to_le_bytes());
         put(12, &options.seg_max().to_le_bytes());
         // 16..20: geometry, not offered.
-        put(20, &(PAGE_SIZE as u32).to_le_bytes());
-        // Topology in logical blocks: 2^0 to a physical one, no offset, both I/O sizes 1.
-        put(24, &[0, 0]);
-        put(26, &1_u16.to_le_bytes());
-        put(28, &1_u32.to_le_bytes());
+        put(20, &block_size.bytes().to_le_bytes());
+        // Topology in logical blocks: a page is the physical block, the least I/O that does not have
+        // to read before it writes, and the best one; there is no offset.
+        put(24, &[blocks.ilog2() as u8, 0]);
+        put(26, &(blocks as u16).to_le_bytes());
+        put(28, &blocks.to_le_bytes());
         // Off, so that a guest sees a write-through disk.
         put(WRITEBACK, &[0]);
         put(34, &options.num_queues.to_le_bytes());
         put(36, &MAX_FREE_SECTORS.to_le_bytes());
         put(40, &(MAX_FREE_SEGMENTS as u32).to_le_bytes());
+        // Smaller discards are done, and free no memory.
         put(44, &(SECTORS_PER_PAGE as u32).to_le_bytes());
         put(48, &MAX_FREE_SECTORS.to_le_bytes());
         put(52, &(MAX_FREE_SEGMENTS as u32).to_le_bytes());
@@ -178,7 +181,7 @@ mod tests {
 
     #[test]
     fn fields_are_where_the_specification_has_them() {
-        let config = ConfigSpace::new(&options(), 0x1122_3344);
+        let config = ConfigSpace::new(&options(), 0x1122_3344, BlockSize::Page);
         assert_eq!(config.read(0, 8), 0x1122_3344_u64.to_le_bytes());
         assert_eq!(config.read(12, 4), 126_u32.to_le_bytes());
         assert_eq!(config.read(20, 4), 4096_u32.to_le_bytes());
@@ -189,8 +192,24 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_the_physical_block_whatever_the_logical_one_is() {
+        for (block_size, bytes, blocks) in [(BlockSize::Sector, 512, 8), (BlockSize::Page, 4096, 1)]
+        {
+            let config = ConfigSpace::new(&options(), 64, block_size);
+            assert_eq!(config.read(0, 8), 64_u64.to_le_bytes(), "in sectors, always");
+            assert_eq!(config.read(20, 4), u32::to_le_bytes(bytes));
+            let exponent = config.read(24, 1)[0];
+            assert_eq!(bytes << exponent, 4096, "physical block");
+            assert_eq!(config.read(25, 1), [0], "alignment");
+            assert_eq!(config.read(26, 2), u16::to_le_bytes(blocks), "least I/O");
+            assert_eq!(config.read(28, 4), u32::from(blocks).to_le_bytes(), "best I/O");
+            assert_eq!(config.read(44, 4), 8_u32.to_le_bytes(), "discards, in sectors");
+        }
+    }
+
+    #[test]
     fn reads_past_the_end_are_zero_and_of_the_length_asked_for() {
-        let config = ConfigSpace::new(&options(), 8);
+        let config = ConfigSpace::new(&options(), 8, BlockSize::Page);
         assert_eq!(config.read(56, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(config.read(0x100, 4), [0; 4]);
         assert_eq!(config.read(u32::MAX, 4), [0; 4]);
@@ -198,7 +217,7 @@ mod tests {
 
     #[test]
     fn only_writeback_can_be_written() {
-        let mut config = ConfigSpace::new(&options(), 8);
+        let mut config = ConfigSpace::new(&options(), 8, BlockSize::Page);
         let before = config.read(0, 60);
         for offset in (0..70).filter(|offset| *offset != 32) {
             config.write(offset, &[1]).unwrap_err();
@@ -214,7 +233,7 @@ mod tests {
     #[test]
     fn a_small_ring_offers_fewer_segments() {
         let small = GuestOptions { max_queue_size: 64, ..options() };
-        assert_eq!(ConfigSpace::new(&small, 8).read(12, 4), 62_u32.to_le_bytes());
+        assert_eq!(ConfigSpace::new(&small, 8, BlockSize::Page).read(12, 4), 62_u32.to_le_bytes());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::queue::{QueueServer, Shared, Turn, Vring};
 use super::session::Server;
 use super::watchdog::Patience;
 use crate::codec::CodecSpec;
-use crate::device::{Device, DeviceConfig, MemoryKind};
+use crate::device::{BlockChoice, Device, DeviceConfig, MemoryKind};
 use crate::engine::EngineConfig;
 
 /// Bytes of the fuzzed guest's memory, which the input fills from the start on.
@@ -32,6 +32,7 @@ static DEVICE: LazyLock<Arc<Device>> = LazyLock::new(|| {
     let (codec, memory) = (CodecSpec::default(), MemoryKind::default());
     let config = DeviceConfig {
         size: 1 << 20,
+        block_size: BlockChoice::default(),
         codec,
         mem_limit: 0,
         memory,

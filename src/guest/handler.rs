@@ -90,7 +90,8 @@ impl Handler {
         vrings: Vec<Vring>,
         workers: Vec<Worker>,
     ) -> Self {
-        let config = ConfigSpace::new(&shared.options, shared.device.sectors());
+        let device = &shared.device;
+        let config = ConfigSpace::new(&shared.options, device.sectors(), device.block_size());
         let staged = vrings.iter().map(|_| Staged::default()).collect();
         let had_served = shared.device.has_served();
         Self {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::StoreError;
 use super::superblock::VERSION;
+use crate::units::BlockSize;
 
 /// Why a state cannot be opened or made. Nothing of what was there is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,14 @@ pub enum StateError {
         found: u64,
         /// Bytes that were asked for.
         wanted: u64,
+    },
+    /// The disk has another logical block.
+    #[error("the state is of a disk with blocks of {found} bytes, not of {wanted}")]
+    BlockSize {
+        /// Logical block of the disk in the state.
+        found: BlockSize,
+        /// What was asked for.
+        wanted: BlockSize,
     },
     /// The disk has other codecs.
     #[error("the state is of a disk compressed by {found}, not by {wanted}")]

@@ -8,7 +8,8 @@
 //!           32  le64 size of the disk in bytes
 //!           40  le64 pages of the disk when it was made, from which the pool's classes follow
 //!           48  le64 bytes of the arena's address space
-//!           56  le64 features that a reader has to know; none so far
+//!           56  le64 features that a reader has to know: bit 0 is set if the disk's logical block
+//!               has 512 bytes, and not if it has 4096
 //!           64  16 codecs of 96 bytes: name (64, ends in NULs), le32 bytes of its dictionary,
 //!               le32 CRC-32 of that, le64 offset of that in this file, 16 bytes of zero
 //!         3072  le64 stage: "making.." or "complete"
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use super::mapping::Mapping;
 use super::{HOST_PAGE, StateError};
 use crate::sync::{AtomicU64, Ordering};
+use crate::units::BlockSize;
 
 /// The version that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -39,6 +41,10 @@ const NAME: usize = 64;
 const DICTIONARY: usize = 1 << 20;
 /// Records of changes under way.
 pub const INTENTS: usize = 256;
+
+/// Feature: the logical block of the disk has 512 bytes. A reader that does not know it would tell a
+/// guest that runs on the disk another block size than before.
+const SMALL_BLOCKS: u64 = 1 << 0;
 
 const MAGIC: [u8; 8] = *b"vuzstate";
 /// Bytes that never change.
@@ -62,6 +68,8 @@ pub struct Format {
     pub pool_pages: u64,
     /// Address space of the arena in bytes.
     pub arena_bytes: u64,
+    /// Logical block of the disk.
+    pub block_size: BlockSize,
     /// The codecs by which its pages are compressed, 1 to 16; a slot word has the index.
     pub codecs: Vec<CodecEntry>,
 }
@@ -92,7 +100,13 @@ impl Format {
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..32].copy_from_slice(id);
-        for (at, value) in [(32, self.size), (40, self.pool_pages), (48, self.arena_bytes)] {
+        let features = match self.block_size {
+            BlockSize::Sector => SMALL_BLOCKS,
+            BlockSize::Page => 0,
+        };
+        let fields =
+            [(32, self.size), (40, self.pool_pages), (48, self.arena_bytes), (56, features)];
+        for (at, value) in fields {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         for (number, codec) in self.codecs.iter().enumerate() {
@@ -134,9 +148,12 @@ impl Format {
             return Err(damaged("the superblock's check sum does not match"));
         }
         let field = |at| le64(header, at).unwrap_or(0);
-        if field(56) != 0 {
-            return Err(StateError::Features { unknown: field(56) });
+        let features = field(56);
+        if features & !SMALL_BLOCKS != 0 {
+            return Err(StateError::Features { unknown: features & !SMALL_BLOCKS });
         }
+        let small = features & SMALL_BLOCKS != 0;
+        let block_size = if small { BlockSize::Sector } else { BlockSize::Page };
         let codecs: Option<Vec<CodecEntry>> = header[CODEC_TABLE..]
             .chunks_exact(CODEC_ENTRY)
             .take(CODECS)
@@ -147,9 +164,8 @@ impl Format {
         let codecs = codecs.ok_or(damaged("the superblock's codecs do not make sense"))?;
         let mut id = Id::default();
         id.copy_from_slice(&header[16..32]);
-        let format =
-            Self { size: field(32), pool_pages: field(40), arena_bytes: field(48), codecs };
-        Ok((format, id))
+        let (size, pool_pages, arena_bytes) = (field(32), field(40), field(48));
+        Ok((Self { size, pool_pages, arena_bytes, block_size, codecs }, id))
     }
 }
 

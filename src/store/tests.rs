@@ -5,6 +5,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::scratch::{Image, Scratch, edit};
 use super::*;
 use crate::sync::Ordering;
+use crate::units::BlockSize;
 
 const MIB: u64 = 1 << 20;
 
@@ -102,7 +103,7 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     let dir = Scratch::new();
     let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
     let (size, pool_pages, arena_bytes) = (4096 * 2048, 2048, 32 * MIB);
-    let wanted = Format { size, pool_pages, arena_bytes, codecs };
+    let wanted = Format { size, pool_pages, arena_bytes, block_size: BlockSize::Page, codecs };
     let state = State::in_directory(dir.path(), true, &wanted, false).unwrap();
     state.set_complete();
     let words = Words::of(&state, 2048).unwrap();
@@ -140,7 +141,13 @@ fn a_state_that_cannot_be_looked_at_is_not_one_that_is_not_there() {
     let path = format!("/dev/shm/vhost-user-zram-unit-file.{}", std::process::id());
     std::fs::File::create(&path).unwrap();
     let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
-    let wanted = Format { size: MIB, pool_pages: MIB / 4096, arena_bytes: MIB, codecs };
+    let wanted = Format {
+        size: MIB,
+        pool_pages: MIB / 4096,
+        arena_bytes: MIB,
+        block_size: BlockSize::Page,
+        codecs,
+    };
     for create in [false, true] {
         let refused = State::in_directory(path.as_ref(), create, &wanted, false).unwrap_err();
         assert!(!matches!(refused, StateError::None { .. }), "{refused:?}");

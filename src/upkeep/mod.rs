@@ -186,7 +186,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::device::{DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
+    use crate::device::{BlockChoice, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
     use crate::engine::EngineConfig;
     use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
@@ -219,6 +219,7 @@ mod tests {
         let memory = MemoryKind::default();
         let config = DeviceConfig {
             size: 64 << 20,
+            block_size: BlockChoice::default(),
             codec,
             mem_limit: 0,
             memory,

@@ -14,6 +14,7 @@ fn offloading(pages: u64, codec: &str, model: &str, depth: usize) -> Device {
     };
     Device::new(&DeviceConfig {
         size: pages * PAGE_SIZE as u64,
+        block_size: BlockChoice::default(),
         codec: codec.parse().unwrap(),
         mem_limit: 0,
         memory: MemoryKind::default(),

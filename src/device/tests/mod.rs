@@ -20,7 +20,8 @@ fn device_with(pages: u64, codec: &str, mem_limit: u64) -> Device {
     let codec = codec.parse().unwrap();
     let memory = MemoryKind::default();
     let engine = EngineConfig::default();
-    Device::new(&DeviceConfig { size, codec, mem_limit, memory, engine }).unwrap()
+    let block_size = BlockChoice::default();
+    Device::new(&DeviceConfig { size, block_size, codec, mem_limit, memory, engine }).unwrap()
 }
 
 fn device(pages: u64) -> Device {
@@ -399,6 +400,7 @@ fn impossible_sizes_are_errors() {
     for size in [0, u64::MAX, 64 << 40] {
         let config = DeviceConfig {
             size,
+            block_size: BlockChoice::default(),
             codec: CodecSpec::default(),
             mem_limit: 0,
             memory: MemoryKind::default(),
@@ -409,6 +411,7 @@ fn impossible_sizes_are_errors() {
     assert_eq!(device_with(1, "lz4", 0).size(), 4096);
     let odd = DeviceConfig {
         size: 4097,
+        block_size: BlockChoice::default(),
         codec: CodecSpec::default(),
         mem_limit: 0,
         memory: MemoryKind::default(),

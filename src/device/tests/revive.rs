@@ -19,6 +19,7 @@ impl Home {
             EngineConfig { policy: Policy::Inline, workers: Some(1), ..EngineConfig::default() };
         let config = DeviceConfig {
             size: pages * PAGE_SIZE as u64,
+            block_size: BlockChoice::default(),
             codec: codec.parse().unwrap(),
             mem_limit: 0,
             memory: MemoryKind::default(),

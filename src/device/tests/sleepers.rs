@@ -25,6 +25,7 @@ pub(super) fn offloading(pages: u64, depth: usize, workers: usize, model: &str) 
     };
     Device::new(&DeviceConfig {
         size: pages << 12,
+        block_size: BlockChoice::default(),
         codec: "lz4".parse().unwrap(),
         mem_limit: 0,
         memory: MemoryKind::default(),

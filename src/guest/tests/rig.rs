@@ -14,7 +14,7 @@ use super::super::memory::{MemoryMap, for_tests};
 use super::super::queue::{QueueServer, Shared, Turn, Vring};
 use super::super::watchdog::{Patience, Pulse};
 use super::{NEXT, TABLE, WRITE, desc, put};
-use crate::device::{Device, DeviceConfig, Lane, MemoryKind};
+use crate::device::{BlockChoice, Device, DeviceConfig, Lane, MemoryKind};
 use crate::slot::Ticket;
 
 pub(super) const AVAIL: u64 = 0x10000;
@@ -50,6 +50,7 @@ impl Rig {
         let memory = MemoryKind::default();
         let config = DeviceConfig {
             size: 64 << 20,
+            block_size: BlockChoice::default(),
             codec,
             mem_limit: 0,
             memory,
