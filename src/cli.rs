@@ -83,8 +83,9 @@ pub struct Args {
           value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
 
-    /// Largest virtqueue that a guest may have: a power of two, 2 to 32768 descriptors.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_queue_size)]
+    /// Largest virtqueue that a guest may have: a power of two, 2 to 32768 descriptors. A front end
+    /// cannot ask for it: one whose queues are larger is refused.
+    #[arg(long, value_name = "N", default_value_t = 32768, value_parser = parse_queue_size)]
     queue_size: u16,
 
     /// Threads that serve the virtqueues [default: one for each, at most the CPUs].

@@ -151,11 +151,6 @@ impl Hand {
     }
 }
 
-/// Waits for a line of the daemon's log.
-fn wait_for_log(daemon: &Daemon, text: &str) {
-    wait_until(text, || daemon.stderr.all().iter().any(|line| line.contains(text)));
-}
-
 fn memfd(len: u64) -> File {
     let file = File::from(memfd_create("region", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(len).unwrap();
@@ -163,12 +158,14 @@ fn memfd(len: u64) -> File {
 }
 
 #[test]
-fn a_region_is_zeroed_and_sealed_and_of_the_size_its_queues_need() {
+fn a_region_is_zeroed_and_sealed_and_of_the_size_that_any_queue_needs() {
     let daemon = Daemon::start("16M", &["--num-queues", "4", "--queue-size", "256"]);
     let session = daemon.session();
-    for (queues, size) in [(1, 128), (4, 256), (3, 2), (2, 64)] {
+    for (queues, size) in [(1, 128), (4, 256), (3, 2), (2, 64), (1, 512)] {
         let region = session.take_inflight(queues, size).unwrap().expect("offered");
-        let bytes = u64::from(queues) * stride(size);
+        // Behind the parts that are asked for there are some for the largest rings that are allowed.
+        let large = if size < 256 { stride(256) } else { 0 };
+        let bytes = u64::from(queues) * (stride(size) + large);
         assert_eq!((region.info().mmap_size, region.info().mmap_offset), (bytes, 0));
         assert_eq!((region.info().num_queues, region.info().queue_size), (queues, size));
         assert_eq!(region.file().metadata().unwrap().len(), bytes);
@@ -196,7 +193,7 @@ fn requests_in_flight_are_done_first_in_their_order_and_once() {
     assert_eq!(hand.inflight.in_flight(0), [0; 0]);
     assert!(hand.inflight.entry(0, 3).counter > 24, "it counts on");
     let line = "queue 0: takes up again 3 requests in flight, 1 later ones had been completed";
-    wait_for_log(&daemon, line);
+    daemon.wait_for_log(line);
     hand.expect_done(&daemon, &[0, 1, 2, 4]);
     expect_served(&mut daemon);
 }
@@ -258,7 +255,7 @@ fn a_batch_that_was_given_back_by_half_is_finished_once() {
         assert_eq!(hand.inflight.header(0).used_idx, STAND + 5, "{name}");
         hand.expect_done(&daemon, left);
     }
-    let lines = daemon.stderr.all();
+    let lines = daemon.log();
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
     assert_eq!(count("takes up again 5 requests in flight, 0 later"), 5, "{lines:?}");
     assert_eq!(count("takes up again 3 requests in flight, 1 later"), 4, "{lines:?}");
@@ -330,7 +327,7 @@ fn a_region_that_cannot_be_of_its_ring_is_refused() {
         assert_eq!((hand.used_idx(), hand.inflight.bytes()), before, "spoil {number}");
         hand.expect_done(&daemon, &[]);
     }
-    wait_for_log(&daemon, "its in-flight region cannot be of this ring");
+    daemon.wait_for_log("its in-flight region cannot be of this ring");
     expect_served(&mut daemon);
 }
 
@@ -390,7 +387,7 @@ fn messages_about_regions_that_cannot_be_are_refused_and_keep_no_descriptor() {
         ("far too many queues", body(1 << 20, 0, 0xffff, 128), vec![good]),
         ("no size", body(need, 0, 2, 0), vec![good]),
         ("a size that is no power of two", body(need, 0, 2, 100), vec![good]),
-        ("too large a size", body(1 << 20, 0, 2, 256), vec![good]),
+        ("a size that no queue has", body(1 << 20, 0, 2, 0x8001), vec![good]),
         ("a region that is too small", body(need - 1, 0, 2, 128), vec![good]),
         ("an empty region", body(0, 0, 2, 128), vec![good]),
         ("one that goes around", body(need, u64::MAX - 4095, 2, 128), vec![good]),
@@ -411,7 +408,7 @@ fn messages_about_regions_that_cannot_be_are_refused_and_keep_no_descriptor() {
         assert!(answer.unwrap().is_refusal(), "{name}");
         drop(session);
     }
-    for (queues, size) in [(0, 128), (3, 128), (1, 0), (1, 3), (2, 256), (0xffff, 0xffff)] {
+    for (queues, size) in [(0, 128), (3, 128), (1, 0), (1, 3), (2, 0x8001), (0xffff, 0xffff)] {
         let session = daemon.session();
         assert!(session.get_inflight(queues, size).is_err(), "{queues} of {size}");
     }
@@ -462,6 +459,90 @@ fn a_region_that_is_cut_short_ends_the_session_and_nothing_else() {
     expect_served(&mut daemon);
 }
 
+/// QEMU over virtio-mmio has rings of 1024 and asks for a region of 128. What such a ring has in flight
+/// is known to the next daemon all the same.
+#[test]
+fn a_ring_larger_than_its_region_was_asked_for_is_taken_over() {
+    let dir = TempDir::in_memory();
+    let state = dir.join("state");
+    let start = |crash: Option<&str>, dir: TempDir| {
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "16M"]);
+        command.arg("--state-dir").arg(&state).arg("--create");
+        command.envs(crash.map(|step| ("VUZ_CRASH_AT", step)));
+        Daemon::spawn(command, dir)
+    };
+    let dying = start(Some("ring.index:3"), TempDir::new());
+    let options = ClientOptions {
+        queue_size: 1024,
+        inflight_size: Some(128),
+        depth: 400,
+        max_bytes: 4096,
+        ..client_options()
+    };
+    let mut client = dying.client_with(&options);
+    for page in 0..300 {
+        assert!(submit(client.blk(), page, 1));
+    }
+    client.blk().publish().unwrap();
+    assert!(!dying.wait().0.success());
+    // A batch was published and not ended, so the ring alone does not say what is done.
+    let daemon = start(None, TempDir::new());
+    client.reconnect(daemon.socket()).unwrap();
+    while client.blk().busy() > 0 {
+        assert_eq!(client.blk().wait(common::LIMIT).unwrap().status, Status::Ok);
+    }
+    expect_pattern(client.blk(), 0, 300 * 8, 1);
+    let lines = daemon.log();
+    assert!(!lines.iter().any(|line| line.contains("too few")), "{lines:?}");
+}
+
+/// A region that another back end made may be too small for a ring. Then the ring does without it,
+/// unless something is in flight in it.
+#[test]
+fn a_region_too_small_for_its_ring_is_not_used_and_loses_nothing() {
+    for with_state in [false, true] {
+        let dir = TempDir::in_memory();
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "16M"]);
+        if with_state {
+            command.arg("--state-dir").arg(dir.join("state")).arg("--create");
+        }
+        let mut daemon = Daemon::spawn(command, dir);
+        mark(&daemon);
+        let small = || {
+            let info = VhostUserInflight::new(stride(4), 0, 1, 4);
+            Inflight::new(info, memfd(stride(4))).unwrap()
+        };
+        let mut hand = Hand::new(&daemon, 4096);
+        hand.inflight = small();
+        hand.offer(0, &[3, 1, 0]);
+        hand.start(0).unwrap();
+        hand.wait_used(3);
+        assert_eq!(hand.used(0), [3, 1, 0]);
+        assert_eq!(hand.inflight.bytes(), small().bytes(), "it is not written to");
+        let order = if with_state { ", and completes requests in order" } else { "" };
+        let line = "queue 0: the in-flight region has 4 entries, too few for this ring, which goes on \
+                    without it";
+        daemon.wait_for_log(&format!("{line}{order}"));
+        hand.expect_done(&daemon, &[0, 1, 3]);
+        // What somebody has left in flight there is not forgotten.
+        let mut hand = Hand::new(&daemon, 8192);
+        hand.inflight = small();
+        let header = Header { version: 1, desc_num: 4, used_idx: STAND, ..Header::default() };
+        hand.inflight.set_header(0, header);
+        hand.inflight.set_entry(0, 3, Entry { in_flight: 1, next: 0, counter: 1 });
+        hand.queue.ring().set_used_idx(STAND).unwrap();
+        hand.offer(STAND, &[1]);
+        let before = hand.inflight.bytes();
+        assert!(hand.start(STAND).is_err(), "it is served");
+        assert_eq!((hand.used_idx(), hand.inflight.bytes()), (STAND, before));
+        daemon.wait_for_log("it has requests in flight that are not of a ring of 16");
+        hand.expect_done(&daemon, &[]);
+        expect_served(&mut daemon);
+    }
+}
+
 /// Rings that are running go on in the account of a region that comes late.
 #[test]
 fn a_region_may_come_while_rings_run() {
@@ -509,7 +590,7 @@ fn a_ring_whose_region_shows_use_is_refused_by_a_daemon_that_never_served() {
         }
         assert_eq!(client.blk().queue().ring().used_idx().unwrap(), used, "{step}");
         assert_eq!(client.left_behind(), (1, 0), "{step}");
-        wait_for_log(&daemon, "this disk never served a guest");
+        daemon.wait_for_log("this disk never served a guest");
         // A new guest is welcome.
         expect_zeroes(daemon.client().blk(), 0, 8);
     }
@@ -529,8 +610,7 @@ fn a_fresh_ring_is_refused_too_if_the_region_shows_use_of_another() {
     for _ in 0..2 {
         assert!(client.reconnect(daemon.socket()).is_err());
     }
-    wait_for_log(
-        &daemon,
+    daemon.wait_for_log(
         "queue 0: it is in use already (base 0, used index 0, its in-flight region used)",
     );
     // Whoever begins anew is welcome, on both queues, and may set the region again.
@@ -587,8 +667,7 @@ fn a_front_end_that_comes_back_goes_on_where_it_was() {
             expect_pattern(blk, 8000 * queue, 8 * depth, generation);
         }
     }
-    wait_for_log(&daemon, "the first request is completed");
-    let lines = daemon.stderr.all();
+    let lines = daemon.log();
     let first = lines.iter().filter(|line| line.contains("the first request is completed"));
     assert_eq!(first.count(), 1, "{lines:?}");
 }

@@ -18,9 +18,11 @@ use common::{
     wait_until,
 };
 use nix::sys::signal::Signal;
+use vhost::vhost_user::message::FrontendReq;
 use vhost_user_zram_frontend::{
     Blk, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
     spec::{CONFIG_LEN, SECTOR, T_GET_ID, T_IN, T_OUT, feature},
+    wire::{Answer, vring_state},
 };
 
 const GENERATIONS: u64 = 5;
@@ -83,16 +85,30 @@ fn features_are_those_of_the_design() {
 
 #[test]
 fn every_ring_size_is_served() {
-    let daemon = Daemon::start("16M", &["--queue-size", "1024"]);
-    for (generation, shift) in (1..).zip(2..=10) {
+    let daemon = Daemon::start("64M", &[]);
+    for (generation, shift) in (1..).zip(2..=15) {
         let queue_size = 1 << shift;
-        let depth = (queue_size / 4).max(1);
+        let depth = (queue_size / 4).clamp(1, 64);
         let options = ClientOptions { queue_size, depth, max_bytes: 8192, ..client_options() };
         let mut client = daemon.client_with(&options);
         // Twice around the ring, at least.
-        write_pattern(client.blk(), 0, 16 * usize::from(queue_size), generation);
-        expect_pattern(client.blk(), 0, 16 * usize::from(queue_size), generation);
+        let sectors = (16 * usize::from(queue_size)).min(64 << 10);
+        write_pattern(client.blk(), 0, sectors, generation);
+        expect_pattern(client.blk(), 0, sectors, generation);
     }
+}
+
+/// What an operator sets is a bound.
+#[test]
+fn a_ring_larger_than_the_operator_allows_is_refused() {
+    let daemon = Daemon::start("16M", &["--queue-size", "256"]);
+    let set_num = |size| {
+        let session = daemon.session();
+        let body = vring_state(0, size);
+        session.wire().ask(FrontendReq::SET_VRING_NUM, &body, &[], LIMIT).unwrap()
+    };
+    assert_eq!(set_num(256), Answer::Ack);
+    assert!(set_num(512).is_refusal());
 }
 
 #[test]

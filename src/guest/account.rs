@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::inflight::Ledger;
+use super::ledger::Ledger;
 use super::order::Order;
 use super::request::{Finished, Taken};
 

@@ -233,12 +233,12 @@ impl Handler {
             elsewhere: self.lost_disk,
             outlives: self.shared.device.outlives_process(),
         };
-        let part = self.inflight.as_ref().and_then(|inflight| inflight.part(ring));
+        let parts = self.inflight.as_ref().and_then(|inflight| inflight.parts(ring));
         let vring = &self.vrings[ring];
         let found = {
             let shared = self.memory.shared();
             let state = vring.get_ref();
-            position::find(state.get_queue(), &shared.memory(), part, known)?
+            position::find(state.get_queue(), &shared.memory(), parts, known)?
         };
         let (again, later) = (found.again, found.later);
         if again > 0 {
@@ -246,6 +246,13 @@ impl Handler {
                 "queue {ring}: takes up again {again} requests in flight, {later} later ones had \
                  been completed"
             );
+        }
+        if let Some(entries) = found.too_small {
+            let order = if known.outlives { ", and completes requests in order" } else { "" };
+            super::limited::warn(format_args!(
+                "queue {ring}: the in-flight region has {entries} entries, too few for this ring, \
+                 which goes on without it{order}"
+            ));
         }
         vring.set_queue_next_avail(found.next_avail);
         vring.set_queue_next_used(found.next_used);

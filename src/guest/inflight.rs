@@ -7,15 +7,28 @@
 //! entry:   0 u8 in flight    | 6 u16 next    |  8 u64 counter
 //! ```
 //!
+//! A front end asks for a region before it says how large its rings are, and some ask for fewer
+//! entries than a ring then has (QEMU up to 11.0 with virtio-mmio, and Debian's 10.0.13: 128 for a
+//! ring of 1024). Only sizes and place travel back with the region, so its length is ours to choose:
+//!
+//! ```text
+//! region: a part for each queue with the entries that were asked for
+//!         a large part for each queue, for rings with more descriptors; memory that is not touched
+//! ```
+//!
+//! So a daemon that knows nothing of large parts finds the others where it looks for them, and this
+//! one finds those that such a daemon has made. A large part says in its header how many entries
+//! count, and no more of it is touched.
+//!
 //! What a dead process has stored is seen by the next one as far as it came and in the order of its
 //! instructions, so all stores here are release stores: the compiler keeps their order. That order
-//! is the protocol, and [`Ledger`] has it; what a new process makes of it is in `recovery`.
+//! is the protocol, and `ledger` has it; what a new process makes of it is in `recovery`.
 //!
 //! The file is the front end's, which may write to it whenever it likes and cut it short. While a
 //! ring runs nothing is read from it, and it is watched as guest memory is.
 
-use std::collections::VecDeque;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,7 +40,6 @@ use vm_memory::{AtomicAccess, AtomicInteger, FileOffset, MmapRegion, VolatileMem
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::GuestOptions;
-use super::request::{Finished, Taken};
 use super::sigbus::Watch;
 use crate::crash;
 
@@ -37,6 +49,8 @@ pub(super) const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
 const PART_ALIGN: usize = 64;
+/// Entries of the largest split virtqueue (VIRTIO 1.2, 2.7).
+pub(super) const MAX_ENTRIES: u16 = 1 << 15;
 
 // Offsets in a header.
 const FEATURES: usize = 0;
@@ -74,35 +88,59 @@ pub(super) enum InflightError {
     Watch(#[source] std::io::Error),
 }
 
-/// Numbers of queues and of their entries that can be.
+/// Numbers of queues and of their entries, and so where the parts lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shape {
     queues: u16,
     queue_size: u16,
+    /// Entries of the large parts, more than `queue_size`; 0 if there are none.
+    large: u16,
 }
 
 impl Shape {
-    fn check(asked: &VhostUserInflight, options: &GuestOptions) -> Result<Self, InflightError> {
+    /// The shape of a region that is asked for, with large parts for rings of up to `largest`.
+    fn asked(
+        asked: &VhostUserInflight,
+        options: &GuestOptions,
+        largest: u16,
+    ) -> Result<Self, InflightError> {
         let (queues, queue_size) = (asked.num_queues, asked.queue_size);
         if queues == 0 || queues > options.num_queues {
             return Err(InflightError::Queues { asked: queues, max: options.num_queues });
         }
-        if !queue_size.is_power_of_two() || queue_size > options.max_queue_size {
-            let max = options.max_queue_size;
-            return Err(InflightError::QueueSize { asked: queue_size, max });
+        // Whatever rings may have: a region is none, and one of another daemon may be larger.
+        if !queue_size.is_power_of_two() {
+            return Err(InflightError::QueueSize { asked: queue_size, max: MAX_ENTRIES });
         }
-        Ok(Self { queues, queue_size })
+        let large = if largest > queue_size { largest } else { 0 };
+        Ok(Self { queues, queue_size, large })
     }
 
-    /// Bytes of one queue's part.
-    fn stride(self) -> usize {
-        let bytes = HEADER_BYTES + ENTRY_BYTES * usize::from(self.queue_size);
-        bytes.next_multiple_of(PART_ALIGN)
+    /// The shape of a region that a daemon made, perhaps another one than this.
+    fn given(given: &VhostUserInflight, options: &GuestOptions) -> Result<Self, InflightError> {
+        let plain = Self::asked(given, options, 0)?;
+        // One of any other length has parts as asked for, and something behind them.
+        let larger = (0..16).map(|power| 1_u16 << power).filter(|large| *large > plain.queue_size);
+        let mut shapes = larger.map(|large| Self { large, ..plain });
+        let fits = shapes.find(|shape| shape.bytes() as u64 == given.mmap_size);
+        Ok(fits.unwrap_or(plain))
     }
 
-    /// Bytes of all parts; at most 64 of half a MiB.
+    /// Bytes of a part with so many entries.
+    fn stride(entries: u16) -> usize {
+        let bytes = HEADER_BYTES + ENTRY_BYTES * usize::from(entries);
+        if entries == 0 { 0 } else { bytes.next_multiple_of(PART_ALIGN) }
+    }
+
+    /// Bytes of all parts; at most 64 of one MiB.
     fn bytes(self) -> usize {
-        usize::from(self.queues) * self.stride()
+        self.large_at(usize::from(self.queues))
+    }
+
+    /// Offset of the large part of queue `ring`.
+    fn large_at(self, ring: usize) -> usize {
+        let small = usize::from(self.queues) * Self::stride(self.queue_size);
+        small + ring * Self::stride(self.large)
     }
 }
 
@@ -111,7 +149,7 @@ pub(super) fn create(
     asked: &VhostUserInflight,
     options: &GuestOptions,
 ) -> Result<(VhostUserInflight, File), InflightError> {
-    let shape = Shape::check(asked, options)?;
+    let shape = Shape::asked(asked, options, options.max_queue_size)?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = memfd_create("vhost-user-inflight", flags).map(File::from);
     let file = file.map_err(|errno| InflightError::Make(errno.into()))?;
@@ -145,7 +183,7 @@ impl Inflight {
         options: &GuestOptions,
         alarm: &Arc<EventFd>,
     ) -> Result<Self, InflightError> {
-        let shape = Shape::check(given, options)?;
+        let shape = Shape::given(given, options)?;
         let needed = shape.bytes() as u64;
         if given.mmap_size < needed {
             return Err(InflightError::TooSmall { needed, found: given.mmap_size });
@@ -166,19 +204,30 @@ impl Inflight {
         Ok(Self { mapped: Arc::new(Mapped { watch, mapping }), shape })
     }
 
-    /// The part of queue `ring`, if the region has one.
-    pub(super) fn part(&self, ring: usize) -> Option<Part> {
-        (ring < usize::from(self.shape.queues)).then(|| Part {
+    /// The parts of queue `ring`, if the region has any.
+    pub(super) fn parts(&self, ring: usize) -> Option<Parts> {
+        if ring >= usize::from(self.shape.queues) {
+            return None;
+        }
+        let part = |at, capacity, is_large| Part {
             mapped: Arc::clone(&self.mapped),
-            at: ring * self.shape.stride(),
-            size: self.shape.queue_size,
+            at,
+            capacity,
+            is_large,
+        };
+        let size = self.shape.queue_size;
+        let large = self.shape.large;
+        Some(Parts {
+            asked: part(ring * Shape::stride(size), size, false),
+            large: (large > 0).then(|| part(self.shape.large_at(ring), large, true)),
         })
     }
 
     /// Whether any queue was used: a request was taken, whatever became of it.
     pub(super) fn shows_use(&self) -> bool {
-        let parts = (0..usize::from(self.shape.queues)).filter_map(|ring| self.part(ring));
-        parts.filter_map(|part| part.read()).any(|contents| contents.shows_use())
+        let parts = (0..usize::from(self.shape.queues)).filter_map(|ring| self.parts(ring));
+        let parts = parts.flat_map(Parts::into_all).filter(|part| !part.is_untouched());
+        parts.filter_map(|part| part.read(0)).any(|contents| contents.shows_use())
     }
 
     /// Whether a piece of the file is gone.
@@ -207,19 +256,59 @@ pub(super) struct Contents {
     pub(super) entries: Vec<Entry>,
 }
 
-/// One queue's part of a region.
+/// One queue's parts of a region. A ring is kept in the first one that has an entry for each of its
+/// descriptors, and nothing may be in flight in the other one.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// With the entries that the front end asked for.
+    pub(super) asked: Part,
+    /// For larger rings.
+    pub(super) large: Option<Part>,
+}
+
+impl Parts {
+    /// The part for a ring of `size`, if there is one, and the rest.
+    pub(super) fn choose(self, size: u16) -> (Option<Part>, Vec<Part>) {
+        let mut all = self.into_all();
+        let fits = all.iter().position(|part| part.capacity >= size);
+        (fits.map(|fits| all.remove(fits)), all)
+    }
+
+    fn into_all(self) -> Vec<Part> {
+        std::iter::once(self.asked).chain(self.large).collect()
+    }
+}
+
+/// Entries for one queue's descriptors.
 #[derive(Debug)]
 pub(super) struct Part {
     mapped: Arc<Mapped>,
     /// Offset of the header.
     at: usize,
-    /// Number of entries.
-    size: u16,
+    /// Number of entries that there is room for.
+    capacity: u16,
+    is_large: bool,
 }
 
 impl Part {
-    /// Reads all of it, or nothing if a piece of the file is gone.
-    pub(super) fn read(&self) -> Option<Contents> {
+    pub(super) fn capacity(&self) -> u16 {
+        self.capacity
+    }
+
+    /// Whether a large part is as it was made: not a byte of its header was written. Asked of the
+    /// file, since a look through the mapping would give memory to each part that nobody uses.
+    pub(super) fn is_untouched(&self) -> bool {
+        let Some(place) = self.mapped.mapping.file_offset().filter(|_| self.is_large) else {
+            return false;
+        };
+        let mut header = [0; HEADER_BYTES];
+        let read = place.file().read_exact_at(&mut header, place.start() + self.at as u64);
+        read.is_ok() && header == [0; HEADER_BYTES]
+    }
+
+    /// Reads all of it, or nothing if a piece of the file is gone. Of a large part that is what its
+    /// header says, and at least the entries of a ring of `size`.
+    pub(super) fn read(&self, size: u16) -> Option<Contents> {
         let entry = |head: u16| {
             let at = entry_at(head);
             Entry {
@@ -228,25 +317,48 @@ impl Part {
                 counter: self.load(at + COUNTER),
             }
         };
+        let said = self.load(ENTRIES);
+        let count = if self.is_large { size.max(said).min(self.capacity) } else { self.capacity };
         let contents = Contents {
             features: self.load(FEATURES),
             version: self.load(VERSION_AT),
-            size: self.load(ENTRIES),
+            size: said,
             last_head: self.load(LAST_HEAD),
             used_index: self.load(USED_INDEX),
-            entries: (0..self.size).map(entry).collect(),
+            entries: (0..count).map(entry).collect(),
         };
         // What is lost reads as zeroes, which would look like a fresh part.
         (!self.mapped.watch.faulted()).then_some(contents)
     }
 
-    /// Makes a fresh part one of a ring that stands at `used`.
-    pub(super) fn begin(&self, used: u16) {
-        self.store(ENTRIES, self.size);
+    /// Makes a fresh part one of a ring of `size` that stands at `used`.
+    pub(super) fn begin(&self, size: u16, used: u16) {
+        // All of a part that was asked for, as daemons do that know of no others.
+        self.store(ENTRIES, if self.is_large { size } else { self.capacity });
         // Left at 0 it would make the next start believe in a last batch of `used` entries.
         self.store(USED_INDEX, used);
         // Last, so that a part with a version is whole.
         self.store(VERSION_AT, VERSION);
+    }
+
+    /// Marks a head as taken, with its counter.
+    pub(super) fn mark(&self, head: u16, counter: u64) {
+        let at = entry_at(head);
+        self.store(at + COUNTER, counter);
+        self.store(at + IN_FLIGHT, 1_u8);
+    }
+
+    /// Unmarks a head that was not done, and must not look as if it had been.
+    pub(super) fn unmark(&self, head: u16) {
+        let at = entry_at(head);
+        self.store(at + IN_FLIGHT, 0_u8);
+        self.store(at + COUNTER, 0_u64);
+    }
+
+    /// Chains a head that is about to be put into the used ring to the one before it.
+    pub(super) fn chain(&self, head: u16, before: u16) {
+        self.store(entry_at(head) + NEXT, before);
+        self.store(LAST_HEAD, head);
     }
 
     /// Ends the giving back of a batch that is in the used ring, up to the index `used`.
@@ -281,90 +393,6 @@ impl Part {
 
 fn entry_at(head: u16) -> usize {
     HEADER_BYTES + ENTRY_BYTES * usize::from(head)
-}
-
-/// What one running ring has in flight, kept in its part of the region.
-///
-/// Heads are marked in the order of the available ring and unmarked, when they are put back, in the
-/// reverse order, by one thread. So at any instant those of the ring's heads that are marked or in
-/// the used ring are a prefix of what was made available: as many as the used index and the number
-/// of marked ones say together. That sum is where the next process goes on to take.
-#[derive(Debug)]
-pub(super) struct Ledger {
-    part: Part,
-    /// Of the next head that is taken. From 1 on, so that a counter other than 0 says that the
-    /// ring was used.
-    counter: u64,
-    /// The head that ends the chain of batches; what the region has of it may be changed by others.
-    last_head: u16,
-    /// Heads that an earlier process took and did not give back, in the order in which it took them.
-    /// They are marked.
-    again: VecDeque<u16>,
-}
-
-impl Ledger {
-    /// A ledger that goes on with `counter`, and with the heads `again`, which are marked.
-    pub(super) fn new(part: Part, counter: u64, again: Vec<u16>) -> Self {
-        Self { part, counter, last_head: 0, again: again.into() }
-    }
-
-    /// Marks what was taken from the available ring, in its order.
-    pub(super) fn take(&mut self, batch: &VecDeque<Taken>) {
-        for taken in batch {
-            let at = entry_at(taken.head());
-            self.part.store(at + COUNTER, self.counter);
-            self.part.store(at + IN_FLIGHT, 1_u8);
-            self.counter = self.counter.wrapping_add(1);
-        }
-        crash::point("ring.marked");
-    }
-
-    /// Unmarks the rest of what was taken last, which goes back into the available ring.
-    pub(super) fn put_back(&mut self, rest: &VecDeque<Taken>) {
-        for taken in rest.iter().rev() {
-            let at = entry_at(taken.head());
-            self.part.store(at + IN_FLIGHT, 0_u8);
-            // It was not done, and must not look as if it had been.
-            self.part.store(at + COUNTER, 0_u64);
-            self.counter = self.counter.wrapping_sub(1);
-        }
-    }
-
-    /// Chains a batch that is about to be put into the used ring.
-    pub(super) fn chain(&mut self, batch: &[Finished]) {
-        for finished in batch {
-            self.part.store(entry_at(finished.head) + NEXT, self.last_head);
-            self.part.store(LAST_HEAD, finished.head);
-            self.last_head = finished.head;
-        }
-        crash::point("ring.chained");
-    }
-
-    /// Unmarks a batch that is in the used ring, up to the index `used`.
-    pub(super) fn end_batch(&mut self, batch: &[Finished], used: u16) {
-        self.part.end_batch(batch.iter().map(|finished| finished.head), used);
-        crash::point("ring.synced");
-    }
-
-    /// Whether there are heads to be taken again.
-    pub(super) fn has_again(&self) -> bool {
-        !self.again.is_empty()
-    }
-
-    /// The next head to be taken again.
-    pub(super) fn next_again(&mut self) -> Option<u16> {
-        self.again.pop_front()
-    }
-
-    /// Puts a head back that came from [`Self::next_again`]: the last one first.
-    pub(super) fn put_again(&mut self, head: u16) {
-        self.again.push_front(head);
-    }
-
-    /// Leaves the heads that are to be taken again to the next start of the ring.
-    pub(super) fn leave_again(&mut self) {
-        self.again.clear();
-    }
 }
 
 #[cfg(test)]
@@ -416,9 +444,16 @@ pub(super) mod tests {
         Inflight::map(&info, file, &options, &alarm()).unwrap()
     }
 
+    impl Inflight {
+        /// The part of the entries that were asked for.
+        pub(in super::super) fn part(&self, ring: usize) -> Option<Part> {
+            self.parts(ring).map(|parts| parts.asked)
+        }
+    }
+
     /// Has a part say something else, as another process would have left it.
     pub(in super::super) fn overwrite(part: &Part, contents: &Contents) {
-        assert_eq!(contents.entries.len(), usize::from(part.size));
+        assert_eq!(contents.entries.len(), usize::from(part.capacity));
         part.store(FEATURES, contents.features);
         part.store(VERSION_AT, contents.version);
         part.store(ENTRIES, contents.size);
@@ -435,12 +470,12 @@ pub(super) mod tests {
     fn parts_lie_one_behind_the_other_and_end_with_the_file() {
         for (queues, size, bytes) in [(1, 2, 64), (1, 4, 128), (3, 128, 3 * 2112), (2, 1, 128)] {
             let asked = VhostUserInflight::new(7, 7, queues, size);
-            let (info, file) = create(&asked, &options(4, 128)).unwrap();
+            let (info, file) = create(&asked, &options(4, 1)).unwrap();
             assert_eq!((info.mmap_size, info.mmap_offset), (bytes, 0));
             assert_eq!(file.metadata().unwrap().len(), bytes);
             file.set_len(bytes - 1).unwrap_err();
             file.set_len(bytes + 1).unwrap_err();
-            let region = Inflight::map(&info, file, &options(4, 128), &alarm()).unwrap();
+            let region = Inflight::map(&info, file, &options(4, 1), &alarm()).unwrap();
             assert!(region.part(usize::from(queues)).is_none());
             for ring in 0..usize::from(queues) {
                 let part = region.part(ring).unwrap();
@@ -450,11 +485,73 @@ pub(super) mod tests {
                 let features = u64::MAX;
                 let all = Contents { features, version, size, last_head, used_index, entries };
                 let next = region.part(ring + 1);
-                let before = next.as_ref().map(|next| next.read().unwrap());
+                let before = next.as_ref().map(|next| next.read(0).unwrap());
                 overwrite(&part, &all);
-                assert_eq!(part.read().unwrap(), all);
-                assert_eq!(next.map(|next| next.read().unwrap()), before);
+                assert_eq!(part.read(0).unwrap(), all);
+                assert_eq!(next.map(|next| next.read(0).unwrap()), before);
             }
+        }
+    }
+
+    /// A region made for small rings has room for large ones, and a daemon that knows nothing of that
+    /// finds the small parts where it looks for them: one behind the other, as they were asked for.
+    #[test]
+    fn large_parts_lie_behind_those_that_were_asked_for() {
+        let options = options(4, 1 << 15);
+        let (info, file) = create(&VhostUserInflight::new(0, 0, 3, 128), &options).unwrap();
+        assert_eq!(info.mmap_size, 3 * 2112 + 3 * (64 + 16 * 32768));
+        assert_eq!((info.num_queues, info.queue_size), (3, 128));
+        let clone = file.try_clone().unwrap();
+        let region = Inflight::map(&info, clone, &options, &alarm()).unwrap();
+        for ring in 0..3 {
+            let Parts { asked, large } = region.parts(ring).unwrap();
+            let large = large.unwrap();
+            assert_eq!((asked.at, asked.capacity), (ring * 2112, 128));
+            assert_eq!((large.at, large.capacity), (3 * 2112 + ring * (64 + 16 * 32768), 1 << 15));
+            assert!(large.is_untouched() && !asked.is_untouched());
+            for size in [2, 128, 256, 1 << 15] {
+                let (part, others) = region.parts(ring).unwrap().choose(size);
+                assert_eq!(
+                    part.map(|part| part.at),
+                    Some([asked.at, large.at][usize::from(size > 128)])
+                );
+                assert_eq!(others.len(), 1);
+            }
+            large.begin(1024, 7);
+            large.mark(1023, 1);
+            assert!(!large.is_untouched());
+            assert_eq!(large.read(0).unwrap().entries.len(), 1024);
+            assert_eq!(large.read(2048).unwrap().entries.len(), 2048);
+            assert_eq!(
+                asked.read(0).unwrap(),
+                Contents { entries: vec![Entry::default(); 128], ..Contents::default() }
+            );
+            assert!(region.shows_use());
+            large.unmark(1023);
+            assert!(!region.shows_use());
+        }
+        // What counts is all that has memory.
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+        assert!(blocks <= 8 * 32, "{blocks} blocks of 512 bytes");
+    }
+
+    /// A region of a daemon that asks for less or more room is read as that one has made it.
+    #[test]
+    fn the_length_of_a_region_tells_how_it_is_laid_out() {
+        let shape = |mmap_size, queues, size| {
+            Shape::given(&VhostUserInflight::new(mmap_size, 0, queues, size), &options(4, 128))
+                .unwrap()
+        };
+        for (queues, size) in [(1, 128), (4, 1024), (2, 1 << 15)] {
+            for largest in [0, 64, 128, 1024, 4096, 1 << 15] {
+                let asked = VhostUserInflight::new(0, 0, queues, size);
+                let made = Shape::asked(&asked, &options(4, 128), largest).unwrap();
+                assert_eq!(shape(made.bytes() as u64, queues, size), made);
+                assert_eq!(made.large, if largest > size { largest } else { 0 });
+            }
+            // Of whoever rounds it up, there is only what was asked for.
+            let odd = u64::from(queues) * 64 + (1 << 21);
+            assert_eq!(shape(odd, queues, size).large, 0);
         }
     }
 
@@ -462,7 +559,9 @@ pub(super) mod tests {
     fn sizes_that_cannot_be_are_refused() {
         let asked = |queues, size| VhostUserInflight::new(1 << 30, 0, queues, size);
         let options = options(4, 128);
-        for (queues, size) in [(0, 64), (5, 64), (u16::MAX, 64), (1, 0), (1, 3), (1, 256)] {
+        for (queues, size) in
+            [(0, 64), (5, 64), (u16::MAX, 64), (1, 0), (1, 3), (1, 32769), (1, u16::MAX)]
+        {
             assert!(create(&asked(queues, size), &options).is_err());
             let file = File::from(memfd_create("x", MFdFlags::MFD_CLOEXEC).unwrap());
             file.set_len(1 << 30).unwrap();
@@ -500,10 +599,10 @@ pub(super) mod tests {
         let clone = file.try_clone().unwrap();
         let region = Inflight::map(&given, clone, &options(1, 128), &alarm).unwrap();
         let part = region.part(0).unwrap();
-        assert!(part.read().is_some() && !region.is_lost());
+        assert!(part.read(0).is_some() && !region.is_lost());
         file.set_len(0).unwrap();
-        assert_eq!((part.read(), region.is_lost()), (None, true));
-        part.begin(7);
+        assert_eq!((part.read(0), region.is_lost()), (None, true));
+        part.begin(128, 7);
         assert!(alarm.read().is_ok());
     }
 }

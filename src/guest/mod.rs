@@ -7,8 +7,8 @@
 //! * `queue`: one virtqueue, served
 //! * `position`: where a ring that is started goes on
 //! * `account`: what a queue keeps so that the next process can go on
-//! * `inflight`, `recovery`, `order`: the region that says what is in flight, what is made of it, and
-//!   completions in order where there is none
+//! * `inflight`, `ledger`, `recovery`, `order`: the region that says what is in flight, what a running
+//!   ring writes there, what is made of it, and completions in order where there is none
 //! * `parked`: its requests that wait, and how many there may be
 //! * `watchdog`: requests that do not end
 //! * `ring`, `chain`: available and used rings, descriptor chains
@@ -23,6 +23,7 @@ mod config;
 pub mod fuzzing;
 mod handler;
 mod inflight;
+mod ledger;
 mod limited;
 mod mailbox;
 mod memory;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueT};
 
 use super::account::Account;
-use super::inflight::{Contents, Part};
+use super::inflight::{Contents, Part, Parts};
 use super::memory::Memory;
 use super::order::Order;
 use super::recovery::{RecoveryError, Standing};
@@ -49,9 +49,11 @@ pub(super) struct Position {
     pub(super) again: usize,
     /// Requests that had been completed before one of those.
     pub(super) later: u64,
+    /// Entries of the region, if they are too few for the ring, which goes on without it.
+    pub(super) too_small: Option<u16>,
 }
 
-/// Looks at a ring and at its part of the in-flight region, and brings the part up to date.
+/// Looks at a ring and at its parts of the in-flight region, and brings its own part up to date.
 ///
 /// A ring starts at its used index, and not at the base that the front end names: everything taken
 /// was published before a ring stopped, and the base may be older than that. If the process died
@@ -60,7 +62,7 @@ pub(super) struct Position {
 pub(super) fn find(
     queue: &Queue,
     memory: &Memory,
-    part: Option<Part>,
+    parts: Option<Parts>,
     known: Known,
 ) -> Result<Position, PositionError> {
     if !queue.is_valid(memory) {
@@ -69,25 +71,34 @@ pub(super) fn find(
     let used = ring::used_index(queue, memory).ok_or(PositionError::Unreadable)?;
     let available = queue.avail_idx(memory, Ordering::Acquire);
     let available = available.map_err(|_| PositionError::Unreadable)?.0;
-    let contents = part.as_ref().map(|part| part.read().ok_or(RecoveryError::Lost)).transpose()?;
+    let size = queue.size();
+    let (part, others) = parts.map(|parts| parts.choose(size)).unwrap_or_default();
+    let too_small = others.last().filter(|_| part.is_none()).map(Part::capacity);
+    let read = |part: &Part| part.read(size).ok_or(RecoveryError::Lost);
+    let contents = part.as_ref().map(read).transpose()?;
+    let others = others.iter().filter(|part| !part.is_untouched()).map(read);
+    let others = others.collect::<Result<Vec<_>, _>>()?;
     let base = queue.next_avail();
     // A daemon that died may have published nothing of what it took.
-    let tracked = known.elsewhere || contents.as_ref().is_some_and(Contents::shows_use);
+    let tracked = known.elsewhere || contents.iter().chain(&others).any(Contents::shows_use);
     if (base != 0 || used != 0 || tracked) && !known.may_be_used {
         return Err(PositionError::NeverServed { base, used, tracked });
     }
-    let standing = Standing { size: queue.size(), used, available };
+    if others.iter().any(Contents::is_marked) {
+        return Err(RecoveryError::RingSize { ring: size }.into());
+    }
+    let standing = Standing { size, used, available };
     let (mut again, mut later) = (0, 0);
     let account = match part.zip(contents) {
         Some((part, contents)) => {
             let recovery = contents.recover(standing)?;
             (again, later) = (recovery.again.len(), recovery.later);
-            Account::Tracked(recovery.carry_out(part, used))
+            Account::Tracked(recovery.carry_out(part, standing))
         }
-        None if known.outlives => Account::Ordered(Order::new(queue.size())),
+        None if known.outlives => Account::Ordered(Order::new(size)),
         None => Account::None,
     };
     // Those that are taken again were taken already: the ring has them, at most its size.
     let next_avail = used.wrapping_add(again as u16);
-    Ok(Position { next_avail, next_used: used, account, again, later })
+    Ok(Position { next_avail, next_used: used, account, again, later, too_small })
 }

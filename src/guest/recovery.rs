@@ -4,7 +4,8 @@
 //! A part is read once and judged as it was read. What cannot be is refused as a whole: a region
 //! that is half right would have requests done twice, or never.
 
-use super::inflight::{Contents, Ledger, Part, VERSION};
+use super::inflight::{Contents, Part, VERSION};
+use super::ledger::Ledger;
 
 /// Why a part of a region cannot be of the ring that is started with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -19,8 +20,8 @@ pub(super) enum RecoveryError {
     NotFresh,
     #[error("it says that it has {found} entries, and has {expected}")]
     Entries { found: u16, expected: u16 },
-    #[error("it has {entries} entries for a ring of {ring}")]
-    RingSize { entries: u16, ring: u16 },
+    #[error("it has requests in flight that are not of a ring of {ring}")]
+    RingSize { ring: u16 },
     #[error("its used index {region} is not one that the ring, at {ring}, had lately")]
     UsedIndex { region: u16, ring: u16 },
     #[error("its last batch leads to head {0}, which cannot be in it")]
@@ -62,11 +63,16 @@ impl Contents {
         self.entries.iter().any(|entry| entry.in_flight != 0 || entry.counter != 0)
     }
 
+    /// Whether a request is in flight.
+    pub(super) fn is_marked(&self) -> bool {
+        self.entries.iter().any(|entry| entry.in_flight != 0)
+    }
+
     /// What has to be done so that each request of a ring is done exactly once.
     pub(super) fn recover(&self, ring: Standing) -> Result<Recovery, RecoveryError> {
         let entries = self.entries.len() as u16;
         if ring.size > entries {
-            return Err(RecoveryError::RingSize { entries, ring: ring.size });
+            return Err(RecoveryError::RingSize { ring: ring.size });
         }
         if self.features != 0 {
             return Err(RecoveryError::Features(self.features));
@@ -74,12 +80,13 @@ impl Contents {
         match self.version {
             0 if self.shows_use() => Err(RecoveryError::NotFresh),
             0 => Ok(Recovery { fresh: true, counter: 1, ..Recovery::default() }),
+            // A ring that was reset, by a front end that keeps its region over that. It may have
+            // another size now.
+            VERSION if ring.used == 0 && !self.is_marked() => {
+                Ok(Recovery { fresh: true, counter: self.next_counter(), ..Recovery::default() })
+            }
             VERSION if self.size != entries => {
                 Err(RecoveryError::Entries { found: self.size, expected: entries })
-            }
-            // A ring that was reset, by a front end that keeps its region over that.
-            VERSION if ring.used == 0 && self.entries.iter().all(|entry| entry.in_flight == 0) => {
-                Ok(Recovery { fresh: true, counter: self.next_counter(), ..Recovery::default() })
             }
             VERSION => self.resume(ring),
             other => Err(RecoveryError::Version(other)),
@@ -151,13 +158,13 @@ impl Contents {
 }
 
 impl Recovery {
-    /// Brings the part up to date for a ring that starts at `used`. Dying in the midst of it leaves
-    /// a part of which the same is found again.
-    pub(super) fn carry_out(self, part: Part, used: u16) -> Ledger {
+    /// Brings the part up to date for a ring that starts at its used index. Dying in the midst of it
+    /// leaves a part of which the same is found again.
+    pub(super) fn carry_out(self, part: Part, ring: Standing) -> Ledger {
         if self.fresh {
-            part.begin(used);
+            part.begin(ring.size, ring.used);
         } else {
-            part.end_batch(self.finish, used);
+            part.end_batch(self.finish, ring.used);
         }
         Ledger::new(part, self.counter, self.again)
     }

@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::chain::DescriptorTable;
-use super::inflight::Ledger;
+use super::ledger::Ledger;
 use super::memory::Memory;
 use super::request::{Finished, Taken};
 use crate::crash;

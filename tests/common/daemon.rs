@@ -93,10 +93,19 @@ impl Lines {
 
     /// Waits for the `nth` (from 0) line that begins with `prefix`.
     pub fn wait_for(&self, prefix: &str, nth: usize, limit: Duration) -> Option<String> {
+        self.wait(limit, |line| line.starts_with(prefix), nth)
+    }
+
+    /// Waits for a line that contains `text`.
+    pub fn wait_for_text(&self, text: &str, limit: Duration) -> Option<String> {
+        self.wait(limit, |line| line.contains(text), 0)
+    }
+
+    fn wait(&self, limit: Duration, is_it: impl Fn(&str) -> bool, nth: usize) -> Option<String> {
         let deadline = Instant::now() + limit;
         let mut lines = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(line) = lines.iter().filter(|l| l.starts_with(prefix)).nth(nth) {
+            if let Some(line) = lines.iter().filter(|line| is_it(line)).nth(nth) {
                 return Some(line.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -217,6 +226,20 @@ impl Daemon {
             .filter_map(|word| word.split_once('='))
             .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
             .collect()
+    }
+
+    /// Waits for a line of the log that contains `text`. What a test has seen by other means may be in
+    /// the log later than that, so this, or the whole log of a daemon that has ended, is what to look at.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        let line = self.stderr.wait_for_text(text, LIMIT);
+        line.unwrap_or_else(|| panic!("no line with {text:?}: {:?}", self.stderr.all()))
+    }
+
+    /// Ends it by SIGTERM; gives all it has logged.
+    pub fn log(self) -> Vec<String> {
+        let (status, _, lines) = self.terminate();
+        assert!(status.success(), "{status:?}: {lines:?}");
+        lines
     }
 
     /// Number of descriptors the process has open.

@@ -85,7 +85,7 @@ impl World {
     }
 
     fn contents(&self) -> Contents {
-        self.region.part(0).unwrap().read().unwrap()
+        self.region.part(0).unwrap().read(0).unwrap()
     }
 
     /// Does something of which every moment is recorded.
@@ -94,7 +94,7 @@ impl World {
         let memory = self.map.shared();
         watch_stores(Some(Box::new(move || {
             let used = memory.memory().read_obj(GuestAddress(USED + 2)).unwrap();
-            states.borrow_mut().push((part.read().unwrap(), used));
+            states.borrow_mut().push((part.read(0).unwrap(), used));
         })));
         act(self);
         watch_stores(None);
@@ -105,10 +105,10 @@ impl World {
     /// A new process starts the ring.
     fn start(&mut self) {
         self.recorded(|world| {
-            let part = world.region.part(0);
+            let parts = world.region.parts(0);
             let known = Known { may_be_used: true, elsewhere: false, outlives: true };
             let memory = world.map.shared();
-            let found = position::find(&world.queue, &memory.memory(), part, known).unwrap();
+            let found = position::find(&world.queue, &memory.memory(), parts, known).unwrap();
             world.queue.set_next_avail(found.next_avail);
             world.queue.set_next_used(found.next_used);
             world.heads = Heads::new(SIZE);
@@ -329,7 +329,7 @@ fn what_cannot_be_of_the_ring_is_refused() {
         assert_eq!(error, RecoveryError::Entries { found: size, expected: 8 });
     }
     let error = refused(&|_| {}, Standing { size: 16, ..RING });
-    assert_eq!(error, RecoveryError::RingSize { entries: 8, ring: 16 });
+    assert_eq!(error, RecoveryError::RingSize { ring: 16 });
     for region in [101, 91, 0, 0xffff] {
         let error = refused(&|c| c.used_index = region, RING);
         assert_eq!(error, RecoveryError::UsedIndex { region, ring: 100 });
@@ -395,7 +395,7 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     let mut queue = World::new().queue;
     let unknown = Known { may_be_used: false, elsewhere: false, outlives: true };
     let find =
-        |queue: &Queue, known| position::find(queue, &shared.memory(), region.part(0), known);
+        |queue: &Queue, known| position::find(queue, &shared.memory(), region.parts(0), known);
     queue.set_next_avail(0);
     find(&queue, unknown).unwrap();
     queue.set_next_avail(3);
@@ -403,7 +403,7 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     assert_eq!(error, PositionError::NeverServed { base: 3, used: 0, tracked: false });
     queue.set_next_avail(0);
     // A daemon took one request and died before it published anything.
-    let mut contents = region.part(0).unwrap().read().unwrap();
+    let mut contents = region.part(0).unwrap().read(0).unwrap();
     for entry in [
         Entry { in_flight: 1, next: 0, counter: 1 },
         Entry { in_flight: 0, next: 0, counter: 1 },

@@ -113,7 +113,7 @@ fn a_request_that_is_given_up_lets_those_behind_it_pass() {
 fn left(heads: &[u16], used: u16) -> Inflight {
     let region = region(1, SIZE);
     let part = region.part(0).unwrap();
-    part.begin(used);
+    part.begin(SIZE, used);
     let mut contents = contents(&region);
     for (counter, head) in (10..).zip(heads) {
         let entry = &mut contents.entries[usize::from(*head)];
@@ -124,7 +124,7 @@ fn left(heads: &[u16], used: u16) -> Inflight {
 }
 
 fn contents(region: &Inflight) -> Contents {
-    region.part(0).unwrap().read().unwrap()
+    region.part(0).unwrap().read(0).unwrap()
 }
 
 fn marked(region: &Inflight) -> Vec<u16> {
@@ -139,7 +139,7 @@ fn account(rig: &Rig, region: &Inflight) -> Account {
     let known = Known { may_be_used: true, elsewhere: false, outlives: true };
     let found = {
         let state = rig.vring.get_ref();
-        position::find(state.get_queue(), &shared.memory(), region.part(0), known).unwrap()
+        position::find(state.get_queue(), &shared.memory(), region.parts(0), known).unwrap()
     };
     rig.vring.set_queue_next_avail(found.next_avail);
     rig.vring.set_queue_next_used(found.next_used);

@@ -21,6 +21,9 @@ pub struct ClientOptions {
     pub queues: usize,
     /// Entries of each ring, a power of two.
     pub queue_size: u16,
+    /// Entries that an in-flight region is asked for, if not those of the rings: QEMU does so over
+    /// virtio-mmio.
+    pub inflight_size: Option<u16>,
     /// Request slots of each queue.
     pub depth: u16,
     /// Bytes of each slot's buffer.
@@ -39,6 +42,7 @@ impl Default for ClientOptions {
             session: Options::default(),
             queues: 1,
             queue_size: 128,
+            inflight_size: None,
             depth: 32,
             max_bytes: 256 << 10,
             spare_memory: 1 << 20,
@@ -84,7 +88,10 @@ impl Client {
         // Before memory and rings, as QEMU does.
         let inflight = match options.queues as u16 {
             0 => None,
-            queues => session.take_inflight(queues, options.queue_size)?,
+            queues => {
+                let size = options.inflight_size.unwrap_or(options.queue_size);
+                session.take_inflight(queues, size)?
+            }
         };
         inflight.iter().try_for_each(|inflight| session.give_inflight(inflight))?;
         let region = Region::new(options.gpa, memory_needed(options))?;
