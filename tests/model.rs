@@ -37,8 +37,6 @@ const QUEUES: usize = 2;
 /// The disk as it should be.
 struct Model {
     bytes: Vec<u8>,
-    /// Sectors at the ragged ends of a discard: old or zero, the daemon's choice, until they are read.
-    either: Vec<bool>,
     /// Requests in flight on each sector: how many read, or [`WRITING`].
     in_flight: Vec<u8>,
 }
@@ -48,7 +46,7 @@ const WRITING: u8 = u8::MAX;
 impl Model {
     fn new() -> Self {
         let bytes = vec![0; SECTORS * SECTOR_LEN];
-        Self { bytes, either: vec![false; SECTORS], in_flight: vec![0; SECTORS] }
+        Self { bytes, in_flight: vec![0; SECTORS] }
     }
 
     fn is_free(&self, job: &Job) -> bool {
@@ -75,50 +73,29 @@ impl Model {
     fn write(&mut self, sector: usize, data: &[u8]) {
         let sectors = data.len() / SECTOR_LEN;
         self.bytes(sector, sectors).copy_from_slice(data);
-        self.either[sector..sector + sectors].fill(false);
     }
 
     fn zero(&mut self, sector: usize, sectors: usize) {
         self.bytes(sector, sectors).fill(0);
-        self.either[sector..sector + sectors].fill(false);
     }
 
+    /// Whole pages read as zeroes from then on; a part of a page at either end keeps its bytes.
     fn discard(&mut self, sector: usize, sectors: usize) {
-        for at in sector..sector + sectors {
-            let page = at / PAGE * PAGE;
-            if page >= sector && page + PAGE <= sector + sectors {
-                self.zero(at, 1);
-            } else {
-                self.either[at] = true;
-            }
+        let first = sector.next_multiple_of(PAGE);
+        let end = (sector + sectors) / PAGE * PAGE;
+        if first < end {
+            self.zero(first, end - first);
         }
     }
 
-    /// Compares what was read, and learns what became of the ends of discards.
+    /// Compares what was read.
     fn check(&mut self, sector: usize, got: &[u8]) -> Result<(), String> {
-        let sectors = got.len() / SECTOR_LEN;
-        if self.bytes(sector, sectors) == got
-            && !self.either[sector..sector + sectors].contains(&true)
-        {
-            return Ok(());
-        }
-        for (i, got) in got.chunks(SECTOR_LEN).enumerate() {
-            let at = sector + i;
-            let zero = self.either[at] && got.iter().all(|b| *b == 0);
-            if zero {
-                self.bytes(at, 1).fill(0);
-            }
-            self.either[at] = false;
-            let expected = self.bytes(at, 1);
-            if let Some(byte) = expected.iter().zip(got).position(|(a, b)| a != b) {
-                return Err(format!(
-                    "sector {at}, byte {byte}: {:02x?} in place of {:02x?}",
-                    &got[byte..(byte + 8).min(SECTOR_LEN)],
-                    &expected[byte..(byte + 8).min(SECTOR_LEN)]
-                ));
-            }
-        }
-        Ok(())
+        let expected = self.bytes(sector, got.len() / SECTOR_LEN);
+        let Some(at) = expected.iter().zip(got).position(|(a, b)| a != b) else { return Ok(()) };
+        let (number, byte) = (sector + at / SECTOR_LEN, at % SECTOR_LEN);
+        let piece = at..(at + 8).min(got.len());
+        let (got, expected) = (&got[piece.clone()], &expected[piece]);
+        Err(format!("sector {number}, byte {byte}: {got:02x?} in place of {expected:02x?}"))
     }
 }
 

@@ -117,7 +117,8 @@ pub struct Report {
     pub mem_used_max: u64,
     /// Pages filled with one repeated 8-byte word.
     pub same_pages: u64,
-    /// Host pages given back by compaction.
+    /// Host pages given back because objects were moved away from them. Pages that were bare without
+    /// that are not counted, as in the kernel's `mm_stat`.
     pub pages_compacted: u64,
     /// Pages stored raw.
     pub huge_pages: u64,

@@ -50,6 +50,8 @@ pub enum Move {
 pub struct Compaction {
     /// Host pages given back.
     pub pages: u64,
+    /// Those of them that objects were moved away from; the others were bare before.
+    pub vacated: u64,
     /// Objects moved.
     pub moves: u64,
     /// Whether there is more to be had later: from classes in use, or objects that were busy.
@@ -111,7 +113,7 @@ impl Pool {
             }
         }
         let done = run.done;
-        self.pages_compacted.fetch_add(done.pages, Ordering::Relaxed);
+        self.pages_compacted.fetch_add(done.vacated, Ordering::Relaxed);
         last.changes = self.loads().map(|load| load.changes).collect();
         done
     }
@@ -165,8 +167,12 @@ impl<R: FnMut(u32, Place) -> Move, G: FnMut() -> bool> Run<'_, R, G> {
             drop(class);
             let Some(lowest) = batch.last() else { return };
             end = lowest.number;
+            let before = self.done;
             let packed = !self.moves(&batch);
             self.trim(number, keep);
+            if self.done.moves > before.moves {
+                self.done.vacated += self.done.pages - before.pages;
+            }
             if packed {
                 return;
             }

@@ -25,7 +25,8 @@ pub struct PoolUsage {
     pub arena_bytes_max: u64,
     /// The limit on committed bytes; 0 is none (`mm_stat` mem_limit).
     pub limit: u64,
-    /// Host pages given back by compaction since the start (`mm_stat` pages_compacted).
+    /// Host pages that objects were moved away from since the start, given back (`mm_stat`
+    /// pages_compacted). Pages that were bare without that are not counted, as in the kernel.
     pub pages_compacted: u64,
     /// Heap of spans and regions.
     pub span_bytes: u64,

@@ -138,17 +138,62 @@ impl Shared {
     }
 }
 
+/// The work of upkeep, round by round, and when each is due. Apart from the thread that waits in
+/// between, so that tests go through hours without one.
+struct Rounds<'d> {
+    device: &'d Device,
+    compactor: Compactor,
+    /// How long to wait at most before the last round that was due by itself.
+    pause: Option<Duration>,
+}
+
+impl<'d> Rounds<'d> {
+    fn new(device: &'d Device) -> Self {
+        Self { device, compactor: Compactor::default(), pause: None }
+    }
+
+    /// A wait is over. Returns how long to wait yet before the work.
+    fn begin(&mut self, wakened: Wakened) -> Duration {
+        self.device.answer();
+        self.device.look_at_host();
+        if wakened == Wakened::Rung { SETTLE } else { Duration::ZERO }
+    }
+
+    /// Works: on all there is if that `is_wanted`. Returns what it did, and when the next round is
+    /// due; `None` is not before something changes.
+    fn work(
+        &mut self,
+        wakened: Wakened,
+        is_wanted: bool,
+        go_on: impl FnMut() -> bool,
+    ) -> (Compaction, Option<Duration>) {
+        let effort = if is_wanted { Effort::Full } else { Effort::Upkeep };
+        let done = self.device.compact(&mut self.compactor, effort, go_on);
+        if done.pages > 0 {
+            log::debug!("{} pages given back, {} objects moved", done.pages, done.moves);
+        }
+        let progress = wakened == Wakened::Rung || done.pages + done.moves > 0;
+        // What was wanted says nothing of what is left to upkeep.
+        self.pause = match self.pause {
+            _ if !done.more && !is_wanted => None,
+            // Objects in use can keep a page for as long as they are: no reason to spin.
+            Some(last) if !progress => Some((last * 2).min(LONGEST_PAUSE)),
+            _ => Some(SETTLE),
+        };
+        (done, self.pause)
+    }
+}
+
 fn run(shared: &Shared, device: &Device) {
     engine::settle(&engine::Cpus::default());
-    let mut compactor = Compactor::default();
+    let mut rounds = Rounds::new(device);
     let mut pause = None;
     loop {
         checker::may_not_hold("upkeep sleeps");
         let wakened = shared.wait(pause);
-        device.answer();
-        device.look_at_host();
-        if wakened == Wakened::Rung {
-            shared.settle(SETTLE);
+        let settle = rounds.begin(wakened);
+        if !settle.is_zero() {
+            shared.settle(settle);
         }
         if shared.is_stopped() {
             return;
@@ -163,21 +208,9 @@ fn run(shared: &Shared, device: &Device) {
             !shared.is_stopped()
         };
         let wanted = std::mem::take(&mut sync::lock(&shared.state).wanted);
-        let effort = if wanted.is_empty() { Effort::Upkeep } else { Effort::Full };
-        let done = device.compact(&mut compactor, effort, go_on);
-        if done.pages > 0 {
-            log::debug!("{} pages given back, {} objects moved", done.pages, done.moves);
-        }
-        let progress = wakened == Wakened::Rung || done.pages + done.moves > 0;
-        // What was wanted says nothing of what is left to upkeep.
-        let more = done.more || !wanted.is_empty();
+        let (done, next) = rounds.work(wakened, !wanted.is_empty(), go_on);
         wanted.into_iter().for_each(|told| told(done));
-        pause = match pause {
-            _ if !more => None,
-            // Objects in use can keep a page for as long as they are: no reason to spin.
-            Some(last) if !progress => Some((last * 2).min(LONGEST_PAUSE)),
-            _ => Some(SETTLE),
-        };
+        pause = next;
     }
 }
 
@@ -244,6 +277,87 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         drop(upkeep);
+    }
+
+    /// What upkeep does after one change, until it has nothing more to do: the time that takes, but
+    /// for the work itself, and the objects that it moves.
+    fn rounds_after_a_change(device: &Device) -> (Duration, u64) {
+        let mut rounds = Rounds::new(device);
+        let (mut time, mut moves) = (Duration::ZERO, 0);
+        let mut wakened = Wakened::Rung;
+        for _ in 0..1000 {
+            time += rounds.begin(wakened);
+            let (done, pause) = rounds.work(wakened, false, || true);
+            moves += done.moves;
+            let Some(pause) = pause else { return (time, moves) };
+            time += pause;
+            wakened = Wakened::TimeOut;
+        }
+        panic!("upkeep does not come to rest");
+    }
+
+    #[test]
+    fn what_is_freed_goes_back_within_two_seconds() {
+        let device = device();
+        let mut lane = device.lane().unwrap();
+        for page in 0..4096 {
+            assert!(request(&device, &mut lane, Op::Write, page, 1));
+        }
+        assert!(device.report().mem_used_total > 4096 * 4096);
+        assert!(request(&device, &mut lane, Op::Discard, 0, 4096));
+        let (time, _) = rounds_after_a_change(&device);
+        assert_eq!(device.report().mem_used_total, 0);
+        // At once would make the same pages come and go all the time.
+        assert!(time >= Duration::from_millis(100), "{time:?}");
+        assert!(time <= Duration::from_secs(2), "{time:?}");
+    }
+
+    /// Every second page is freed, and hardly a page of the arena is bare by that alone.
+    #[test]
+    fn upkeep_moves_objects_out_of_sparse_pages() {
+        let device = device();
+        let mut lane = device.lane().unwrap();
+        for page in 0..4096 {
+            assert!(request(&device, &mut lane, Op::Write, page, 1));
+        }
+        let full = device.report().mem_used_total;
+        for page in (0..4096).step_by(2) {
+            assert!(request(&device, &mut lane, Op::Discard, page, 1));
+        }
+        let (time, moves) = rounds_after_a_change(&device);
+        let report = device.report();
+        assert!(moves >= 1000, "{moves} objects moved");
+        assert!(report.mem_used_total <= full / 2 + 4096, "{full} {report}");
+        assert!(report.pages_compacted >= 1000, "{report}");
+        assert!(time <= Duration::from_secs(2), "{time:?}");
+    }
+
+    /// A change during the pauses is worked off after the usual time, however long they have become.
+    #[test]
+    fn pauses_grow_while_nothing_can_be_done_and_end_with_a_change() {
+        let device = device();
+        let mut lane = device.lane().unwrap();
+        for page in 0..1024 {
+            assert!(request(&device, &mut lane, Op::Write, page, 1));
+        }
+        for page in (0..1024).step_by(2) {
+            assert!(request(&device, &mut lane, Op::Discard, page, 1));
+        }
+        // All others are busy, so no page gets bare.
+        let held: Vec<_> = (0..1024).filter_map(|page| device.hold(page)).collect();
+        let mut rounds = Rounds::new(&device);
+        rounds.begin(Wakened::Rung);
+        let (_, first) = rounds.work(Wakened::Rung, false, || true);
+        assert_eq!(first, Some(SETTLE));
+        let pauses: Vec<_> =
+            (0..12).map(|_| rounds.work(Wakened::TimeOut, false, || true).1).collect();
+        assert!(pauses.is_sorted() && pauses.contains(&Some(2 * SETTLE)), "{pauses:?}");
+        assert_eq!(pauses.last(), Some(&Some(LONGEST_PAUSE)));
+        drop(held);
+        assert_eq!(rounds.begin(Wakened::Rung), SETTLE);
+        let (done, next) = rounds.work(Wakened::Rung, false, || true);
+        assert!(done.moves >= 200, "{done:?}");
+        assert!(next.is_none_or(|pause| pause == SETTLE), "{next:?}");
     }
 
     #[test]

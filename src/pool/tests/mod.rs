@@ -238,7 +238,9 @@ fn compaction_gives_back_what_was_freed_and_leaves_one_page_a_class_at_most() {
     }
     let done = model.compact(&pool, Effort::Full, 0);
     let left = pool.usage();
-    assert_eq!(left.pages_compacted - before.pages_compacted, done.pages);
+    assert_eq!(left.pages_compacted - before.pages_compacted, done.vacated);
+    // Every second object went, so hardly a page was bare before.
+    assert!(done.vacated > done.pages * 9 / 10, "{done:?}");
     // Five classes, the cut ends of which may differ by a page each.
     assert!(left.arena_bytes.abs_diff(full / 2) <= 10 * HOST_PAGE, "{full} {left:?}");
     assert!(done.moves > 0 && !done.more);
@@ -260,13 +262,38 @@ fn a_class_in_use_keeps_a_margin_and_one_at_rest_does_not() {
     let mut last = LastRound::default();
     let round =
         |last: &mut LastRound| pool.compact(Effort::Upkeep, last, |_, _| Move::Busy, || true);
-    assert_eq!(round(&mut last), Compaction { pages: 0, moves: 0, more: true });
+    assert_eq!(round(&mut last), Compaction { more: true, ..Compaction::default() });
     assert_eq!(pool.loads().map(|load| load.pages).sum::<u64>(), pages);
     // Nothing happened since: the pages that are bare go, and the objects are asked for.
     let rested = round(&mut last);
     assert!(rested.more, "all candidates were busy");
     assert!(rested.pages > 0);
     model.check(&pool);
+}
+
+/// As in the kernel: `pages_compacted` is what compaction gained, not all that went back.
+#[test]
+fn pages_that_were_bare_do_not_count_as_compacted() {
+    let (pool, mut model) = (pool(1 << 18, 0), Model::default());
+    for _ in 0..2000 {
+        model.store(&pool, 4096).unwrap();
+    }
+    // The upper half is bare, so nothing has to move.
+    for owner in 1000..2000 {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    let done = model.compact(&pool, Effort::Full, 0);
+    assert!(done.pages >= 1000, "{done:?}");
+    assert_eq!((done.moves, done.vacated, pool.usage().pages_compacted), (0, 0, 0));
+    // Of the rest every second one goes: the pages of what moves are gained by that.
+    for owner in (0..1000).step_by(2) {
+        let (place, length) = model.objects[owner].take().unwrap();
+        pool.free(place, length);
+    }
+    let done = model.compact(&pool, Effort::Full, 0);
+    assert!(done.moves > 200 && done.vacated > 200, "{done:?}");
+    assert_eq!(pool.usage().pages_compacted, done.vacated);
 }
 
 /// At a limit, with the lowest places punched away: a hole higher up serves as well.
