@@ -69,10 +69,15 @@ pub(super) struct InFlight<'d> {
     pub(super) reported: bool,
 }
 
-/// The parked requests of one queue, by their heads.
+/// At no place in [`Parked::requests`].
+const NOWHERE: u16 = u16::MAX;
+
+/// The parked requests of one queue, by their heads. A ring may have 32768 heads and few of them are
+/// parked at a time, so there is room for those alone.
 pub(super) struct Parked<'d> {
-    places: Vec<Option<InFlight<'d>>>,
-    count: usize,
+    requests: Vec<InFlight<'d>>,
+    /// By head: its place in `requests`.
+    places: Vec<u16>,
     /// Data bytes that all of them move.
     bytes: u64,
     bound: Bound,
@@ -80,7 +85,7 @@ pub(super) struct Parked<'d> {
 
 impl<'d> Parked<'d> {
     pub(super) fn new(bound: Bound) -> Self {
-        Self { places: Vec::new(), count: 0, bytes: 0, bound }
+        Self { requests: Vec::new(), places: Vec::new(), bytes: 0, bound }
     }
 
     #[cfg(test)]
@@ -91,29 +96,38 @@ impl<'d> Parked<'d> {
     /// Makes place for the heads of a ring of `size`; nothing may be parked.
     pub(super) fn resize(&mut self, size: u16) {
         debug_assert!(self.is_empty());
-        self.places.resize_with(usize::from(size), || None);
+        self.places = vec![NOWHERE; usize::from(size)];
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.requests.is_empty()
     }
 
     /// Whether one more request may be begun.
     pub(super) fn has_room(&self) -> bool {
-        self.count == 0 || (self.count < self.bound.count && self.bytes < self.bound.bytes)
+        let count = self.requests.len();
+        count == 0 || (count < self.bound.count && self.bytes < self.bound.bytes)
     }
 
     pub(super) fn put(&mut self, in_flight: InFlight<'d>) {
-        self.count += 1;
         self.bytes += in_flight.extent.moved();
         let head = usize::from(in_flight.taken.head());
-        self.places[head] = Some(in_flight);
+        // A ring has at most 32768 heads, and each is parked once.
+        self.places[head] = self.requests.len() as u16;
+        self.requests.push(in_flight);
     }
 
     /// Takes a request out, if one with this head is parked.
     pub(super) fn take(&mut self, head: u16) -> Option<InFlight<'d>> {
-        let in_flight = self.places.get_mut(usize::from(head))?.take()?;
-        self.count -= 1;
+        let place = self.places.get_mut(usize::from(head))?;
+        let at = std::mem::replace(place, NOWHERE);
+        if at == NOWHERE {
+            return None;
+        }
+        let in_flight = self.requests.swap_remove(usize::from(at));
+        if let Some(moved) = self.requests.get(usize::from(at)) {
+            self.places[usize::from(moved.taken.head())] = at;
+        }
         self.bytes -= in_flight.extent.moved();
         Some(in_flight)
     }
@@ -127,7 +141,7 @@ impl<'d> Parked<'d> {
         mut report: impl FnMut(&InFlight<'d>, Duration),
     ) -> Vec<u16> {
         let mut lost = Vec::new();
-        for in_flight in self.places.iter_mut().flatten() {
+        for in_flight in &mut self.requests {
             let age = now.saturating_sub(in_flight.since.unwrap_or(now));
             if patience.is_over(age) && !std::mem::replace(&mut in_flight.reported, true) {
                 report(in_flight, age);
