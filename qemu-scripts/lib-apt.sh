@@ -65,10 +65,29 @@ stanza_for_suite() {
 
 os_field() { sed -n "s/^$1=\"\{0,1\}\([^\"]*\)\"\{0,1\}\$/\1/p" /etc/os-release | head -n 1; }
 
+# release_of SUITE: the release that a suite is built on, and takes libraries from.
+release_of() { echo "${1%-backports}"; }
+
+# suite_sources SUITE: its source entries, and those of its release.
+suite_sources() {
+    local machine release
+    machine=$(os_field VERSION_CODENAME) release=$(release_of "$1")
+    stanza_for_suite "$1" "$machine"
+    if [ "$release" != "$1" ]; then
+        echo
+        stanza_for_suite "$release" "$machine"
+    fi
+    # A release's security fixes are in a suite of their own, which the machine knows if it is its own.
+    if [ "$release" = "$machine" ]; then
+        echo
+        stanza_for_suite "$release-security" "$release-security"
+    fi
+}
+
 # apt_use [SUITE]: sets APT_OPTS so that apt-get and apt-cache see what we want to see.
 # Without SUITE the machine's own lists are used if it has any that know $2 (a package name).
 apt_use() {
-    local suite=${1:-} package=${2:-} dir
+    local suite=${1:-} package=${2:-} dir sources
     have apt-get || die "apt-get is needed here; on other systems give KERNEL= or QEMU= yourself"
     # Time limits, so that a dead mirror does not look like a hang.
     APT_OPTS=(-o APT::Sandbox::User=root -o Acquire::http::Timeout=30 -o Acquire::Retries=2)
@@ -80,13 +99,12 @@ apt_use() {
     APT_OPTS+=(-o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache"
         -o Debug::NoLocking=1 -o Acquire::Languages=none)
     if [ -n "$suite" ]; then
-        stanza_for_suite "$suite" "$(os_field VERSION_CODENAME)" >"$dir/sources.list.d/suite.sources"
-        [ -s "$dir/sources.list.d/suite.sources" ] ||
-            die "no apt source for suite '$(os_field VERSION_CODENAME)' here to derive '$suite' from"
-        # A release's security fixes are in a suite of their own, which the machine knows best.
-        if [ "$suite" = "$(os_field VERSION_CODENAME)" ]; then
-            stanza_for_suite "$suite-security" "$suite-security" >"$dir/sources.list.d/security.sources"
-            [ -s "$dir/sources.list.d/security.sources" ] || rm -f "$dir/sources.list.d/security.sources"
+        sources=$(suite_sources "$suite")
+        [ -n "$sources" ] || die "no apt source for suite '$(os_field VERSION_CODENAME)' here to derive '$suite' from"
+        if [ "$sources" != "$(cat "$dir"/sources.list.d/*.sources 2>/dev/null)" ]; then
+            rm -rf "$dir/lists" "$dir"/sources.list.d/*
+            mkdir -p "$dir/lists/partial"
+            printf '%s\n' "$sources" >"$dir/sources.list.d/suite.sources"
         fi
         APT_OPTS+=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/sources.list.d")
     fi

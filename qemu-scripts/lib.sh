@@ -142,7 +142,13 @@ find_qemu() {
 # Prints MAJOR.MINOR.
 qemu_version() {
     local v
-    v=$("$1" --version 2>/dev/null | sed -n 's/.*version \([0-9]*\.[0-9]*\).*/\1/p' | head -n 1)
+    v=$(qemu_release "$1") && echo "$v" | cut -d. -f1,2
+}
+
+# Prints MAJOR.MINOR.MICRO: two of one minor version may differ in what they ask of a back end.
+qemu_release() {
+    local v
+    v=$("$1" --version 2>/dev/null | sed -n 's/.*version \([0-9]*\.[0-9]*[0-9.]*\).*/\1/p' | head -n 1)
     [ -n "$v" ] && echo "$v"
 }
 
