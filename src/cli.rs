@@ -22,9 +22,10 @@ const USAGE: u8 = 2;
 /// zram for virtual machines: a vhost-user-blk back end that keeps a guest's disk compressed in
 /// host memory.
 ///
-/// The daemon stays in the foreground. SIGTERM or SIGINT ends it, SIGUSR1 prints a line of
-/// statistics, SIGUSR2 compacts the disk's memory and says when that is done. The disk's contents
-/// live as long as the daemon, or with --state-dir or --fd-store as long as the host is up.
+/// The daemon stays in the foreground. SIGTERM, SIGINT or SIGHUP ends it (SIGHUP not under nohup),
+/// SIGUSR1 prints a line of statistics, SIGUSR2 compacts the disk's memory and says when that is
+/// done. The disk's contents live as long as the daemon, or with --state-dir or --fd-store as long
+/// as the host is up.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]

@@ -5,6 +5,8 @@ mod cli;
 use std::process::ExitCode;
 
 use anyhow::Error;
+use env_logger::Target;
+use vhost_user_zram::daemon::Console;
 
 /// What conventions of vhost-user back ends ask for (QEMU, docs/interop/vhost-user.json).
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only"]}"#;
@@ -19,10 +21,23 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    env_logger::Builder::new().filter_level(args.log_level()).format_target(false).init();
-    let settings = args.settings();
-    match vhost_user_zram::daemon::run(&settings).map_err(Error::from) {
+    let console = match Console::start() {
+        Ok(console) => console,
+        Err(error) => {
+            return cli::fail(&Error::new(error).context("its threads cannot be started"));
+        }
+    };
+    env_logger::Builder::new()
+        .filter_level(args.log_level())
+        .format_target(false)
+        .target(Target::Pipe(Box::new(console.log())))
+        .init();
+    Console::log_panics();
+    match vhost_user_zram::daemon::run(&args.settings(), &console) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => cli::fail(&error),
+        Err(error) => {
+            console.complain(format_args!("error: {:#}", Error::from(error)));
+            ExitCode::FAILURE
+        }
     }
 }

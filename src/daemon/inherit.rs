@@ -1,4 +1,4 @@
-//! Descriptors that a parent process left open for us.
+//! What a parent process left us: descriptors, and signals that are ignored.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage};
 use nix::sys::socket::{getsockname, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
@@ -64,6 +65,16 @@ pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
     } else {
         Inherited::Connected(owned.into())
     })
+}
+
+/// Whether the parent process had this signal ignored, as nohup(1) does with SIGHUP.
+pub(super) fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: a sigaction is plain data, of which all zeroes are a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action the call only stores the present one where it is told to.
+    let asked =
+        unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Takes over descriptors of files, which are ours to own.

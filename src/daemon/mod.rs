@@ -1,31 +1,32 @@
 //! The life of the daemon: its disk, its socket, its signals.
 
 mod accept;
+mod console;
 mod disk;
 mod inherit;
 mod load;
 mod manager;
+mod signals;
 mod socket;
 
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::signal::{SigSet, Signal};
 
 use self::accept::Source;
+pub use self::console::Console;
 use self::disk::Origin;
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::manager::ManagerError;
+use self::signals::Signals;
 pub use self::socket::{Bound, SocketError};
 use crate::checker;
-use crate::device::{Compaction, Device, DeviceConfig, DeviceError};
+use crate::device::{DeviceConfig, DeviceError};
 use crate::guest::{GuestOptions, Server};
 use crate::sync;
 use crate::upkeep::{Host, Upkeep};
@@ -113,7 +114,7 @@ pub enum DaemonError {
     Session(#[source] crate::guest::SessionError),
 }
 
-/// Runs the daemon to its end: SIGTERM or SIGINT, or the hang-up of an inherited connection.
+/// Runs the daemon to its end: SIGTERM, SIGINT or SIGHUP, or the hang-up of an inherited connection.
 ///
 /// Prints one `ready:` line when front ends can come, one `stats:` line at each SIGUSR1, one
 /// `compacted:` line when the compaction is done that SIGUSR2 asks for, and one `summary:` line at
@@ -121,9 +122,10 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// The daemon cannot start; nothing was left behind.
-pub fn run(settings: &Settings) -> Result<(), DaemonError> {
+pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     let stop = Arc::new(EventFd::new().map_err(DaemonError::Setup)?);
-    let signals = block_signals().map_err(DaemonError::Setup)?;
+    let signals = Signals::block().map_err(DaemonError::Setup)?;
+    let stdout = console.lines();
     // What the user got wrong is said before a long load, not after it.
     let patience = if settings.keep == Keep::Process { Duration::ZERO } else { GRACE };
     let source = Source::prepare(&settings.endpoint, patience)?;
@@ -132,13 +134,15 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
     let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
     let upkeep = Arc::new(Mutex::new(Some(upkeep)));
-    watch_signals(signals, Arc::clone(&stop), Arc::clone(&device), Arc::clone(&upkeep));
+    signals
+        .watch(Arc::clone(&stop), Arc::downgrade(&device), Arc::clone(&upkeep), console.lines())
+        .map_err(DaemonError::Thread)?;
     if let Some(path) = settings.load.as_ref().filter(|_| origin != Origin::Opened) {
         let stopped = || is_readable(stop.as_fd());
         let loaded = load::load(&device, path, stopped)
             .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
         if !loaded {
-            say(format_args!("summary: {}", device.report()));
+            stdout.say(format_args!("summary: {}", device.report()));
             return Ok(());
         }
     }
@@ -147,7 +151,7 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     }
     device.set_complete();
     let source = source.open()?;
-    say(format_args!(
+    stdout.say(format_args!(
         "ready: socket={} size={} block={} algorithm={} queues={} state={origin}",
         settings.endpoint,
         device.size(),
@@ -165,61 +169,13 @@ pub fn run(settings: &Settings) -> Result<(), DaemonError> {
     for class in checker::figures() {
         log::debug!("locks: {class}");
     }
-    say(format_args!("summary: {}", device.report()));
+    stdout.say(format_args!("summary: {}", device.report()));
     ended
 }
 
 fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-/// Blocks the signals that the daemon waits for, in this thread and all that it will start.
-fn block_signals() -> nix::Result<SigSet> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2] {
-        signals.add(signal);
-    }
-    signals.thread_block()?;
-    Ok(signals)
-}
-
-/// A thread that turns signals into a stop, a line of statistics, or a compaction.
-fn watch_signals(
-    signals: SigSet,
-    stop: Arc<EventFd>,
-    device: Arc<Device>,
-    upkeep: Arc<Mutex<Option<Upkeep>>>,
-) {
-    thread::spawn(move || {
-        loop {
-            match signals.wait() {
-                Ok(Signal::SIGUSR1) => say(format_args!("stats: {}", device.report())),
-                Ok(Signal::SIGUSR2) => {
-                    let told = |done: Compaction| {
-                        say(format_args!("compacted: pages={} objects={}", done.pages, done.moves));
-                    };
-                    if let Some(upkeep) = &*sync::lock(&upkeep) {
-                        upkeep.compact(told);
-                    }
-                }
-                Ok(_) => {
-                    // First: what was taken may take its time.
-                    manager::say_stopping();
-                    if let Err(errno) = stop.write(1) {
-                        log::error!("the daemon cannot be stopped: {errno}");
-                    }
-                }
-                Err(errno) => log::debug!("sigwait: {errno}"),
-            }
-        }
-    });
-}
-
-/// Prints a line to stdout at once; a reader that went away is no reason to stop a disk.
-fn say(line: std::fmt::Arguments<'_>) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
 
 /// An error and its causes, in one line.
