@@ -79,8 +79,8 @@ pub struct Args {
     #[arg(long)]
     read_only: bool,
 
-    /// Virtqueues, 1 to 64.
-    #[arg(long, value_name = "N", default_value_t = 1,
+    /// Most virtqueues that a guest may have, 1 to 64. One that is not used costs nothing.
+    #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
 
@@ -89,7 +89,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 32768, value_parser = parse_queue_size)]
     queue_size: u16,
 
-    /// Threads that serve the virtqueues [default: one for each, at most the CPUs].
+    /// Most threads that serve the virtqueues; one starts when a queue of its own does [default: the
+    /// CPUs].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     queue_threads: Option<u16>,
 

@@ -98,6 +98,33 @@ fn every_ring_size_is_served() {
     }
 }
 
+/// QEMU asks for a queue for each vCPU, and does not start with fewer.
+#[test]
+fn many_queues_are_offered_and_cost_no_thread_until_they_are_used() {
+    let daemon = Daemon::start("16M", &["--queue-threads", "3"]);
+    let session = daemon.session();
+    assert_eq!((session.queue_num().unwrap(), session.blk_config().unwrap().num_queues), (64, 64));
+    assert_eq!(daemon.queue_threads(), [""; 0]);
+    drop(session);
+    let started = [(1, 1), (2, 2), (3, 3), (8, 3), (64, 3)];
+    for (generation, (queues, threads)) in (1..).zip(started) {
+        let options = ClientOptions { queues, depth: 4, max_bytes: 4096, ..client_options() };
+        let mut client = daemon.client_with(&options);
+        let names: Vec<String> = (0..threads).map(|thread| format!("queue-{thread}")).collect();
+        assert_eq!(daemon.queue_threads(), names);
+        for (queue, blk) in (0..).zip(&mut client.queues) {
+            write_pattern(blk, 8 * queue, 8, generation);
+        }
+        for queue in 0..queues as u64 {
+            expect_pattern(client.blk(), 8 * queue, 8, generation);
+        }
+        drop(client);
+        // Of a session that has ended nothing is left.
+        drop(daemon.session());
+        wait_until("threads to end", || daemon.queue_threads().is_empty());
+    }
+}
+
 /// What an operator sets is a bound.
 #[test]
 fn a_ring_larger_than_the_operator_allows_is_refused() {

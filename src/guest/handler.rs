@@ -19,6 +19,7 @@ use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::account::Account;
 use super::config::{ConfigSpace, F_PROTOCOL_FEATURES};
@@ -28,6 +29,7 @@ use super::memory::{Layout, MAX_REGIONS, MemoryMap};
 use super::position::{self, Known, PositionError};
 use super::queue::{Shared, Vring};
 use super::worker::Worker;
+use super::workers::Workers;
 
 /// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
 /// be stopped, and checked and started anew, after any change.
@@ -60,7 +62,7 @@ pub(super) struct Handler {
     config: ConfigSpace,
     vrings: Vec<Vring>,
     staged: Vec<Staged>,
-    workers: Vec<Worker>,
+    workers: Workers,
     acked_features: u64,
     owned: bool,
     soft_refusal: bool,
@@ -83,13 +85,14 @@ fn full(error: &dyn std::error::Error) -> String {
 }
 
 impl Handler {
-    /// A handler for rings `vrings`, of which ring `n` is served by worker `n % workers.len()`.
+    /// A handler for rings `vrings`. `trouble` is signalled if a queue thread dies.
     pub(super) fn new(
         shared: Arc<Shared>,
         memory: MemoryMap,
         vrings: Vec<Vring>,
-        workers: Vec<Worker>,
+        trouble: EventFd,
     ) -> Self {
+        let workers = Workers::new(Arc::clone(&shared), vrings.clone(), trouble);
         let device = &shared.device;
         let config = ConfigSpace::new(&shared.options, device.sectors(), device.block_size());
         let staged = vrings.iter().map(|_| Staged::default()).collect();
@@ -132,14 +135,7 @@ impl Handler {
     /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
     /// them had died.
     pub(super) fn shut_down(&mut self) -> bool {
-        for worker in &self.workers {
-            worker.send(Command::Quit);
-        }
-        let mut healthy = true;
-        for mut worker in self.workers.drain(..) {
-            healthy &= worker.join();
-        }
-        healthy
+        self.workers.shut_down()
     }
 
     /// At the end of a session: a guest that was refused one ring may have used another one, which
@@ -158,9 +154,9 @@ impl Handler {
         }
     }
 
+    /// The thread of a ring that was started.
     fn worker(&self, ring: usize) -> Result<&Worker> {
-        let count = self.workers.len().max(1);
-        self.workers.get(ring % count).ok_or(Error::BackendInternalError)
+        self.workers.running_for(ring).ok_or(Error::BackendInternalError)
     }
 
     fn ring(&self, index: u32) -> Result<usize> {
@@ -202,6 +198,10 @@ impl Handler {
         let vring = &self.vrings[ring];
         if vring.set_queue_info(table, available, used).is_err() {
             return refuse(format_args!("the rings of queue {ring} are not aligned"));
+        }
+        // Before anything is changed for the ring: there may be no thread to be had.
+        if let Err(error) = self.workers.of(ring) {
+            return refuse(format_args!("queue {ring}: {}", full(&error)));
         }
         vring.set_queue_ready(true);
         let account = match self.position(ring) {
@@ -274,7 +274,7 @@ impl Handler {
         change: impl FnOnce(&mut MemoryMap) -> std::result::Result<(), super::memory::MemoryError>,
     ) -> Result<()> {
         let mut resting = Vec::new();
-        for worker in &self.workers {
+        for worker in self.workers.running() {
             let (paused, wait) = channel();
             let (keep, resume) = channel();
             worker.send(Command::Pause { paused, resume });

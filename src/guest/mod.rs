@@ -3,7 +3,7 @@
 //! * `session`: one front end, from connection to end; the seam behind which all else lies
 //! * `handler`: what each vhost-user message does to rings and memory
 //! * `memory`, `sigbus`: the guest's memory, and its loss
-//! * `worker`, `mailbox`: queue threads and what reaches them
+//! * `workers`, `worker`, `mailbox`: queue threads, and what reaches them
 //! * `queue`: one virtqueue, served
 //! * `position`: where a ring that is started goes on
 //! * `account`: what a queue keeps so that the next process can go on
@@ -41,6 +41,7 @@ mod sys;
 mod tests;
 mod watchdog;
 mod worker;
+mod workers;
 
 pub use self::config::GuestOptions;
 pub use self::session::{Server, SessionEnd, SessionError};

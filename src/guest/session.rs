@@ -24,9 +24,6 @@ use super::handler::Handler;
 use super::memory::MemoryMap;
 use super::queue::{Shared, Vring};
 use super::sys;
-use super::watchdog::{Watch, Watchdog};
-use super::worker::Worker;
-use crate::codec::CodecError;
 use crate::device::Device;
 use crate::sync;
 
@@ -61,9 +58,6 @@ pub enum SessionError {
     /// Threads or descriptors cannot be had.
     #[error("the session cannot be set up")]
     Setup(#[source] io::Error),
-    /// Codec contexts cannot be had.
-    #[error("the session's codec contexts cannot be set up")]
-    Codec(#[source] CodecError),
     /// A message is not one, or was refused.
     #[error("the front end's message is refused")]
     Message(#[source] VhostError),
@@ -122,8 +116,6 @@ struct Session {
     connection: Connection,
     /// Readable when guest memory was lost or a queue thread died.
     trouble: EventFd,
-    /// Outlives the queue threads, which end with `run`.
-    _watchdog: Watchdog,
 }
 
 /// What a look at the socket says.
@@ -151,23 +143,10 @@ impl Session {
             memory: memory.shared(),
             options: options.clone(),
         });
-        let threads = usize::from(options.threads.clamp(1, options.num_queues));
-        let watch = Watch::new(threads, options.patience);
-        let watchdog = Watchdog::start(Arc::clone(&watch), Arc::clone(&server.device));
-        let watchdog = watchdog.map_err(SessionError::Setup)?;
-        let mut workers = Vec::with_capacity(threads);
-        for number in 0..threads {
-            let own = vrings.iter().enumerate().skip(number).step_by(threads);
-            let own = own.map(|(index, vring)| (index, vring.clone())).collect();
-            let lane = server.device.lane().map_err(SessionError::Codec)?;
-            let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
-            let worker = Worker::spawn(number, own, shared, lane, clone()?, watch);
-            workers.push(worker.map_err(SessionError::Setup)?);
-        }
-        let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, workers)));
+        let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
         let stream = stream.try_clone().map_err(SessionError::Connection)?;
         let connection = Connection::from_stream(stream, Arc::clone(&handler));
-        Ok(Self { handler, connection, trouble, _watchdog: watchdog })
+        Ok(Self { handler, connection, trouble })
     }
 
     fn run(

@@ -247,6 +247,17 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fds").count()
     }
 
+    /// Names of the threads that serve queues, sorted.
+    pub fn queue_threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("tasks");
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let mut names: Vec<_> = names.map(|name| name.trim_end().to_owned()).collect();
+        names.retain(|name| name.starts_with("queue-"));
+        names.sort();
+        names
+    }
+
     /// A bare connection.
     pub fn stream(&self) -> UnixStream {
         vhost_user_zram_frontend::session::connect_socket(self.socket(), LIMIT).expect("connect")
