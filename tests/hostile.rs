@@ -1,5 +1,6 @@
-//! Chains and requests that no good driver makes. Each ends in an error status, a used length of 0 or a
-//! visibly stopped queue, and after each one the daemon serves a good client with the right data.
+//! Chains and requests that no good driver makes. Each ends in an error status or, where none can be
+//! written, in a visibly stopped queue, and after each one the daemon serves a good client with the right
+//! data.
 
 mod common;
 
@@ -9,10 +10,11 @@ use std::sync::{
 };
 
 use common::{
-    daemon::{Daemon, session_options},
+    daemon::{Daemon, TempDir, session_options},
     disk::{MARK_AT, expect_pattern, expect_served, expect_zeroes, mark},
-    raw::{GPA, IOERR, MEMORY, NOTHING, Outcome, Raw, SIZE, UNSUPP},
+    raw::{GPA, IOERR, MEMORY, Outcome, Raw, SIZE, UNSUPP, UNWRITTEN},
 };
+use nix::sys::signal::Signal;
 use vhost_user_zram_frontend::{
     Desc, Random, Status,
     client::range,
@@ -56,20 +58,32 @@ impl Victim {
 
     /// A case with one right answer.
     fn answers(&mut self, name: &str, right: Outcome, attack: impl FnOnce(&mut Raw) -> Outcome) {
-        self.case(name, |raw| assert_eq!(attack(raw), right, "{name}"));
+        self.case(name, |raw| {
+            if matches!(right, Outcome::Used { status: Status::Ok, .. }) {
+                raw.preset = UNWRITTEN;
+            }
+            assert_eq!(attack(raw), right, "{name}");
+        });
+    }
+
+    /// A case without a status that could be written: the queue stops, and nothing is done.
+    fn stops(&mut self, name: &str, attack: impl FnOnce(&mut Raw) -> Outcome) {
+        let before = self.daemon.stats()["broken_queues"];
+        self.answers(name, Outcome::Stopped, attack);
+        assert_eq!(self.daemon.stats()["broken_queues"], before + 1, "{name}");
     }
 }
 
 #[test]
-fn malformed_chains_are_refused() {
+fn malformed_chains_stop_the_queue() {
     let mut victim = Victim::new();
-    victim.refused("descriptors in a loop", |raw| {
+    victim.stops("descriptors in a loop", |raw| {
         raw.set_header(T_OUT, MARK_SECTOR);
         let data = Desc::readable(raw.data, 512);
         raw.set_descs(&[raw.header_desc().then(1), data.then(1)]);
         raw.offer(0)
     });
-    victim.refused("a long loop of writable descriptors", |raw| {
+    victim.stops("a long loop of writable descriptors", |raw| {
         raw.set_header(T_IN, 0);
         let mut descs = vec![raw.header_desc()];
         descs.resize(usize::from(SIZE), Desc::writable(raw.data, 512));
@@ -79,21 +93,21 @@ fn malformed_chains_are_refused() {
         raw.offer(0)
     });
     for next in [SIZE, SIZE + 1, 0x7fff, 0xffff] {
-        victim.refused("next out of range", |raw| {
+        victim.stops("next out of range", |raw| {
             raw.set_header(T_OUT, MARK_SECTOR);
             raw.set_descs(&[raw.header_desc().then(next)]);
             raw.offer(0)
         });
     }
     for len in [0, 1, 8, 17, 40, 0xffff_fff0, 0xffff_ffff] {
-        victim.refused("indirect table of a wrong length", |raw| {
+        victim.stops("indirect table of a wrong length", |raw| {
             raw.set_header(T_OUT, MARK_SECTOR);
             raw.set_table(&[raw.header_desc(), Desc::readable(raw.data, 512), raw.status_desc()]);
             raw.set_descs(&[Desc::indirect(raw.table, len)]);
             raw.offer(0)
         });
     }
-    victim.refused("nested indirect tables", |raw| {
+    victim.stops("nested indirect tables", |raw| {
         raw.set_header(T_OUT, MARK_SECTOR);
         let len = raw.set_table(&[
             raw.header_desc(),
@@ -103,18 +117,18 @@ fn malformed_chains_are_refused() {
         raw.set_descs(&[Desc::indirect(raw.table, len)]);
         raw.offer(0)
     });
-    victim.refused("an indirect table that is its own entry", |raw| {
+    victim.stops("an indirect table that is its own entry", |raw| {
         let len = raw.set_table(&[Desc::indirect(raw.table, 16)]);
         raw.set_descs(&[Desc::indirect(raw.table, len)]);
         raw.offer(0)
     });
-    victim.refused("indirect with next", |raw| {
+    victim.stops("indirect with next", |raw| {
         raw.set_header(T_OUT, MARK_SECTOR);
         let len = raw.set_table(&[raw.header_desc(), Desc::readable(raw.data, 512)]);
         raw.set_descs(&[Desc::indirect(raw.table, len).then(1), raw.status_desc()]);
         raw.offer(0)
     });
-    victim.refused("next out of range in an indirect table", |raw| {
+    victim.stops("next out of range in an indirect table", |raw| {
         raw.set_header(T_OUT, MARK_SECTOR);
         let bytes =
             [raw.header_desc().then(1).bytes(), Desc::readable(raw.data, 512).then(9).bytes()];
@@ -122,7 +136,7 @@ fn malformed_chains_are_refused() {
         raw.set_descs(&[Desc::indirect(raw.table, 48)]);
         raw.offer(0)
     });
-    victim.refused("a loop in an indirect table", |raw| {
+    victim.stops("a loop in an indirect table", |raw| {
         raw.set_header(T_OUT, MARK_SECTOR);
         let bytes =
             [raw.header_desc().then(1).bytes(), Desc::readable(raw.data, 512).then(0).bytes()];
@@ -131,12 +145,12 @@ fn malformed_chains_are_refused() {
         raw.offer(0)
     });
     for addr in [0, GPA - 16, GPA + MEMORY - 16, GPA + MEMORY, u64::MAX - 15] {
-        victim.refused("indirect table outside memory", |raw| {
+        victim.stops("indirect table outside memory", |raw| {
             raw.set_descs(&[Desc::indirect(addr, 48)]);
             raw.offer(0)
         });
     }
-    victim.refused("indirect table longer than any queue", |raw| {
+    victim.stops("indirect table longer than any queue", |raw| {
         raw.set_header(T_OUT, MARK_SECTOR);
         // 4096 entries, of which the last is the status: a driver must not exceed the queue size.
         let mut descs = vec![Desc::readable(raw.data, 1); 4096];
@@ -160,23 +174,31 @@ fn headers_and_statuses_that_are_missing_or_unreachable_are_refused() {
             raw.request(T_IN, 0, &[Desc::readable(raw.header, len), raw.status_desc()])
         });
     }
-    victim.answers("no writable byte after a header", NOTHING, |raw| {
+    victim.stops("no writable byte after a header", |raw| {
         raw.request(T_FLUSH, 0, &[raw.header_desc()])
     });
-    victim.answers("no writable byte after data", NOTHING, |raw| {
+    victim.stops("no writable byte after data", |raw| {
         raw.request(T_OUT, MARK_SECTOR, &[raw.header_desc(), Desc::readable(raw.data, 512)])
     });
-    victim.answers("a writable descriptor of length 0", NOTHING, |raw| {
+    victim.stops("a writable descriptor of length 0", |raw| {
         raw.request(T_FLUSH, 0, &[raw.header_desc(), Desc::writable(raw.status, 0)])
     });
-    victim.answers("an empty chain", NOTHING, |raw| {
+    victim.stops("an empty chain", |raw| {
         raw.set_chain(&[Desc::readable(raw.data, 0)]);
         raw.offer(0)
     });
     for addr in [0, GPA - 1, GPA + MEMORY, u64::MAX] {
-        victim.refused("status outside memory", |raw| {
+        victim.stops("status outside memory", |raw| {
             raw.request(T_FLUSH, 0, &[raw.header_desc(), Desc::writable(addr, 1)])
         });
+        for op in [T_OUT, T_DISCARD, T_WRITE_ZEROES] {
+            // All but the status is right: what cannot be answered is not done.
+            victim.stops("a change whose status lies outside memory", |raw| {
+                raw.region.write(raw.data, &range(MARK_SECTOR, 8, 0)).unwrap();
+                let data = Desc::readable(raw.data, if op == T_OUT { 512 } else { 16 });
+                raw.request(op, MARK_SECTOR, &[raw.header_desc(), data, Desc::writable(addr, 1)])
+            });
+        }
     }
     for addr in [0, GPA - 8, GPA + MEMORY - 8, GPA + MEMORY, u64::MAX - 8] {
         victim.refused("header outside memory", |raw| {
@@ -190,6 +212,60 @@ fn headers_and_statuses_that_are_missing_or_unreachable_are_refused() {
     victim.refused("header behind the status", |raw| {
         raw.request(T_FLUSH, 0, &[raw.status_desc(), raw.header_desc()])
     });
+}
+
+/// The queue stands before the request that cannot be answered, whatever says where a queue stands. So
+/// a stop, a new start, a new session and the daemon's end have nothing to wait for.
+#[test]
+fn a_queue_that_was_stopped_can_be_started_again_and_ended() {
+    for (state, tracked) in [(false, false), (true, false), (false, true), (true, true)] {
+        let dir = TempDir::in_memory();
+        let place = dir.join("state");
+        let args = ["--create", "--state-dir", place.to_str().unwrap()];
+        let mut daemon = Daemon::start("16M", if state { &args } else { &[] });
+        mark(&daemon);
+        let mut raw = Raw::new(&daemon);
+        if tracked {
+            let region = raw.session.take_inflight(1, SIZE).unwrap().expect("offered");
+            raw.session.give_inflight(&region).unwrap();
+        }
+        let data = Desc::readable(raw.data, 512);
+        for mended in [false, true] {
+            assert_eq!(
+                raw.request(T_OUT, MARK_SECTOR, &[raw.header_desc(), data]),
+                Outcome::Stopped
+            );
+            for _ in 0..3 {
+                let base = raw.session.stop(0).unwrap();
+                assert_eq!(base, raw.queue.ring().used_idx().unwrap());
+                // It is met again, without a kick.
+                raw.session.set_up(&raw.queue, base).unwrap();
+                raw.session.enable(0, true).unwrap();
+                assert_eq!(raw.outcome(0), Outcome::Stopped);
+            }
+            if mended {
+                let base = raw.session.stop(0).unwrap();
+                raw.region.write(raw.status, &[UNWRITTEN]).unwrap();
+                raw.set_header(T_FLUSH, 0);
+                raw.set_chain(&[raw.header_desc(), raw.status_desc()]);
+                raw.session.set_up(&raw.queue, base).unwrap();
+                raw.session.enable(0, true).unwrap();
+                assert_eq!(raw.outcome(0), Outcome::Used { len: 1, status: Status::Ok });
+            } else {
+                // As a guest's reset does.
+                raw.session.stop(0).unwrap();
+                raw.queue.reset().unwrap();
+                raw.session.start(&raw.queue).unwrap();
+            }
+        }
+        assert_eq!(raw.request(T_OUT, MARK_SECTOR, &[raw.header_desc(), data]), Outcome::Stopped);
+        assert_eq!(daemon.stats()["broken_queues"], 9);
+        drop(raw);
+        expect_served(&mut daemon);
+        let mut raw = Raw::new(&daemon);
+        assert_eq!(raw.request(T_OUT, MARK_SECTOR, &[raw.header_desc(), data]), Outcome::Stopped);
+        daemon.end(Signal::SIGTERM);
+    }
 }
 
 #[test]
@@ -237,6 +313,7 @@ fn sectors_and_lengths_out_of_range_move_nothing() {
         });
     }
     victim.case("the end of the disk itself is in range", |raw| {
+        raw.preset = UNWRITTEN;
         let data = Desc::writable(raw.data, 512);
         let outcome = raw.request(T_IN, SECTORS - 1, &[raw.header_desc(), data, raw.status_desc()]);
         assert_eq!(outcome, Outcome::Used { len: 513, status: Status::Ok });
@@ -262,6 +339,7 @@ fn a_write_whose_last_page_is_out_of_reach_changes_nothing() {
 fn data_that_changes_while_it_is_written_is_stored_whole() {
     let mut victim = Victim::new();
     victim.case("payload under change", |raw| {
+        raw.preset = UNWRITTEN;
         let (region, data) = (Arc::clone(&raw.region), raw.data);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -399,6 +477,7 @@ fn discards_and_write_zeroes_that_are_wrong_change_nothing() {
         raw.request(T_DISCARD, 0, &[raw.header_desc(), desc, raw.status_desc()])
     });
     victim.case("no sectors at all is nothing to do", |raw| {
+        raw.preset = UNWRITTEN;
         for op in [T_DISCARD, T_WRITE_ZEROES] {
             raw.region.write(raw.data, &range(MARK_SECTOR, 0, 0)).unwrap();
             let desc = Desc::readable(raw.data, 16);
@@ -417,6 +496,7 @@ fn unknown_request_types_are_unsupported() {
         });
     }
     victim.case("a legacy barrier", |raw| {
+        raw.preset = UNWRITTEN;
         let outcome = raw.request(
             T_IN | 0x8000_0000,
             0,
@@ -477,6 +557,7 @@ fn a_broken_avail_ring_stops_the_queue_visibly() {
         });
     }
     victim.case("avail index going back", |raw| {
+        raw.preset = UNWRITTEN;
         for _ in 0..4 {
             let outcome = raw.request(T_FLUSH, 0, &[raw.header_desc(), raw.status_desc()]);
             assert_eq!(outcome, Outcome::Used { len: 1, status: Status::Ok });
@@ -532,6 +613,7 @@ fn odd_but_legal_chains_are_served() {
     });
     victim.case("a status far longer than a byte", |raw| {
         // The status is the last writable byte, wherever the descriptor began.
+        raw.preset = UNWRITTEN;
         raw.region.write(raw.table, &[0xee; 100]).unwrap();
         raw.set_header(T_FLUSH, 0);
         raw.set_chain(&[raw.header_desc(), Desc::writable(raw.table, 100)]);
@@ -572,7 +654,15 @@ fn random_bytes_in_the_rings_harm_nobody() {
             raw.queue.push(random.below(u64::from(SIZE) + 1) as u16).unwrap();
             raw.queue.publish_quietly().unwrap();
             raw.queue.kick().unwrap();
-            while raw.queue.pop().unwrap_or(None).is_some() {}
+            while let Some(used) = raw.queue.pop().unwrap_or(None) {
+                assert!(used.len > 0, "a chain came back without a status");
+            }
+            if raw.queue.err_event().take() > 0 {
+                // Most chains stop the queue; the next one is to be looked at all the same.
+                raw.session.stop(0).unwrap();
+                raw.queue.reset().unwrap();
+                raw.session.start(&raw.queue).unwrap();
+            }
         }
     }
     // Random descriptors can form a write after all, so only a fresh mark is to be found.

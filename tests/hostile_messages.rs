@@ -265,7 +265,7 @@ fn memory_taken_from_under_a_running_ring_stops_it() {
 fn guest_memory_truncated_in_use_ends_the_session_only() {
     let mut daemon = victim();
     for keep in [0, 4096, MEMORY / 2] {
-        let mut raw = Raw::new(&daemon);
+        let mut raw = Raw::new(&daemon).unwritten();
         let outcome = raw.request(T_FLUSH, 0, &[raw.header_desc(), raw.status_desc()]);
         assert_eq!(outcome, Outcome::Used { len: 1, status: Status::Ok });
         raw.set_header(T_IN, 0);

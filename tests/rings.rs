@@ -187,7 +187,7 @@ fn requests_made_before_the_ring_is_enabled_are_seen() {
 #[test]
 fn a_new_kick_descriptor_takes_the_place_of_the_old() {
     let daemon = Daemon::start("16M", &[]);
-    let mut raw = Raw::new(&daemon);
+    let mut raw = Raw::new(&daemon).unwritten();
     let flush = |raw: &mut Raw| raw.request(T_FLUSH, 0, &[raw.header_desc(), raw.status_desc()]);
     assert_eq!(flush(&mut raw), Outcome::Used { len: 1, status: Status::Ok });
     for _ in 0..5 {
@@ -357,7 +357,7 @@ fn every_framing_of_a_request_is_the_same_request() {
 #[test]
 fn used_lengths_count_what_was_written() {
     let daemon = Daemon::start("16M", &[]);
-    let mut raw = Raw::new(&daemon);
+    let mut raw = Raw::new(&daemon).unwritten();
     for len in [512, 4096, 65536] {
         let data = Desc::writable(raw.data, len);
         let done = raw.request(T_IN, 0, &[raw.header_desc(), data, raw.status_desc()]);

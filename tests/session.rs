@@ -230,7 +230,7 @@ fn the_serial_is_padded_and_cut_as_asked() {
         expected[..padded.len()].copy_from_slice(padded.as_bytes());
         assert_eq!(id, expected);
         for len in [1, 5, 19, 20, 21, 64] {
-            let mut raw = Raw::new(&daemon);
+            let mut raw = Raw::new(&daemon).unwritten();
             raw.region.write(raw.data, &[0xee; 64]).unwrap();
             let data = Desc::writable(raw.data, len);
             let outcome = raw.request(T_GET_ID, 0, &[raw.header_desc(), data, raw.status_desc()]);
@@ -249,7 +249,7 @@ fn the_serial_is_padded_and_cut_as_asked() {
 #[test]
 fn memory_slots_come_and_go() {
     let daemon = Daemon::start("16M", &[]);
-    let mut raw = Raw::new(&daemon);
+    let mut raw = Raw::new(&daemon).unwritten();
     assert!(raw.session.max_mem_slots().unwrap() >= 8);
     let extra = Region::new(GPA + (4 << 30), 1 << 20).unwrap();
     let through = |raw: &mut Raw, op: u32, addr: u64| {
@@ -280,7 +280,7 @@ fn memory_slots_come_and_go() {
 #[test]
 fn a_ring_goes_on_when_its_memory_was_away() {
     let daemon = Daemon::start("16M", &[]);
-    let mut raw = Raw::new(&daemon);
+    let mut raw = Raw::new(&daemon).unwritten();
     for generation in 1..4 {
         let (region, data) = (Arc::clone(&raw.region), raw.data);
         region.write(data, &pattern(8, 8, generation)).unwrap();
@@ -324,7 +324,7 @@ fn discards_between_reads_take_no_memory() {
 #[test]
 fn a_buffer_may_cross_from_one_region_to_the_next() {
     let daemon = Daemon::start("16M", &[]);
-    let mut raw = Raw::new(&daemon);
+    let mut raw = Raw::new(&daemon).unwritten();
     let next = Region::new(GPA + MEMORY, 1 << 20).unwrap();
     raw.session.add_mem_region(&next).unwrap();
     let data = pattern(0, 16, 3);

@@ -30,6 +30,8 @@ pub struct Figures {
     /// Requests that took longer than they may, ended or not.
     pub stalled_requests: Counter,
     expired_requests: Counter,
+    /// Virtqueues that were stopped because they made no sense, or could not be answered.
+    pub broken_queues: Counter,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: Counter,
     /// Pages that hold something, same-filled ones included.
@@ -154,6 +156,9 @@ pub struct Report {
     pub stalled_requests: u64,
     /// Those of them that were given up; they are among the failed ones too.
     pub expired_requests: u64,
+    /// Virtqueues that were stopped because they made no sense, or had a request that cannot be
+    /// answered.
+    pub broken_queues: u64,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: u64,
     /// What the engine did.
@@ -193,12 +198,13 @@ impl Report {
             failed_writes: all.total(|f| &f.failed_writes),
             stalled_requests: all.total(|f| &f.stalled_requests),
             expired_requests: all.total(|f| &f.expired_requests),
+            broken_queues: all.total(|f| &f.broken_queues),
             notify_free: all.total(|f| &f.notify_free),
             engine,
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 37] {
+    fn pairs(&self) -> [(&'static str, u64); 38] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -224,6 +230,7 @@ impl Report {
             ("failed_writes", self.failed_writes),
             ("stalled_requests", self.stalled_requests),
             ("expired_requests", self.expired_requests),
+            ("broken_queues", self.broken_queues),
             ("notify_free", self.notify_free),
             ("engine_jobs", self.engine.jobs),
             ("engine_batches", self.engine.batches),

@@ -1,11 +1,12 @@
 //! Entry points of the fuzz targets: what a guest and what a client can send.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
 
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
@@ -55,7 +56,8 @@ fn options() -> GuestOptions {
 /// Serves a virtqueue whose descriptors, rings and requests are the input's bytes.
 ///
 /// Nothing may panic, wait for ever or be forgotten, and the used ring is written where it is and
-/// nowhere else.
+/// nowhere else. What was taken is answered with a status (which `ring` asserts of each used element),
+/// and a queue that cannot go on says so, once.
 pub fn virtqueue(input: &[u8]) {
     let map = for_tests(0, MEMORY);
     let memory = map.shared();
@@ -73,7 +75,9 @@ pub fn virtqueue(input: &[u8]) {
     let mut lane = shared.device.lane().expect("a lane");
     let mut server =
         QueueServer::new(0, vring.clone(), &shared, Arc::clone(&mailbox), Arc::default());
-    server.start(None, Account::default());
+    let error_event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+    let told = File::from(error_event.as_fd().try_clone_to_owned().expect("a descriptor"));
+    server.start(Some(told), Account::default());
     // The ring's own rule bounds the heads to its size; a few turns are more than enough.
     for _ in 0..64 {
         if server.serve(&mut lane) == Turn::Idle {
@@ -89,8 +93,12 @@ pub fn virtqueue(input: &[u8]) {
         assert!(server.has_woken(), "a request was forgotten");
         server.go_on(&mut lane);
     }
-    let used = vring.get_ref().get_queue().next_used();
+    let state = vring.get_ref();
+    let (taken, used) = (state.get_queue().next_avail(), state.get_queue().next_used());
     assert!(used <= SIZE, "{used} requests of a ring of {SIZE}");
+    assert_eq!(taken, used, "a request that was taken is not in the used ring");
+    let signals = error_event.read().unwrap_or(0);
+    assert_eq!(signals, u64::from(server.is_broken()), "a queue that breaks says so once");
 }
 
 /// Sends the input's bytes to a session, which has to end by itself when they are all read.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
 use vm_memory::bitmap::BS;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryError, GuestMemoryRegion,
-    GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError, GuestRegionMmap,
-    GuestUsize, MemoryRegionAddress, MmapRegion, VolatileSlice, mmap::MmapRegionError,
+    FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError,
+    GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError,
+    GuestRegionMmap, GuestUsize, MemoryRegionAddress, MmapRegion, VolatileSlice,
+    mmap::MmapRegionError,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +20,12 @@ pub(super) const MAX_REGIONS: usize = 509;
 
 /// All regions of guest memory at one moment.
 pub(super) type Memory = GuestRegionCollection<Region>;
+
+/// Whether a part of guest memory is gone, so that bytes read from it may be made up, and bytes written
+/// to it may be seen by nobody. Asked after the bytes were moved, and not before.
+pub(super) fn is_lost(memory: &Memory) -> bool {
+    memory.iter().any(Region::is_lost)
+}
 
 /// The memory that queue threads take a snapshot of for each batch.
 pub(super) type SharedMemory = GuestMemoryAtomic<Memory>;

@@ -60,7 +60,7 @@ mod tests {
     const NONE: [u16; 0] = [];
 
     fn finished(head: u16) -> Finished {
-        Taken::new(head).finish(u32::from(head) + 1)
+        Taken::new(head).finish_for_tests(u32::from(head) + 1)
     }
 
     fn release(order: &mut Order, heads: &[u16]) -> Vec<u16> {

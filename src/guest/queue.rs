@@ -1,28 +1,35 @@
-//! One virtqueue, served: heads in, requests through the device, used elements out.
+//! One virtqueue, served: heads in, requests through the device, used elements out. What becomes of a
+//! request in between is in `work`.
+//!
+//! A queue *breaks* when its ring makes no sense, or when a request cannot be answered. It takes no
+//! heads then until it is started anew: the error descriptor is signalled, a line says why, and
+//! `broken_queues` counts it. What it had begun before is finished and published.
+
+mod work;
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
-use vm_memory::{GuestMemoryBackend, GuestMemoryLoadGuard};
+use vm_memory::GuestMemoryLoadGuard;
 
 use super::account::Account;
-use super::chain::{Chain, DescriptorTable, Segment};
+use super::chain::{Chain, Segment};
 use super::config::GuestOptions;
 use super::mailbox::Mailbox;
-use super::memory::{Memory, Region, SharedMemory};
-use super::parked::{Bound, Extent, InFlight, Parked};
-use super::request::{Finished, GuestBytes, Request, Status, Taken, deliver_id, snapshot};
+use super::memory::{Memory, SharedMemory};
+use super::parked::{Bound, InFlight, Parked};
+use super::request::{Finished, Status, Taken, snapshot};
 use super::ring::{self, Heads, RingError};
 use super::watchdog::{Patience, Pulse};
 use crate::clock::{self, MIN_WORK, Share};
-use crate::device::{Device, IoError, Lane, Op};
+use crate::device::{Device, Lane};
 
 /// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
 /// thread looks at its other queues. One poll may overrun it.
@@ -82,6 +89,10 @@ pub(super) struct QueueServer<'d> {
     share: Share,
     /// What is wrong with the ring behind the heads that were taken.
     fault: Option<RingError>,
+    /// Why the queue cannot go on with those.
+    stuck: Option<RingError>,
+    /// It broke, and was not started since.
+    broken: bool,
     scratch: Scratch,
 }
 
@@ -122,6 +133,8 @@ impl<'d> QueueServer<'d> {
             woken: VecDeque::new(),
             share: Share::new(SHARE, MIN_WORK),
             fault: None,
+            stuck: None,
+            broken: false,
             scratch: Scratch::default(),
         }
     }
@@ -140,6 +153,7 @@ impl<'d> QueueServer<'d> {
         self.error_event = error_event;
         self.woken.clear();
         self.quiet = false;
+        self.broken = false;
         self.running = true;
     }
 
@@ -157,6 +171,12 @@ impl<'d> QueueServer<'d> {
     /// took. Of a ring that must not be served that stays as it is, for its next start.
     pub(super) fn is_drained(&self) -> bool {
         self.is_at_rest() && !(self.account.has_again() && is_served(&self.vring.get_ref()))
+    }
+
+    /// Whether it broke and was not started since.
+    #[cfg(fuzzing)]
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Sets the bound of what is parked.
@@ -211,10 +231,15 @@ impl<'d> QueueServer<'d> {
     /// Takes nothing new.
     pub(super) fn go_on(&mut self, lane: &mut Lane) {
         self.poll_woken(lane);
+        self.publish_finished();
+    }
+
+    fn publish_finished(&mut self) {
         let vring = self.vring.clone();
         let memory = snapshot(&self.shared.memory);
         let published = self.publish(&mut vring.get_mut(), &memory);
-        if let Err(error) = published {
+        let stuck = self.stuck.take().map_or(Ok(()), Err);
+        if let Err(error) = published.and(stuck) {
             self.break_down(error);
         }
     }
@@ -262,14 +287,9 @@ impl<'d> QueueServer<'d> {
             ));
             // Its pages are done or untouched, and its place in a slot's queue is free.
             let payload = io.into_payload();
-            self.scratch.finished.push(reply.finish(payload.memory(), taken, Status::IoErr));
+            self.answer(reply, payload.memory(), taken, Status::IoErr);
         }
-        let vring = self.vring.clone();
-        let memory = snapshot(&self.shared.memory);
-        let published = self.publish(&mut vring.get_mut(), &memory);
-        if let Err(error) = published {
-            self.break_down(error);
-        }
+        self.publish_finished();
         true
     }
 
@@ -286,8 +306,9 @@ impl<'d> QueueServer<'d> {
             self.fault = None;
             self.put_back(state);
         }
+        let wrong = self.stuck.take().or(self.fault.take());
         self.publish(state, memory)?;
-        self.fault.take().map_or(Ok(()), Err)?;
+        wrong.map_or(Ok(()), Err)?;
         // A driver that is not served now is not asked for kicks either: who makes room looks at
         // the ring in the same turn.
         let full = !self.parked.has_room();
@@ -354,134 +375,6 @@ impl<'d> QueueServer<'d> {
         if more || self.has_woken() { Turn::More } else { Turn::Idle }
     }
 
-    /// Works off what was taken, as far as the share goes. True if it is used up.
-    fn work(
-        &mut self,
-        table: DescriptorTable,
-        memory: &GuestMemoryLoadGuard<Memory>,
-        lane: &mut Lane,
-    ) -> bool {
-        while self.parked.has_room()
-            && let Some(taken) = self.scratch.taken.pop_front()
-        {
-            let over = match self.begin(taken, table, memory, lane) {
-                Some(bytes) => self.share.spend(bytes),
-                None => self.share.is_over(),
-            };
-            if over {
-                return true;
-            }
-        }
-        // Also a guest that only moves its available index back and forth uses up its turn.
-        self.share.spend(0)
-    }
-
-    /// Works one request off, or leaves it waiting. Returns the bytes of data that it moved, if
-    /// they say how much work that was.
-    fn begin(
-        &mut self,
-        taken: Taken,
-        table: DescriptorTable,
-        memory: &GuestMemoryLoadGuard<Memory>,
-        lane: &mut Lane,
-    ) -> Option<u64> {
-        let chain = &mut self.scratch.chain;
-        let finished = match chain.read(memory, table, taken.head()) {
-            Err(error) => {
-                log::debug!("queue {}: request {}: {error}", self.index, taken.head());
-                taken.finish(0)
-            }
-            Ok(()) => match Request::parse(memory, chain, &self.shared.options) {
-                // Memory that was lost reads as zeroes, which may look like a request; what it
-                // would change is not changed.
-                Request::Io { op, reply, .. }
-                    if op != Op::Read && memory.iter().any(Region::is_lost) =>
-                {
-                    reply.finish(memory, taken, Status::IoErr)
-                }
-                Request::Io { op, sector, bytes, data, reply } => {
-                    self.refill_chain();
-                    let payload = GuestBytes::new(memory.clone(), data);
-                    match self.shared.device.request(op, sector, bytes, payload) {
-                        Ok(io) => {
-                            let extent = Extent { op, sector, bytes };
-                            let (since, reported) = (None, false);
-                            let begun = InFlight { taken, io, reply, extent, since, reported };
-                            let ended = self.poll(begun, lane);
-                            return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
-                        }
-                        Err(error) => {
-                            self.report(taken.head(), &error);
-                            reply.finish(memory, taken, Status::IoErr)
-                        }
-                    }
-                }
-                Request::Flush { reply } => {
-                    // What was written is in memory, and nothing makes it more stable.
-                    self.shared.device.figures().flushes.inc();
-                    reply.finish(memory, taken, Status::Ok)
-                }
-                Request::GetId { data, reply } => {
-                    let status = deliver_id(memory, &data, &self.shared.options.id());
-                    reply.finish(memory, taken, status)
-                }
-                Request::Refused { status, reply } => reply.finish(memory, taken, status),
-                Request::Mute => taken.finish(0),
-            },
-        };
-        self.scratch.finished.push(finished);
-        Some(0)
-    }
-
-    /// Polls a request, which is finished or waits then. True if it is finished.
-    fn poll(&mut self, mut in_flight: InFlight<'d>, lane: &mut Lane) -> bool {
-        let head = in_flight.taken.head();
-        let waker = self.wakers[usize::from(head)]
-            .get_or_insert_with(|| self.mailbox.waker(self.index, head));
-        let InFlight { io, extent, reported, .. } = &mut in_flight;
-        self.pulse.enter(self.index, head, extent, *reported);
-        let polled = io.poll(lane, &Context::from_waker(waker));
-        self.pulse.leave();
-        let done = match polled {
-            Poll::Pending => {
-                in_flight.since.get_or_insert_with(clock::coarse);
-                in_flight.reported |= self.pulse.was_reported();
-                self.parked.put(in_flight);
-                return false;
-            }
-            Poll::Ready(done) => done,
-        };
-        let status = match done {
-            Ok(()) => Status::Ok,
-            Err(error) => {
-                self.report(head, &error);
-                Status::IoErr
-            }
-        };
-        let InFlight { taken, io, reply, .. } = in_flight;
-        let payload = io.into_payload();
-        let finished = reply.finish(payload.memory(), taken, status);
-        self.scratch.finished.push(finished);
-        let segments = payload.into_segments();
-        // A discard has none to give back, and a spare more than a batch needs is never used.
-        if segments.capacity() != 0 && self.scratch.segments.len() < ring::BATCH {
-            self.scratch.segments.push(segments);
-        }
-        true
-    }
-
-    /// Gives the chain vectors again for those that a request took with it.
-    fn refill_chain(&mut self) {
-        let chain = &mut self.scratch.chain;
-        for segments in [&mut chain.readable, &mut chain.writable] {
-            if segments.capacity() == 0
-                && let Some(spare) = self.scratch.segments.pop()
-            {
-                *segments = spare;
-            }
-        }
-    }
-
     fn publish(
         &mut self,
         state: &mut VringState<SharedMemory>,
@@ -502,8 +395,12 @@ impl<'d> QueueServer<'d> {
         Ok(())
     }
 
-    /// Stops a ring that makes no sense, visibly.
+    /// Stops a ring that makes no sense, or that has a request that cannot be answered, visibly.
     fn break_down(&mut self, error: RingError) {
+        if std::mem::replace(&mut self.broken, true) {
+            return;
+        }
+        self.shared.device.figures().broken_queues.inc();
         super::limited::warn(format_args!("queue {} is stopped: {error}", self.index));
         self.running = false;
         if let Some(ledger) = self.account.ledger() {
@@ -511,17 +408,6 @@ impl<'d> QueueServer<'d> {
         }
         if let Some(event) = &mut self.error_event {
             let _ = event.write(&1_u64.to_ne_bytes());
-        }
-    }
-
-    fn report(&self, head: u16, error: &IoError) {
-        let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
-        match error {
-            // The guest's own mistakes are many and harmless.
-            IoError::OutOfRange { .. } | IoError::Unaligned { .. } | IoError::Payload(_) => {
-                log::debug!("queue {}: request {head}: {error}{cause}", self.index);
-            }
-            _ => super::limited::warn(format_args!("queue {}: {error}{cause}", self.index)),
         }
     }
 }

@@ -9,6 +9,11 @@
 //! A [`Taken`] is made when a head is popped and ends in a [`Finished`], which the used ring
 //! consumes, or goes back to where it was taken from. Neither can be copied, and one that is lost
 //! on the way says so.
+//!
+//! A [`Finished`] is made by writing a status, and in no other way: a driver looks at the status byte
+//! alone, which still holds what its last request left there, and that is mostly OK. A request whose
+//! status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
+//! queue stops.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -17,9 +22,9 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard};
 
-use super::chain::{Chain, Segment, total, trim_front, trim_last_byte};
+use super::chain::{Chain, ChainError, Segment, total, trim_front, trim_last_byte};
 use super::config::{GuestOptions, MAX_FREE_SECTORS, MAX_FREE_SEGMENTS};
-use super::memory::Memory;
+use super::memory::{self, Memory};
 use crate::device::{Op, Payload, PayloadFault};
 use crate::units::SECTOR_SIZE;
 
@@ -51,10 +56,21 @@ impl Taken {
         self.head
     }
 
-    /// Ends the request, with so many bytes written to its writable part.
-    pub(super) fn finish(mut self, written: u32) -> Finished {
+    /// Leaves the request unanswered: what its ring's account has of it stays as it is.
+    pub(super) fn abandon(mut self) {
+        self.given_back = true;
+    }
+
+    /// Ends the request, with so many bytes written to its writable part, of which one is a status.
+    fn finish(mut self, written: u32) -> Finished {
         self.given_back = true;
         Finished { head: self.head, written }
+    }
+
+    /// A request that is finished without a status, to try out what comes after that.
+    #[cfg(test)]
+    pub(super) fn finish_for_tests(self, written: u32) -> Finished {
+        self.finish(written)
     }
 }
 
@@ -65,6 +81,20 @@ impl Drop for Taken {
             debug_assert!(self.given_back, "request {} was forgotten", self.head);
         }
     }
+}
+
+/// Why a request cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unanswerable {
+    /// Any byte that such a chain names may be something else than a status.
+    #[error("its chain has no meaning ({0})")]
+    Chain(#[from] ChainError),
+    #[error("it has no writable byte for a status")]
+    NoStatus,
+    #[error("its status byte lies outside of guest memory")]
+    Outside,
+    #[error("its status byte lies in guest memory that is gone")]
+    Lost,
 }
 
 /// A request whose status is written; what is left is its used element.
@@ -93,12 +123,31 @@ pub(super) struct Reply {
 
 impl Reply {
     /// Writes the status and ends the request.
-    pub(super) fn finish(self, memory: &Memory, taken: Taken, status: Status) -> Finished {
-        if memory.write_obj(status as u8, self.status).is_err() {
-            return taken.finish(0);
+    ///
+    /// # Errors
+    /// The guest cannot see what was written, since the memory is gone by now. The request is
+    /// abandoned then.
+    pub(super) fn finish(
+        self,
+        memory: &Memory,
+        taken: Taken,
+        status: Status,
+    ) -> Result<Finished, Unanswerable> {
+        let written = match memory.to_region_addr(self.status) {
+            None => Err(Unanswerable::Outside),
+            Some((region, addr)) => match region.write_obj(status as u8, addr) {
+                Err(_) => Err(Unanswerable::Outside),
+                // After the write: what was written before the loss was seen by the guest.
+                Ok(()) if region.is_lost() => Err(Unanswerable::Lost),
+                Ok(()) => Ok(()),
+            },
+        };
+        if let Err(why) = written {
+            taken.abandon();
+            return Err(why);
         }
         let data = if status == Status::Ok { self.data } else { 0 };
-        taken.finish(data.saturating_add(1))
+        Ok(taken.finish(data.saturating_add(1)))
     }
 }
 
@@ -113,8 +162,6 @@ pub(super) enum Request {
     GetId { data: Vec<Segment>, reply: Reply },
     /// Not valid, or not supported.
     Refused { status: Status, reply: Reply },
-    /// Not even a status byte fits.
-    Mute,
 }
 
 /// Moves bytes between guest memory, named by segments, and private memory.
@@ -179,14 +226,15 @@ impl Payload for GuestBytes {
             memory.read_slice(&mut into[range], addr).is_ok()
         })?;
         // Memory that was lost reads as zeroes, which must not become the disk's content.
-        let lost = self.memory.iter().any(super::memory::Region::is_lost);
-        if lost { Err(PayloadFault) } else { Ok(()) }
+        if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(()) }
     }
 
     fn deliver(&mut self, offset: u64, from: &[u8]) -> Result<(), PayloadFault> {
         self.pieces(offset, from.len(), |memory, addr, range| {
             memory.write_slice(&from[range], addr).is_ok()
-        })
+        })?;
+        // What was written to zeroes in place of memory that was lost did not arrive.
+        if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(()) }
     }
 }
 
@@ -197,13 +245,42 @@ struct Header {
 }
 
 impl Request {
+    /// How it is answered.
+    pub(super) fn reply(&self) -> Reply {
+        match self {
+            Request::Io { reply, .. }
+            | Request::Flush { reply }
+            | Request::GetId { reply, .. }
+            | Request::Refused { reply, .. } => *reply,
+        }
+    }
+
     /// Finds out what `chain` asks for. Framing is free: header, data and status are found by
     /// their byte positions, whatever descriptors they are in.
     ///
     /// `chain` is consumed, its vectors may be taken.
-    pub(super) fn parse(memory: &Memory, chain: &mut Chain, options: &GuestOptions) -> Self {
-        let Some(status) = trim_last_byte(&mut chain.writable) else { return Request::Mute };
-        let reply = Reply { status, data: 0 };
+    ///
+    /// # Errors
+    /// It has no status byte, or none within reach.
+    pub(super) fn parse(
+        memory: &Memory,
+        chain: &mut Chain,
+        options: &GuestOptions,
+    ) -> Result<Self, Unanswerable> {
+        let status = trim_last_byte(&mut chain.writable).ok_or(Unanswerable::NoStatus)?;
+        let (region, _) = memory.to_region_addr(status).ok_or(Unanswerable::Outside)?;
+        if region.is_lost() {
+            return Err(Unanswerable::Lost);
+        }
+        Ok(Self::parse_answerable(memory, chain, options, Reply { status, data: 0 }))
+    }
+
+    fn parse_answerable(
+        memory: &Memory,
+        chain: &mut Chain,
+        options: &GuestOptions,
+        reply: Reply,
+    ) -> Self {
         let refused = |status| Request::Refused { status, reply };
         if chain.misordered {
             return refused(Status::IoErr);
@@ -228,7 +305,9 @@ impl Request {
                 Request::Io { op: Op::Write, sector: header.sector, bytes: output, data, reply }
             }
             VIRTIO_BLK_T_FLUSH => Request::Flush { reply },
-            VIRTIO_BLK_T_GET_ID if output != 0 => refused(Status::IoErr),
+            VIRTIO_BLK_T_GET_ID if output != 0 || !is_in_reach(memory, &chain.writable) => {
+                refused(Status::IoErr)
+            }
             VIRTIO_BLK_T_GET_ID => {
                 let data = std::mem::take(&mut chain.writable);
                 let reply = Reply { data: input.min(options.id().len() as u64) as u32, ..reply };
@@ -247,7 +326,11 @@ fn is_data(memory: &Memory, segments: &[Segment], options: &GuestOptions) -> boo
     let bytes = total(segments);
     bytes.is_multiple_of(SECTOR_SIZE)
         && bytes <= options.max_request_bytes()
-        && segments.iter().all(|segment| memory.check_range(segment.addr, segment.len as usize))
+        && is_in_reach(memory, segments)
+}
+
+fn is_in_reach(memory: &Memory, segments: &[Segment]) -> bool {
+    segments.iter().all(|segment| memory.check_range(segment.addr, segment.len as usize))
 }
 
 /// Takes the header off the front of the readable part.
@@ -320,10 +403,10 @@ pub(super) fn deliver_id(memory: &Memory, data: &[Segment], id: &[u8; 20]) -> St
         }
         left = later;
     }
-    Status::Ok
+    if memory::is_lost(memory) { Status::IoErr } else { Status::Ok }
 }
 
 /// A snapshot of guest memory for one batch.
-pub(super) fn snapshot(memory: &super::memory::SharedMemory) -> GuestMemoryLoadGuard<Memory> {
+pub(super) fn snapshot(memory: &memory::SharedMemory) -> GuestMemoryLoadGuard<Memory> {
     memory.memory()
 }

@@ -10,12 +10,12 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::DescriptorTable;
 use super::ledger::Ledger;
-use super::memory::Memory;
-use super::request::{Finished, Taken};
+use super::memory::{self, Memory, Region};
+use super::request::{Finished, Taken, Unanswerable};
 use crate::crash;
 
 /// Heads that one batch takes at most.
@@ -32,6 +32,10 @@ pub(super) enum RingError {
     HeadInFlight(u16),
     #[error("the rings lie outside of guest memory")]
     Unreachable,
+    #[error("guest memory is gone")]
+    Lost,
+    #[error("request {head} cannot be answered: {why}")]
+    Unanswerable { head: u16, why: Unanswerable },
 }
 
 /// Heads that are taken and not yet given back: one bit each.
@@ -93,6 +97,11 @@ pub(super) fn take_batch(
         // The one that is wrong was not taken.
         queue.set_next_avail(queue.next_avail().wrapping_sub(1));
     }
+    if memory::is_lost(memory) {
+        // Heads that were read from lost memory are zeroes, and what they name was not asked for.
+        put_back(queue, heads, batch);
+        return Err(RingError::Lost);
+    }
     outcome
 }
 
@@ -140,6 +149,7 @@ fn publish(
     let mut next = queue.next_used();
     let mut reached = Ok(());
     for finished in batch {
+        debug_assert!(finished.written > 0, "request {} has no status", finished.head);
         let slot = u64::from(next % queue.size());
         // le16 flags, le16 index, then elements of le32 head and le32 length.
         let element = u64::from(finished.head) | u64::from(finished.written) << 32;
@@ -152,6 +162,10 @@ fn publish(
     let index = address(queue.used_ring(), 2)?;
     let stored = memory.store(next.to_le(), index, Ordering::Release);
     stored.map_err(|_| RingError::Unreachable)?;
+    if memory.find_region(index).is_none_or(Region::is_lost) {
+        // Nobody sees it, so nothing of the batch is done with.
+        return Err(RingError::Lost);
+    }
     queue.set_next_used(next);
     crash::point("ring.index");
     Ok(next)

@@ -34,11 +34,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the chain was refused in one of the allowed ways: an error status, used length 0 where no
-    /// status fits, or the queue visibly stopped.
+    /// Whether the chain was refused in one of the allowed ways: an error status, or the queue visibly
+    /// stopped. A chain that comes back without a status is none: a driver takes what the byte held
+    /// before for the status, which is mostly OK.
     pub fn is_refusal(self) -> bool {
         match self {
-            Self::Used { len: 0, status: Status::Unwritten } | Self::Stopped => true,
+            Self::Stopped => true,
             Self::Used { len, status } => {
                 len >= 1 && matches!(status, Status::IoErr | Status::Unsupp)
             }
@@ -50,8 +51,8 @@ impl Outcome {
 pub const IOERR: Outcome = Outcome::Used { len: 1, status: Status::IoErr };
 /// A chain's status of "unsupported", one byte written.
 pub const UNSUPP: Outcome = Outcome::Used { len: 1, status: Status::Unsupp };
-/// A chain given back with nothing written.
-pub const NOTHING: Outcome = Outcome::Used { len: 0, status: Status::Unwritten };
+/// What a status byte holds before the device has written one, where that is to be told from a success.
+pub const UNWRITTEN: u8 = 0xff;
 
 /// A session with one queue whose ring is filled by hand.
 pub struct Raw {
@@ -66,6 +67,9 @@ pub struct Raw {
     pub status: u64,
     /// Address of room for an indirect table, 64 KiB.
     pub table: u64,
+    /// What the status byte holds when a chain is offered. A guest's mostly holds 0, from the last
+    /// request; where a success is expected it is [`UNWRITTEN`].
+    pub preset: u8,
 }
 
 impl Raw {
@@ -82,7 +86,13 @@ impl Raw {
         session.start(&queue).expect("start");
         let alloc = |len| region.alloc(len, 4096).expect("alloc");
         let (header, data, status, table) = (alloc(4096), alloc(65536), alloc(4096), alloc(65536));
-        Self { session, queue, header, data, status, table, region }
+        Self { session, queue, header, data, status, table, region, preset: 0 }
+    }
+
+    /// The same, with status bytes in which a success can be seen.
+    pub fn unwritten(mut self) -> Self {
+        self.preset = UNWRITTEN;
+        self
     }
 
     /// Writes the request header.
@@ -125,7 +135,7 @@ impl Raw {
 
     /// Offers the chain that begins at `head` and waits for what becomes of it.
     pub fn offer(&mut self, head: u16) -> Outcome {
-        self.region.write(self.status, &[0xff]).expect("status");
+        self.region.write(self.status, &[self.preset]).expect("status");
         self.queue.push(head).expect("push");
         self.queue.publish().expect("publish");
         self.queue.kick().expect("kick");

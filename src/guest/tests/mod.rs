@@ -1,6 +1,7 @@
 //! Chains, requests, rings and queues against hand-laid guest memory.
 
 mod chain;
+mod lost;
 mod memory;
 mod queue;
 mod recovery;
@@ -8,6 +9,7 @@ mod request;
 mod resume;
 mod rig;
 mod ring;
+mod unanswerable;
 mod watchdog;
 
 use vm_memory::{Bytes, GuestAddress};

@@ -3,7 +3,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::super::chain::{Chain, Segment};
 use super::super::config::GuestOptions;
 use super::super::memory::{Memory, MemoryMap, for_tests};
-use super::super::request::{GuestBytes, Request, Status, Taken, deliver_id};
+use super::super::request::{GuestBytes, Request, Status, Taken, Unanswerable, deliver_id};
 use super::super::watchdog::Patience;
 use crate::device::{Op, Payload, PayloadFault};
 
@@ -46,15 +46,20 @@ impl Guest {
         memory.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
     }
 
-    fn parse(&self, readable: &[Segment], writable: &[Segment]) -> Request {
+    fn parse(&self, readable: &[Segment], writable: &[Segment]) -> Result<Request, Unanswerable> {
         let mut chain = Chain::default();
         chain.readable = readable.to_vec();
         chain.writable = writable.to_vec();
         Request::parse(&self.memory(), &mut chain, &options(self.read_only))
     }
 
+    /// A request whose status can be written.
+    fn answerable(&self, readable: &[Segment], writable: &[Segment]) -> Request {
+        self.parse(readable, writable).unwrap()
+    }
+
     fn status_of(&self, readable: &[Segment], writable: &[Segment]) -> Option<Status> {
-        match self.parse(readable, writable) {
+        match self.answerable(readable, writable) {
             Request::Refused { status, .. } => Some(status),
             _ => None,
         }
@@ -72,13 +77,13 @@ fn a_read_is_found_whatever_descriptors_it_is_in() {
         (vec![seg(HEADER, 16), seg(0, 0)], vec![seg(DATA, 1024), seg(STATUS, 1), seg(0, 0)]),
     ];
     for (readable, writable) in layouts {
-        let request = guest.parse(&readable, &writable);
+        let request = guest.answerable(&readable, &writable);
         let Request::Io { op: Op::Read, sector: 77, bytes: 1024, reply, .. } = request else {
             panic!("{request:?}");
         };
-        let finished = reply.finish(&guest.memory(), Taken::new(5), Status::Ok);
+        let finished = reply.finish(&guest.memory(), Taken::new(5), Status::Ok).unwrap();
         assert_eq!((finished.head, finished.written), (5, 1025));
-        let failed = reply.finish(&guest.memory(), Taken::new(5), Status::IoErr);
+        let failed = reply.finish(&guest.memory(), Taken::new(5), Status::IoErr).unwrap();
         assert_eq!(failed.written, 1);
     }
 }
@@ -87,24 +92,31 @@ fn a_read_is_found_whatever_descriptors_it_is_in() {
 fn a_write_may_share_a_descriptor_with_its_header() {
     let guest = Guest::new();
     guest.header(1, 3);
-    let request = guest.parse(&[seg(HEADER, 16 + 512)], &[seg(STATUS, 1)]);
+    let request = guest.answerable(&[seg(HEADER, 16 + 512)], &[seg(STATUS, 1)]);
     let Request::Io { op: Op::Write, sector: 3, bytes: 512, data, reply } = request else {
         panic!("{request:?}");
     };
     assert_eq!(data, [seg(HEADER + 16, 512)]);
-    let finished = reply.finish(&guest.memory(), Taken::new(0), Status::Ok);
+    let finished = reply.finish(&guest.memory(), Taken::new(0), Status::Ok).unwrap();
     assert_eq!(finished.written, 1);
     let status: u8 = guest.memory().read_obj(GuestAddress(STATUS)).unwrap();
     assert_eq!(status, 0);
 }
 
 #[test]
-fn no_room_for_a_status_is_no_answer() {
+fn a_status_that_cannot_be_written_is_no_answer() {
     let guest = Guest::new();
     guest.header(1, 0);
-    for writable in [vec![], vec![seg(STATUS, 0)]] {
-        assert!(matches!(guest.parse(&[seg(HEADER, 528)], &writable), Request::Mute));
+    let why = |writable: &[Segment]| guest.parse(&[seg(HEADER, 528)], writable).unwrap_err();
+    for writable in [vec![], vec![seg(STATUS, 0)], vec![seg(1 << 30, 0)]] {
+        assert_eq!(why(&writable), Unanswerable::NoStatus);
     }
+    for addr in [1 << 20, 1 << 40, u64::MAX] {
+        assert_eq!(why(&[seg(addr, 1)]), Unanswerable::Outside);
+    }
+    assert_eq!(why(&[seg(DATA, 512), seg((1 << 20) - 1, 2)]), Unanswerable::Outside);
+    // The last byte alone counts.
+    guest.parse(&[seg(HEADER, 528)], &[seg((1 << 20) - 1, 1)]).unwrap();
 }
 
 #[test]
@@ -145,7 +157,7 @@ fn discard_and_write_zeroes_are_checked_in_the_order_that_qemu_has() {
     };
     let free = |kind, bytes| {
         guest.header(kind, 0);
-        guest.parse(&[seg(HEADER, 16), seg(DATA, bytes)], &[seg(STATUS, 1)])
+        guest.answerable(&[seg(HEADER, 16), seg(DATA, bytes)], &[seg(STATUS, 1)])
     };
     let status = |kind, bytes| match free(kind, bytes) {
         Request::Refused { status, .. } => Some(status),
@@ -178,7 +190,10 @@ fn a_read_only_disk_refuses_all_that_would_change_it() {
         assert_eq!(found, Some(Status::IoErr));
     }
     guest.header(4, 0);
-    assert!(matches!(guest.parse(&[seg(HEADER, 16)], &[seg(STATUS, 1)]), Request::Flush { .. }));
+    assert!(matches!(
+        guest.answerable(&[seg(HEADER, 16)], &[seg(STATUS, 1)]),
+        Request::Flush { .. }
+    ));
 }
 
 #[test]

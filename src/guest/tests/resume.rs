@@ -110,7 +110,7 @@ fn a_request_that_is_given_up_lets_those_behind_it_pass() {
 
 /// A region in which the first `heads` are in flight, in this order, of a ring that has published
 /// `used`.
-fn left(heads: &[u16], used: u16) -> Inflight {
+pub(super) fn left(heads: &[u16], used: u16) -> Inflight {
     let region = region(1, SIZE);
     let part = region.part(0).unwrap();
     part.begin(SIZE, used);
@@ -127,14 +127,14 @@ fn contents(region: &Inflight) -> Contents {
     region.part(0).unwrap().read(0).unwrap()
 }
 
-fn marked(region: &Inflight) -> Vec<u16> {
+pub(super) fn marked(region: &Inflight) -> Vec<u16> {
     let contents = contents(region);
     let heads = (0..SIZE).filter(|head| contents.entries[usize::from(*head)].in_flight != 0);
     heads.collect()
 }
 
 /// What a session does with a ring that is started.
-fn account(rig: &Rig, region: &Inflight) -> Account {
+pub(super) fn account(rig: &Rig, region: &Inflight) -> Account {
     let shared = rig.map.shared();
     let known = Known { may_be_used: true, elsewhere: false, outlives: true };
     let found = {

@@ -1,6 +1,8 @@
 //! A queue and its disk, driven by hand.
 
+use std::fs::File;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use vhost_user_backend::VringT;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
@@ -8,13 +10,16 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::super::account::Account;
+use super::super::chain::Segment;
 use super::super::config::GuestOptions;
 use super::super::mailbox::Mailbox;
 use super::super::memory::{MemoryMap, for_tests};
 use super::super::queue::{QueueServer, Shared, Turn, Vring};
+use super::super::request::GuestBytes;
 use super::super::watchdog::{Patience, Pulse};
 use super::{NEXT, TABLE, WRITE, desc, put};
-use crate::device::{BlockChoice, Device, DeviceConfig, Lane, MemoryKind};
+use crate::device::{BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op};
+use crate::engine::{EngineConfig, Policy};
 use crate::slot::Ticket;
 
 pub(super) const AVAIL: u64 = 0x10000;
@@ -26,6 +31,8 @@ pub(super) const HEADERS: u64 = 0x30000;
 pub(super) const DATA: u64 = 0x10_0000;
 /// Bytes of each buffer.
 pub(super) const ROOM: u64 = 1 << 20;
+/// A page that no request uses.
+const SCRATCH: u64 = DATA - 4096;
 
 /// A disk and guest memory with room for rings and requests.
 pub(super) struct Rig {
@@ -54,7 +61,8 @@ impl Rig {
             codec,
             mem_limit: 0,
             memory,
-            engine: crate::engine::EngineConfig::default(),
+            // Whatever the codec costs here and now, the queue's own thread does the work.
+            engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
         };
         let device = Arc::new(Device::new(&config).unwrap());
         let vring = Vring::new(map.shared(), SIZE).unwrap();
@@ -78,10 +86,19 @@ impl Rig {
     }
 
     pub(super) fn server_on(&self, account: Account) -> QueueServer<'_> {
+        self.server_told(account, None)
+    }
+
+    /// A server that signals `error_event` if its ring breaks.
+    pub(super) fn server_told(
+        &self,
+        account: Account,
+        error_event: Option<File>,
+    ) -> QueueServer<'_> {
         let mailbox = Arc::clone(&self.mailbox);
         let vring = self.vring.clone();
         let mut server = QueueServer::new(0, vring, &self.shared, mailbox, Arc::default());
-        server.start(None, account);
+        server.start(error_event, account);
         server
     }
 
@@ -126,10 +143,7 @@ impl Rig {
 
     /// The first page of a request's data.
     pub(super) fn data(&self, n: u16) -> Vec<u8> {
-        let memory = self.map.shared().memory().clone();
-        let mut data = vec![0; 4096];
-        memory.read_slice(&mut data, GuestAddress(DATA + u64::from(n) * ROOM)).unwrap();
-        data
+        self.bytes(DATA + u64::from(n) * ROOM, 4096)
     }
 
     /// Numbers of the requests in the used ring, in order.
@@ -141,6 +155,22 @@ impl Rig {
             memory.read_obj(GuestAddress(USED + 4 + slot * 8)).unwrap()
         };
         (0..index).map(|at| element(at) as u16 / 3).collect()
+    }
+
+    /// What the disk holds in a page, without any ring.
+    pub(super) fn page(&self, page: u64) -> Vec<u8> {
+        let segments = vec![Segment { addr: GuestAddress(SCRATCH), len: 4096 }];
+        let payload = GuestBytes::new(self.map.shared().memory(), segments);
+        let mut read = self.shared.device.request(Op::Read, page * 8, 4096, payload).unwrap();
+        let polled = read.poll(&mut self.lane(), &Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(Ok(()))), "{polled:?}");
+        self.bytes(SCRATCH, 4096)
+    }
+
+    pub(super) fn bytes(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.map.shared().memory().read_slice(&mut bytes, GuestAddress(addr)).unwrap();
+        bytes
     }
 
     pub(super) fn next_avail(&self) -> u16 {

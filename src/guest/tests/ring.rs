@@ -39,7 +39,7 @@ fn take(
 ) -> (Vec<u16>, Result<(), RingError>) {
     let mut batch = VecDeque::new();
     let outcome = take_batch(queue, memory, heads, BATCH, &mut batch);
-    let numbers = batch.into_iter().map(|taken| taken.finish(0).head).collect();
+    let numbers = batch.into_iter().map(|taken| taken.finish_for_tests(1).head).collect();
     (numbers, outcome)
 }
 
@@ -62,7 +62,7 @@ fn heads_are_taken_in_batches_and_published_with_one_index() {
     let mut batch = VecDeque::new();
     take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
     assert_eq!(batch.len(), BATCH);
-    let mut finished: Vec<_> = batch.drain(..).map(|taken| taken.finish(513)).collect();
+    let mut finished: Vec<_> = batch.drain(..).map(|taken| taken.finish_for_tests(513)).collect();
     memory.write_obj(start, GuestAddress(USED + 2)).unwrap();
     put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
     assert_eq!(used_index(&memory), start.wrapping_add(BATCH as u16));
@@ -109,7 +109,7 @@ fn what_is_put_back_is_taken_again_in_order() {
     offer(&memory, start, &[9, 8, 7, 6, 5]);
     let mut batch = VecDeque::new();
     take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
-    let mut finished: Vec<_> = batch.drain(..2).map(|taken| taken.finish(0)).collect();
+    let mut finished: Vec<_> = batch.drain(..2).map(|taken| taken.finish_for_tests(1)).collect();
     put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
     put_back(&mut queue, &mut heads, &mut batch);
     assert_eq!((batch.len(), queue.next_avail()), (0, queue.next_used()));
@@ -127,7 +127,7 @@ fn a_head_can_be_taken_again_once_it_was_given_back() {
         offer(&memory, round, &[7]);
         let mut batch = VecDeque::new();
         take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
-        let mut finished = batch.drain(..).map(|taken: Taken| taken.finish(1)).collect();
+        let mut finished = batch.drain(..).map(|taken: Taken| taken.finish_for_tests(1)).collect();
         put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
         assert_eq!(used_index(&memory), round + 1);
     }
