@@ -13,14 +13,16 @@ use std::{
 use common::{
     LIMIT,
     daemon::{BINARY, Daemon, TempDir, client_options, session_options},
-    disk::{expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
+    disk::{
+        expect_pattern, expect_same, expect_served, expect_zeroes, mark, pattern, write_pattern,
+    },
     raw::{GPA, MEMORY, Outcome, Raw, SIZE},
     wait_until,
 };
 use nix::sys::signal::Signal;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_user_zram_frontend::{
-    Blk, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
+    Blk, Client, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
     spec::{CONFIG_LEN, SECTOR, T_GET_ID, T_IN, T_OUT, feature},
     wire::{Answer, vring_state},
 };
@@ -372,6 +374,65 @@ fn a_ring_in_use_is_refused_by_a_daemon_that_never_served() {
         let mut client = daemon.client();
         write_pattern(client.blk(), 0, 8, 1);
     }
+}
+
+/// After 65536 requests a ring's indexes are those of a new one.
+#[test]
+fn a_ring_that_went_all_around_is_refused_by_a_daemon_that_never_served() {
+    let lost = Daemon::start("16M", &[]);
+    let session = session_options().untracked();
+    let options = ClientOptions { session, depth: 64, max_bytes: 512, ..client_options() };
+    let mut client = lost.client_with(&options);
+    let (mut begun, mut done) = (0, 0);
+    while done < 65_536 {
+        while begun < 65_536
+            && let Some(tag) = client.blk().acquire()
+        {
+            client.blk().submit(tag, Op::Flush, 0, &[], 0).unwrap();
+            begun += 1;
+        }
+        client.blk().publish().unwrap();
+        assert_eq!(client.blk().wait(LIMIT).unwrap().status, Status::Ok);
+        done += 1;
+    }
+    let indexes = |client: &mut Client| {
+        let queue = client.blk().queue();
+        (queue.ring().used_idx().unwrap(), queue.ring().avail_idx().unwrap())
+    };
+    assert_eq!(indexes(&mut client), (0, 0));
+    // The daemon that served it goes on with it.
+    client.reconnect(lost.socket()).unwrap();
+    lost.end(Signal::SIGKILL);
+    let daemon = Daemon::start("16M", &[]);
+    for _ in 0..2 {
+        assert!(client.reconnect(daemon.socket()).is_err(), "a blank disk is shown");
+    }
+    daemon
+        .wait_for_log("queue 0: it is in use already (base 0, used index 0, its used ring written");
+    // A guest that starts anew on the same memory clears its rings.
+    client.blk().queue().ring().clear().unwrap();
+    client.reconnect(daemon.socket()).unwrap();
+    assert_eq!(indexes(&mut client), (0, 0));
+}
+
+/// As when the firmware's ring lay where the kernel is about to clear its own.
+#[test]
+fn a_ring_that_the_guest_clears_after_its_start_is_served() {
+    let mut daemon = Daemon::start("16M", &[]);
+    mark(&daemon);
+    let mut session = daemon.session();
+    let region = Region::new(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
+    let queue = Queue::new(0, &region, 128, session.has(feature::EVENT_IDX)).unwrap();
+    queue.ring().set_used_idx(1000).unwrap();
+    queue.ring().set_avail_idx(1000).unwrap();
+    session.start(&queue).unwrap();
+    queue.ring().clear().unwrap();
+    let mut blk = Blk::new(queue, 16, 4096, session.has(feature::INDIRECT)).unwrap();
+    write_pattern(&mut blk, 4096, 64, 3);
+    expect_pattern(&mut blk, 4096, 64, 3);
+    drop(session);
+    expect_served(&mut daemon);
 }
 
 /// A guest need not have used all of its queues: one that stands at 0 says nothing of the others.

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::account::Account;
 use super::inflight::{Contents, Part, Parts};
@@ -21,11 +22,30 @@ pub(super) enum PositionError {
     #[error(
         "it is in use already (base {base}, used index {used}{}), and this disk never served a \
          guest: what the guest wrote is not here, so it is not served",
-        if *.tracked { ", its in-flight region used" } else { "" }
+        .trace.map(Trace::text).unwrap_or_default()
     )]
-    NeverServed { base: u16, used: u16, tracked: bool },
+    NeverServed { base: u16, used: u16, trace: Option<Trace> },
     #[error("its in-flight region cannot be of this ring: {0}")]
     Recovery(#[from] RecoveryError),
+}
+
+/// What a ring that was in use leaves, besides its indexes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trace {
+    /// The in-flight region shows that requests were taken.
+    Region,
+    /// Each element of the used ring was written: both indexes were here before, a multiple of 65536
+    /// requests ago.
+    UsedRing,
+}
+
+impl Trace {
+    fn text(self) -> &'static str {
+        match self {
+            Trace::Region => ", its in-flight region used",
+            Trace::UsedRing => ", its used ring written all around",
+        }
+    }
 }
 
 /// What is known of a ring before it is looked at.
@@ -81,8 +101,14 @@ pub(super) fn find(
     let base = queue.next_avail();
     // A daemon that died may have published nothing of what it took.
     let tracked = known.elsewhere || contents.iter().chain(&others).any(Contents::shows_use);
-    if (base != 0 || used != 0 || tracked) && !known.may_be_used {
-        return Err(PositionError::NeverServed { base, used, tracked });
+    if !known.may_be_used {
+        let trace = match tracked {
+            true => Some(Trace::Region),
+            false => went_around(queue, memory).then_some(Trace::UsedRing),
+        };
+        if base != 0 || used != 0 || trace.is_some() {
+            return Err(PositionError::NeverServed { base, used, trace });
+        }
     }
     if others.iter().any(Contents::is_marked) {
         return Err(RecoveryError::RingSize { ring: size }.into());
@@ -101,4 +127,27 @@ pub(super) fn find(
     // Those that are taken again were taken already: the ring has them, at most its size.
     let next_avail = used.wrapping_add(again as u16);
     Ok(Position { next_avail, next_used: used, account, again, later, too_small })
+}
+
+/// Whether every element of the used ring was written. Only a device writes them, and a completed
+/// request has a length of at least one byte. A driver that starts anew zeroes its ring (VIRTIO 1.2,
+/// 4.1.5.1.3 and 4.2.3.2; Linux and OVMF do, and virtio-win when it shuts a queue down). In the ring of
+/// one that does not, elements are left that were never written, unless the ring has gone around.
+fn went_around(queue: &Queue, memory: &Memory) -> bool {
+    let mut elements = (0..u64::from(queue.size())).map(|at| 4 + 8 * at);
+    elements.all(|offset| {
+        let element = GuestAddress(queue.used_ring()).checked_add(offset);
+        let element = element.and_then(|addr| memory.read_obj::<u64>(addr).ok());
+        element.is_some_and(|element| element != 0)
+    })
+}
+
+/// Whether the guest has cleared a ring since it was started, and begins anew: a start may come while
+/// the driver is about to zero what another one has left in the memory. Asked before the first head is
+/// taken, when all indexes in the ring are the driver's.
+pub(super) fn was_cleared(queue: &Queue, memory: &Memory) -> bool {
+    // The driver makes heads available after it has cleared the used index.
+    queue.next_used() != 0
+        && queue.avail_idx(memory, Ordering::Acquire).is_ok()
+        && ring::used_index(queue, memory) == Some(0)
 }

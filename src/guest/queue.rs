@@ -25,6 +25,7 @@ use super::config::GuestOptions;
 use super::mailbox::Mailbox;
 use super::memory::{Memory, SharedMemory};
 use super::parked::{Bound, InFlight, Parked};
+use super::position;
 use super::request::{Finished, Status, Taken, snapshot};
 use super::ring::{self, Heads, RingError};
 use super::watchdog::{Patience, Pulse};
@@ -72,6 +73,8 @@ pub(super) struct QueueServer<'d> {
     pulse: Arc<Pulse>,
     /// Heads may be taken. Cleared by a stop and by a ring that makes no sense.
     running: bool,
+    /// A head was taken since the start, so the used index is this queue's own.
+    begun: bool,
     /// Told when the ring breaks.
     error_event: Option<File>,
     heads: Heads,
@@ -123,6 +126,7 @@ impl<'d> QueueServer<'d> {
             mailbox,
             pulse,
             running: false,
+            begun: false,
             error_event: None,
             heads: Heads::default(),
             account: Account::default(),
@@ -154,6 +158,7 @@ impl<'d> QueueServer<'d> {
         self.woken.clear();
         self.quiet = false;
         self.broken = false;
+        self.begun = false;
         self.running = true;
     }
 
@@ -317,8 +322,12 @@ impl<'d> QueueServer<'d> {
             return Ok(Next::Rest(self.rest(over && !full)));
         }
         if again {
+            self.begun = true;
             self.take_again();
             return Ok(Next::Work);
+        }
+        if !self.begun {
+            self.follow_cleared(state, memory);
         }
         if !self.quiet {
             state.disable_notification().map_err(unreachable)?;
@@ -334,6 +343,7 @@ impl<'d> QueueServer<'d> {
             }
         } else {
             self.fault = outcome.err();
+            self.begun = true;
             self.scratch.again = false;
             // From now on the disk is one that a guest has seen; this comes before anything else
             // that says so.
@@ -341,6 +351,21 @@ impl<'d> QueueServer<'d> {
             self.account.take(taken);
         }
         Ok(Next::Work)
+    }
+
+    /// Begins where the driver does, if it has cleared the ring since the start.
+    fn follow_cleared(&mut self, state: &mut VringState<SharedMemory>, memory: &Memory) {
+        if !position::was_cleared(state.get_queue(), memory) {
+            return;
+        }
+        log::debug!("queue {}: the guest has cleared its ring since the start", self.index);
+        let queue = state.get_queue_mut();
+        queue.set_next_avail(0);
+        queue.set_next_used(0);
+        self.signalled = 0;
+        if let Some(ledger) = self.account.ledger() {
+            ledger.end_batch(&[], 0);
+        }
     }
 
     /// Takes a batch of what an earlier process had in flight.

@@ -13,7 +13,7 @@ use super::super::account::Account;
 use super::super::inflight::tests::{overwrite, region, watch_stores};
 use super::super::inflight::{Contents, Entry, Inflight};
 use super::super::memory::{MemoryMap, for_tests};
-use super::super::position::{self, Known, PositionError};
+use super::super::position::{self, Known, PositionError, Trace};
 use super::super::recovery::{RecoveryError, Standing};
 use super::super::request::Taken;
 use super::super::ring::{Heads, put_back, put_batch, take_batch, used_index};
@@ -400,7 +400,7 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     find(&queue, unknown).unwrap();
     queue.set_next_avail(3);
     let error = find(&queue, unknown).unwrap_err();
-    assert_eq!(error, PositionError::NeverServed { base: 3, used: 0, tracked: false });
+    assert_eq!(error, PositionError::NeverServed { base: 3, used: 0, trace: None });
     queue.set_next_avail(0);
     // A daemon took one request and died before it published anything.
     let mut contents = region.part(0).unwrap().read(0).unwrap();
@@ -412,12 +412,40 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
         contents.entries[4] = entry;
         overwrite(&region.part(0).unwrap(), &contents);
         let error = find(&queue, unknown).unwrap_err();
-        assert_eq!(error, PositionError::NeverServed { base: 0, used: 0, tracked: true });
+        assert_eq!(
+            error,
+            PositionError::NeverServed { base: 0, used: 0, trace: Some(Trace::Region) }
+        );
     }
     shared.memory().write_obj(1_u16, GuestAddress(AVAIL + 2)).unwrap();
     let known = Known { may_be_used: true, elsewhere: false, outlives: false };
     let found = find(&queue, known).unwrap();
     assert_eq!((found.next_avail, found.next_used, found.again), (1, 0, 1));
+}
+
+/// Indexes that were counted around to 0 are those of a new ring; the elements of the used ring are not.
+#[test]
+fn a_used_ring_that_was_written_all_around_was_in_use() {
+    let map = for_tests(0, 1 << 20);
+    let shared = map.shared();
+    let mut queue = World::new().queue;
+    queue.set_next_avail(0);
+    let find = |may_be_used| {
+        let known = Known { may_be_used, elsewhere: false, outlives: true };
+        position::find(&queue, &shared.memory(), None, known).map(|found| found.next_avail)
+    };
+    // The last request of each element was one of head 0 or of another one.
+    for at in 0..u64::from(SIZE) {
+        assert_eq!(find(false), Ok(0), "{at} elements are of a ring that was cleared by halves");
+        let element = at << 32 | 1;
+        shared
+            .memory()
+            .write_obj(element.rotate_left(32), GuestAddress(USED + 4 + 8 * at))
+            .unwrap();
+    }
+    let trace = Some(Trace::UsedRing);
+    assert_eq!(find(false), Err(PositionError::NeverServed { base: 0, used: 0, trace }));
+    assert_eq!(find(true), Ok(0));
 }
 
 #[test]

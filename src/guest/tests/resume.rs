@@ -258,6 +258,61 @@ fn a_head_that_is_in_flight_cannot_be_offered_again() {
     assert_eq!(rig.used(), [0, 1, 0], "the ring is stopped");
 }
 
+/// A ring may be started while the driver is about to clear it: it is taken from where it begins.
+#[test]
+fn a_ring_that_is_cleared_after_its_start_begins_anew() {
+    for tracked in [false, true] {
+        for stale in [2, 5, 40_000] {
+            let rig = Rig::new();
+            let region = region(1, SIZE);
+            let memory = rig.map.shared().memory().clone();
+            let set = |used: u16, available: u16| {
+                memory.write_obj(used, GuestAddress(USED + 2)).unwrap();
+                memory.write_obj(available, GuestAddress(super::rig::AVAIL + 2)).unwrap();
+            };
+            set(stale, stale);
+            let account = match tracked {
+                true => account(&rig, &region),
+                false => {
+                    rig.vring.set_queue_next_avail(stale);
+                    rig.vring.set_queue_next_used(stale);
+                    ordered()
+                }
+            };
+            let (mut server, mut lane) = (rig.server_on(account), rig.lane());
+            rig.settle(&mut server, &mut lane);
+            assert_eq!(rig.next_avail(), stale);
+            set(0, 0);
+            // As many as make the available index what it was.
+            (0..2).for_each(|n| rig.write(n, n.into(), 4096));
+            rig.settle(&mut server, &mut lane);
+            assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1], 2));
+            if tracked {
+                assert_eq!((contents(&region).used_index, marked(&region)), (2, vec![]));
+            }
+            // From here on the used index is the device's own.
+            memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
+            rig.write(2, 2, 4096);
+            rig.settle(&mut server, &mut lane);
+            assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 2], 3));
+        }
+    }
+}
+
+/// What is in flight is more than what the ring says.
+#[test]
+fn a_cleared_ring_does_not_make_a_region_forget() {
+    let rig = Rig::new();
+    let held = rig.offer_to_held(5);
+    let region = left(&[0, 3, 6], 5);
+    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let memory = rig.map.shared().memory().clone();
+    memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
+    drop(held);
+    rig.settle(&mut server, &mut lane);
+    assert_eq!((rig.next_avail(), rig.used().len(), marked(&region)), (10, 10, vec![]));
+}
+
 /// A pause waits for what is being worked on and begins nothing; a quit does all of it.
 #[test]
 fn a_thread_that_pauses_or_quits_keeps_its_account() {
