@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::codec::CodecSpec;
-use vhost_user_zram::daemon::{Endpoint, Keep, Settings};
+use vhost_user_zram::daemon::{Endpoint, ImageFormat, Keep, Settings};
 use vhost_user_zram::device::{BlockChoice, DeviceConfig, MemoryKind};
 use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
 use vhost_user_zram::guest::{GuestOptions, Patience};
@@ -67,9 +67,15 @@ pub struct Args {
     #[arg(long)]
     create: bool,
 
-    /// Fill the disk from the raw image FILE at the start, or when its state is made.
+    /// Fill the disk from the raw image FILE, a regular file or a block device, at the start, or when
+    /// its state is made.
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
+
+    /// What the image of --load may be: auto refuses a file that begins like one of another format than
+    /// raw (qcow2, VMDK, gzip, zstd and such), raw loads the bytes as they are.
+    #[arg(long, value_name = "FORMAT", default_value = "auto", requires = "load")]
+    load_format: ImageFormat,
 
     /// How pages are compressed: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N).
     #[arg(long, value_name = "ALGORITHM", default_value = "lz4")]
@@ -232,6 +238,7 @@ impl Args {
             keep,
             create: self.create,
             load: self.load,
+            load_format: self.load_format,
             host_reserve: self.host_reserve,
         }
     }

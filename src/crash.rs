@@ -6,7 +6,8 @@
 //!
 //! In debug builds the environment variable `VUZ_CRASH_AT=STEP:N` has the process kill itself by
 //! SIGKILL when it comes to STEP, one of [`STEPS`], for the N-th time; `VUZ_PANIC_AT=STEP:N` has only the
-//! thread that comes there panic.
+//! thread that comes there panic, and `VUZ_STALL_AT=STEP:N` has it sleep for ever, as in a system call
+//! that does not return.
 
 /// All steps; a process dies behind what is above the step in the code, and before what is below.
 pub const STEPS: &[&str] = &[
@@ -58,6 +59,12 @@ pub const STEPS: &[&str] = &[
     "ring.synced",
 ];
 
+/// Steps at which nothing that survives is changed, for threads that are to stall.
+pub const STALLS: &[&str] = &[
+    // Before a piece of an image is read.
+    "load.read",
+];
+
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.
 #[derive(Clone, Copy)]
 pub struct Steps {
@@ -74,7 +81,7 @@ pub const DISCARD: Steps = Steps { published: "discard.published", freed: "disca
 /// Steps of a change of a part of a page.
 pub const MODIFY: Steps = Steps { published: "modify.published", freed: "modify.freed" };
 
-/// The process comes to a step, one of [`STEPS`].
+/// The process comes to a step, one of [`STEPS`] or [`STALLS`].
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn point(_: &'static str) {}
@@ -90,45 +97,61 @@ mod active {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
 
-    use super::STEPS;
+    use super::{STALLS, STEPS};
 
     struct Plan {
         step: &'static str,
         left: AtomicU64,
-        /// Only the thread dies.
-        thread: bool,
+        what: Fate,
+    }
+
+    /// What becomes of the thread that comes to a step.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Fate {
+        /// It dies with its process.
+        Killed,
+        /// It panics.
+        Panics,
+        /// It sleeps for ever.
+        Stalls,
     }
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
-    /// The process comes to a step, one of [`STEPS`]; and dies there, or the thread does, if it was
+    /// The process comes to a step, one of [`STEPS`] or [`STALLS`]; and dies there, or the thread does, if it was
     /// told to.
     pub fn point(step: &'static str) {
-        debug_assert!(STEPS.contains(&step), "{step} is not listed");
+        debug_assert!(STEPS.contains(&step) || STALLS.contains(&step), "{step} is not listed");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
         if plan.step != step || plan.left.fetch_sub(1, Ordering::Relaxed) != 1 {
             return;
         }
-        if plan.thread {
-            panic!("told to die at {step}");
+        match plan.what {
+            Fate::Killed => {
+                let _ = kill(Pid::this(), Signal::SIGKILL);
+            }
+            Fate::Panics => panic!("told to die at {step}"),
+            Fate::Stalls => {}
         }
-        let _ = kill(Pid::this(), Signal::SIGKILL);
         loop {
-            // The signal is on its way, and nothing may be done before it is here.
+            // A signal may be on its way, and nothing may be done before it is here.
             std::thread::park();
         }
     }
 
     /// What the environment says. A step that does not exist must not look like one that is safe.
     fn plan() -> Option<Plan> {
-        let of = |name| std::env::var(name).ok();
-        let (text, thread) = of("VUZ_CRASH_AT")
-            .map(|text| (text, false))
-            .or(of("VUZ_PANIC_AT").map(|t| (t, true)))?;
+        let fates = [
+            ("VUZ_CRASH_AT", Fate::Killed),
+            ("VUZ_PANIC_AT", Fate::Panics),
+            ("VUZ_STALL_AT", Fate::Stalls),
+        ];
+        let told = |(name, what)| std::env::var(name).ok().map(|text| (text, what));
+        let (text, what) = fates.into_iter().find_map(told)?;
         let (step, count) = text.split_once(':').unwrap_or((&text, "1"));
-        let step = STEPS.iter().find(|known| **known == step);
+        let step = STEPS.iter().chain(STALLS).find(|known| **known == step);
         match (step, count.parse()) {
-            (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count), thread }),
+            (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count), what }),
             _ => panic!("{text} is no step to die at"),
         }
     }

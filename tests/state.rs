@@ -4,7 +4,6 @@ mod common;
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,10 +17,7 @@ use common::{
     raw::GPA,
     wait_until,
 };
-use nix::{
-    sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
-};
+use nix::sys::signal::Signal;
 use vhost_user_zram_frontend::{
     Blk, Client, Error, Op, Queue, Region, Session, Shape, Status, spec::feature,
 };
@@ -464,64 +460,70 @@ fn an_image_is_loaded_when_the_state_is_made_and_never_again() {
     look(&home.start(&load));
 }
 
-/// A daemon that is loading an image which does not end.
-struct Loading {
-    child: Child,
-    pipe: File,
-}
+/// A daemon that is loading an image of which the last part does not come.
+#[cfg(debug_assertions)]
+struct Loading(Child);
 
+#[cfg(debug_assertions)]
 impl Loading {
     /// Returns when a part of the image is stored.
-    fn start(home: &Home, fifo: &Path) -> Self {
-        let _ = fs::remove_file(fifo);
-        mkfifo(fifo, Mode::S_IRWXU).expect("fifo");
-        let fifo = fifo.to_str().expect("a path of plain letters");
+    fn start(home: &Home, image: &Path) -> Self {
+        const MIB: usize = 1 << 20;
+        // Noise: what is stored of it is as long as it is.
+        let mut noise = vec![0; 4 * MIB];
+        vhost_user_zram_frontend::Random::new(1).fill(&mut noise);
+        fs::write(image, &noise).unwrap();
+        let image = image.to_str().expect("a path of plain letters");
         let child = home
-            .command("256M", &["--create", "--load", fifo])
+            .command("256M", &["--create", "--load", image])
+            .env("VUZ_STALL_AT", "load.read:4")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("daemon starts");
-        // Waits for the reader.
-        let mut pipe = OpenOptions::new().write(true).open(fifo).expect("fifo");
-        // A pipe holds 64 KiB, and the daemon reads 1 MiB at a time.
-        pipe.write_all(&pattern(0, 3 << 11, 1)).expect("image");
-        Self { child, pipe }
+        // It reads what the file is, and 1 MiB at a time.
+        let stored =
+            || fs::metadata(home.path().join("arena")).is_ok_and(|arena| arena.blocks() > 2048);
+        let loading = Self(child);
+        wait_until("a part of the image", stored);
+        loading
     }
 }
 
+#[cfg(debug_assertions)]
 impl Drop for Loading {
     fn drop(&mut self) {
         // Already ended is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
+/// The file stalls where SIGTERM is to end the daemon.
+#[cfg(debug_assertions)]
 #[test]
 fn a_load_that_was_cut_short_is_begun_anew() {
     let home = Home::new();
-    let fifo = home.0.join("fifo");
     let image = home.0.join("image");
     for round in 0..2 {
-        let mut loading = Loading::start(&home, &fifo);
+        let mut loading = Loading::start(&home, &image);
         // It is being made, and by somebody else.
         home.refuses("256M", &["--create"], &["in use"]);
         if round == 0 {
-            loading.child.kill().unwrap();
-            assert!(!loading.child.wait().unwrap().success());
+            loading.0.kill().unwrap();
+            assert!(!loading.0.wait().unwrap().success());
+            home.refuses("256M", &[], &["never finished", "--create"]);
+            // The next one's progress is to be seen.
+            fs::remove_dir_all(home.path()).unwrap();
         } else {
-            // It ends at the next piece.
-            let pid = nix::unistd::Pid::from_raw(loading.child.id() as i32);
+            let pid = nix::unistd::Pid::from_raw(loading.0.id() as i32);
             nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-            let zeroes = vec![0; 1 << 20];
-            wait_until("the daemon to stop loading", || loading.pipe.write_all(&zeroes).is_err());
-            assert!(loading.child.wait().unwrap().success());
+            wait_until("the daemon's end", || loading.0.try_wait().unwrap().is_some());
+            assert!(loading.0.wait().unwrap().success());
         }
-        drop(loading);
-        home.refuses("256M", &[], &["never finished", "--create"]);
     }
+    home.refuses("256M", &[], &["never finished", "--create"]);
     fs::write(&image, pattern(0, 1000, 2)).unwrap();
     let mut command = home.command("256M", &["--create", "--load"]);
     command.arg(&image);

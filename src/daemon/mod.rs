@@ -3,23 +3,24 @@
 mod accept;
 mod console;
 mod disk;
+mod image;
 mod inherit;
 mod load;
 mod manager;
 mod signals;
 mod socket;
 
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use self::accept::Source;
 pub use self::console::Console;
 use self::disk::Origin;
+pub use self::image::{ImageError, ImageFormat, ImageFormatError, Remedy};
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::manager::ManagerError;
@@ -78,6 +79,8 @@ pub struct Settings {
     pub create: bool,
     /// A raw image that fills the disk at the start, or when its state is made.
     pub load: Option<PathBuf>,
+    /// What that image may be.
+    pub load_format: ImageFormat,
     /// Memory of the host, or of the daemon's control group, that is left free, in bytes. `None`
     /// is a part of it ([`crate::upkeep::default_reserve`]).
     pub host_reserve: Option<u64>,
@@ -138,8 +141,7 @@ pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
         .watch(Arc::clone(&stop), Arc::downgrade(&device), Arc::clone(&upkeep), console.lines())
         .map_err(DaemonError::Thread)?;
     if let Some(path) = settings.load.as_ref().filter(|_| origin != Origin::Opened) {
-        let stopped = || is_readable(stop.as_fd());
-        let loaded = load::load(&device, path, stopped)
+        let loaded = load::load(&device, path, settings.load_format, stop.as_fd())
             .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
         if !loaded {
             stdout.say(format_args!("summary: {}", device.report()));
@@ -171,11 +173,6 @@ pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     }
     stdout.say(format_args!("summary: {}", device.report()));
     ended
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// An error and its causes, in one line.
