@@ -104,8 +104,9 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "vhost-user-zram", value_parser = parse_serial)]
     serial: String,
 
-    /// Most memory for compressed pages, in bytes or with a suffix; writes that would need more
-    /// fail. 0 is no limit.
+    /// Most memory for compressed pages and the table of what lies where (8 bytes a page, 12 with a
+    /// state, by 512 pages), in bytes or with a suffix; writes that would need more fail. 0 is no
+    /// limit.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     mem_limit: u64,
 

@@ -20,9 +20,6 @@ const RECLAIM_MOVES: u64 = 1024;
 /// Times that it tries, as long as anybody gives memory back.
 const RECLAIM_ROUNDS: usize = 4;
 
-/// Most that the table grows by at once, in bytes.
-const TABLE_STEP: u64 = 32 * 1024;
-
 /// Least time between two looks at the host because it was short.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -33,6 +30,12 @@ static RECLAIMING: Class = Class::mutex("reclaiming");
 #[derive(Debug, Default)]
 pub struct Compactor {
     last: LastRound,
+}
+
+/// Why there is no memory to be had.
+struct Short {
+    /// By what was last seen of the host, not by the disk's own limit.
+    of_the_host: bool,
 }
 
 /// How to find out what the host can bear.
@@ -93,42 +96,49 @@ impl Device {
 
     /// Makes the slot `index` exist.
     pub(super) fn ensure(&self, index: u64) -> Result<(), IoError> {
-        if self.table.exists(index) {
-            return Ok(());
-        }
-        if !self.pool.host_has(TABLE_STEP) {
-            self.look_again();
-            if !self.pool.host_has(TABLE_STEP) {
-                self.reclaim();
-            }
-            if !self.pool.host_has(TABLE_STEP) {
-                return Err(PoolError::HostShort.into());
-            }
-        }
-        let grown = self
-            .table
-            .ensure(index)
-            .or_else(|error| if self.reclaim() { self.table.ensure(index) } else { Err(error) })?;
-        self.pool.add_beside(grown);
-        Ok(())
+        if self.table.exists(index) { Ok(()) } else { self.grow(index) }
+    }
+
+    /// Has the table grow by the part of the slot `index`. Where there is no room, it first compacts.
+    #[cold]
+    fn grow(&self, index: u64) -> Result<(), IoError> {
+        let reserve = |bytes| self.pool.reserve_table(bytes).map_err(IoError::from);
+        let release = |bytes| self.pool.release_table(bytes);
+        let refused = |error: &IoError| match error {
+            IoError::Pool(error) => Short { of_the_host: matches!(error, PoolError::HostShort) },
+            _ => Short { of_the_host: false },
+        };
+        self.make_room(|| self.table.ensure(index, reserve, release), refused)
     }
 
     /// Stores an object for the slot `index`. Where there is no room, it first compacts.
     pub(super) fn store(&self, index: u64, bytes: &[u8]) -> Result<Place, PoolError> {
         // Slots are numbered in 32 bits: a disk has less than 16 TiB.
         let owner = index as u32;
-        let mut refused = match self.pool.store(bytes, owner) {
-            Ok(place) => return Ok(place),
+        let refused =
+            |error: &PoolError| Short { of_the_host: matches!(error, PoolError::HostShort) };
+        self.make_room(|| self.pool.store(bytes, owner), refused)
+    }
+
+    /// Does something that takes memory. If it is refused, memory is given back first, and it is done
+    /// again, as long as that gives anything.
+    fn make_room<T, E>(
+        &self,
+        take: impl Fn() -> Result<T, E>,
+        why: impl Fn(&E) -> Short,
+    ) -> Result<T, E> {
+        let mut refused = match take() {
+            Ok(taken) => return Ok(taken),
             Err(refused) => refused,
         };
         for _ in 0..RECLAIM_ROUNDS {
-            if matches!(refused, PoolError::HostShort) {
+            if why(&refused).of_the_host {
                 self.look_again();
             }
             let progress = self.reclaim();
             // Also without: what other threads had at hand is free now, and they free more.
-            match self.pool.store(bytes, owner) {
-                Ok(place) => return Ok(place),
+            match take() {
+                Ok(taken) => return Ok(taken),
                 Err(again) => refused = again,
             }
             if !progress {

@@ -113,7 +113,7 @@ pub struct Report {
     pub compr_data_size: u64,
     /// Bytes of arena memory, by its allocated blocks.
     pub mem_used_total: u64,
-    /// Limit on arena memory; 0 is none.
+    /// Limit on arena and table together (`table_bytes`, but for a seal); 0 is none.
     pub mem_limit: u64,
     /// The most arena memory there ever was.
     pub mem_used_max: u64,

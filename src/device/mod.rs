@@ -43,7 +43,8 @@ pub struct DeviceConfig {
     pub block_size: BlockChoice,
     /// The codec of all writes.
     pub codec: CodecSpec,
-    /// Most bytes of arena memory; 0 is no limit (zram's `mem_limit`). Rounded up to a page.
+    /// Most bytes of arena and table together, with the table's check sums; 0 is no limit (zram's
+    /// `mem_limit`, which bounds the arena alone). Rounded up to a page.
     pub mem_limit: u64,
     /// Where the memory of table and arena comes from.
     pub memory: MemoryKind,
@@ -129,7 +130,7 @@ impl DeviceConfig {
         Ok(self.size.next_multiple_of(PAGE_SIZE as u64))
     }
 
-    /// Most bytes of arena memory, rounded up to a page; 0 is no limit.
+    /// Most bytes of arena and table, rounded up to a page; 0 is no limit.
     fn limit(&self) -> u64 {
         self.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0)
     }
@@ -299,6 +300,14 @@ impl Device {
         if objects != self.pool.objects() {
             return Err(format!("slots name {objects} objects of {}", self.pool.objects()));
         }
-        self.pool.check()
+        self.pool.check()?;
+        // Its file has a seal beside if it is a state's.
+        let seal = if self.state.is_some() { crate::store::HOST_PAGE } else { 0 };
+        let (bits, file) = (self.table.bytes(), self.table.usage().words - seal);
+        let counted = self.pool.table_bytes();
+        if bits != counted || bits != file {
+            return Err(format!("{bits} bytes of table, {file} in the file, {counted} counted"));
+        }
+        Ok(())
     }
 }

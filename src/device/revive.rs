@@ -75,6 +75,7 @@ impl Device {
             let object = word.content().object();
             object.map(|object| pool.read(object.place, object.length))
         });
+        pool.adopt_table(table.bytes());
         let device = Self::over(config, table, pool, Some(state))?;
         let figures = device.figures();
         device.table.for_each(|_, word| figures.adopt(word.content()));

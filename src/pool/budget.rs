@@ -6,17 +6,18 @@ use crate::sync::{AtomicU64, Ordering};
 /// Memory is taken ahead only where there is room for so many times as much.
 const ROOMY: u64 = 64;
 
-/// Committed bytes and their limits, shared by all classes.
+/// Committed bytes of a disk and their limits, shared by all classes and the slot table.
 #[derive(Debug)]
 pub(super) struct Budget {
-    committed: AtomicU64,
-    committed_max: AtomicU64,
+    /// Bytes of arena and table together, committed or reserved to be. Both limits are about these,
+    /// and one number decides, so that two takers cannot both have the last page.
+    total: AtomicU64,
+    /// Those of the arena.
+    arena: AtomicU64,
+    arena_max: AtomicU64,
     /// The user's limit in bytes; `u64::MAX` is none.
     limit: u64,
-    /// What others have committed for the same disk, in bytes: the limit does not count it, the
-    /// host does.
-    beside: AtomicU64,
-    /// What the host can bear of both, in bytes; moved by whoever watches the host.
+    /// What the host can bear, in bytes; moved by whoever watches the host.
     ceiling: AtomicU64,
 }
 
@@ -24,47 +25,77 @@ impl Budget {
     /// A budget of at most `limit` bytes; 0 is no limit.
     pub(super) fn new(limit: u64) -> Self {
         Self {
-            committed: AtomicU64::new(0),
-            committed_max: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            arena: AtomicU64::new(0),
+            arena_max: AtomicU64::new(0),
             limit: if limit == 0 { u64::MAX } else { limit },
-            beside: AtomicU64::new(0),
             ceiling: AtomicU64::new(u64::MAX),
         }
     }
 
-    /// Reserves bytes before they are committed, with one atomic add that is undone on refusal, so
-    /// that any number of writers together cannot overshoot.
+    /// Reserves bytes of the arena before they are committed.
     pub(super) fn reserve(&self, bytes: u64) -> Result<(), PoolError> {
-        let now = self.committed.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.reserve_table(bytes)?;
+        self.count_arena(bytes);
+        Ok(())
+    }
+
+    /// Reserves bytes of the table before they are committed: with one atomic addition that is
+    /// undone on refusal, so that any number of takers together cannot overshoot.
+    pub(super) fn reserve_table(&self, bytes: u64) -> Result<(), PoolError> {
+        let now = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let refusal = if now > self.limit {
             PoolError::Limit { limit: self.limit }
-        } else if now + self.beside.load(Ordering::Relaxed) > self.ceiling.load(Ordering::Relaxed) {
+        } else if now > self.ceiling.load(Ordering::Relaxed) {
             PoolError::HostShort
         } else {
-            self.committed_max.fetch_max(now, Ordering::Relaxed);
             return Ok(());
         };
-        self.release(bytes);
+        self.release_table(bytes);
         Err(refusal)
     }
 
-    /// Takes bytes that are committed already, whatever the limits are.
+    /// Takes bytes of the arena that are committed already, whatever the limits are.
     pub(super) fn adopt(&self, bytes: u64) {
-        let now = self.committed.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.committed_max.fetch_max(now, Ordering::Relaxed);
+        self.adopt_table(bytes);
+        self.count_arena(bytes);
     }
 
+    /// Takes bytes of the table that are committed already, whatever the limits are.
+    pub(super) fn adopt_table(&self, bytes: u64) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn count_arena(&self, bytes: u64) {
+        let now = self.arena.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.arena_max.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Bytes of the arena are not committed any more, or were not after all.
     pub(super) fn release(&self, bytes: u64) {
-        self.committed.fetch_sub(bytes, Ordering::Relaxed);
+        self.arena.fetch_sub(bytes, Ordering::Relaxed);
+        self.release_table(bytes);
     }
 
-    /// Bytes committed, or reserved to be.
-    pub(super) fn committed(&self) -> u64 {
-        self.committed.load(Ordering::Relaxed)
+    /// Bytes of the table are not committed any more, or were not after all.
+    pub(super) fn release_table(&self, bytes: u64) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn committed_max(&self) -> u64 {
-        self.committed_max.load(Ordering::Relaxed)
+    /// Bytes of arena and table committed, or reserved to be.
+    pub(super) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Those of the arena.
+    #[cfg(any(test, loom))]
+    pub(super) fn arena(&self) -> u64 {
+        self.arena.load(Ordering::Relaxed)
+    }
+
+    /// The most that the arena ever had.
+    pub(super) fn arena_max(&self) -> u64 {
+        self.arena_max.load(Ordering::Relaxed)
     }
 
     /// The user's limit; 0 is none.
@@ -74,24 +105,12 @@ impl Budget {
 
     /// The host can bear `bytes` more than are committed now.
     pub(super) fn allow_more(&self, bytes: u64) {
-        let now = self.committed() + self.beside.load(Ordering::Relaxed);
-        self.ceiling.store(now.saturating_add(bytes), Ordering::Relaxed);
-    }
-
-    /// Whether the host can bear so many bytes more.
-    pub(super) fn host_has(&self, bytes: u64) -> bool {
-        let now = self.committed() + self.beside.load(Ordering::Relaxed);
-        now.saturating_add(bytes) <= self.ceiling.load(Ordering::Relaxed)
-    }
-
-    /// Counts bytes that were committed beside the arena.
-    pub(super) fn add_beside(&self, bytes: u64) {
-        self.beside.fetch_add(bytes, Ordering::Relaxed);
+        self.ceiling.store(self.total().saturating_add(bytes), Ordering::Relaxed);
     }
 
     /// Whether there is so much room that bytes which are not needed yet keep nobody out.
     pub(super) fn is_roomy(&self, bytes: u64) -> bool {
-        let end = self.committed().saturating_add(bytes.saturating_mul(ROOMY));
-        end <= self.limit && self.host_has(bytes.saturating_mul(ROOMY))
+        let end = self.total().saturating_add(bytes.saturating_mul(ROOMY));
+        end <= self.limit && end <= self.ceiling.load(Ordering::Relaxed)
     }
 }

@@ -31,9 +31,36 @@ fn a_limit_is_never_exceeded_and_a_refusal_leaves_nothing_reserved() {
         for writer in writers {
             writer.join().unwrap();
         }
-        assert_eq!(budget.committed(), 0);
-        assert!(budget.committed_max() <= 3);
+        assert_eq!((budget.total(), budget.arena()), (0, 0));
+        assert!(budget.arena_max() <= 3);
     });
+}
+
+/// The limit and what the host can bear are about arena and table together.
+#[test]
+fn arena_and_table_cannot_both_have_the_last_page() {
+    for by_the_host in [false, true] {
+        loom::model(move || {
+            let budget = Budget::new(if by_the_host { 0 } else { 3 });
+            if by_the_host {
+                budget.allow_more(3);
+            }
+            let (budget, taken) = (Arc::new(budget), Arc::new(AtomicUsize::new(0)));
+            let (its, its_taken) = (Arc::clone(&budget), Arc::clone(&taken));
+            let table = thread::spawn(move || {
+                let done = its.reserve_table(2).is_ok();
+                its_taken.fetch_add(2 * usize::from(done), Ordering::Relaxed);
+            });
+            let done = budget.reserve(2).is_ok();
+            taken.fetch_add(2 * usize::from(done), Ordering::Relaxed);
+            table.join().unwrap();
+            let taken = taken.load(Ordering::Relaxed) as u64;
+            // Both may be refused: each finds the other one's bytes, which are taken back then.
+            assert!(taken <= 3, "{taken} taken of 3");
+            assert_eq!(budget.total(), taken);
+            assert_eq!(budget.arena(), if done { 2 } else { 0 });
+        });
+    }
 }
 
 /// Counts wake-ups.

@@ -21,9 +21,9 @@ use crate::units::PAGE_SIZE;
 pub struct PoolUsage {
     /// Bytes of the arena that exist, by the file's allocated blocks (`mm_stat` mem_used_total).
     pub arena_bytes: u64,
-    /// The most that was ever committed at once (`mm_stat` mem_used_max).
+    /// The most of the arena that was ever committed at once (`mm_stat` mem_used_max).
     pub arena_bytes_max: u64,
-    /// The limit on committed bytes; 0 is none (`mm_stat` mem_limit).
+    /// The limit on committed bytes of arena and table; 0 is none (`mm_stat` mem_limit).
     pub limit: u64,
     /// Host pages that objects were moved away from since the start, given back (`mm_stat`
     /// pages_compacted). Pages that were bare without that are not counted, as in the kernel.
@@ -48,7 +48,7 @@ pub struct Pool {
 
 impl Pool {
     /// A pool in `arena`, which is empty, for a disk of `pages` pages. At most `limit` bytes are
-    /// ever committed; 0 is no limit.
+    /// ever committed, those of the disk's table counted; 0 is no limit.
     pub fn new(arena: Arena, pages: u64, limit: u64) -> Self {
         let kinds = Classes::for_pages(pages);
         let classes =
@@ -176,15 +176,22 @@ impl Pool {
         self.budget.allow_more(bytes);
     }
 
-    /// Whether the host can bear `bytes` more.
-    pub fn host_has(&self, bytes: u64) -> bool {
-        self.budget.host_has(bytes)
+    /// Reserves bytes for the slot table: limits are about arena and table together.
+    ///
+    /// # Errors
+    /// A limit is reached. Nothing is reserved then.
+    pub fn reserve_table(&self, bytes: u64) -> Result<(), PoolError> {
+        self.budget.reserve_table(bytes)
     }
 
-    /// Counts bytes that were committed for the same disk beside the arena: against what the host
-    /// can bear, not against the limit.
-    pub fn add_beside(&self, bytes: u64) {
-        self.budget.add_beside(bytes);
+    /// Counts bytes of the table that an earlier process left, whatever the limits are.
+    pub fn adopt_table(&self, bytes: u64) {
+        self.budget.adopt_table(bytes);
+    }
+
+    /// Bytes of the table do not exist any more, or could not be made to.
+    pub fn release_table(&self, bytes: u64) {
+        self.budget.release_table(bytes);
     }
 
     /// What the pool takes now.
@@ -193,7 +200,7 @@ impl Pool {
             self.classes.iter().map(|class| sync::lock_as(&CLASS, class).heap_bytes()).sum();
         PoolUsage {
             arena_bytes: self.arena.allocated_bytes(),
-            arena_bytes_max: self.budget.committed_max(),
+            arena_bytes_max: self.budget.arena_max(),
             limit: self.budget.limit(),
             pages_compacted: self.pages_compacted.load(Ordering::Relaxed),
             span_bytes: classes + size_of_val(&*self.classes) as u64 + self.regions.heap_bytes(),
@@ -204,6 +211,11 @@ impl Pool {
 
 #[cfg(test)]
 impl Pool {
+    /// Bytes that count as the table's.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.budget.total() - self.budget.arena()
+    }
+
     /// Checks every class, and that the arena has as many pages as the classes say; nobody may be
     /// using the pool. The first contradiction is the error.
     pub(crate) fn check(&self) -> Result<(), String> {
@@ -211,7 +223,7 @@ impl Pool {
             sync::lock_as(&CLASS, class).check(&self.regions)?;
         }
         let pages: u64 = self.loads().map(|load| load.pages).sum();
-        let (file, budget) = (self.arena.allocated_bytes(), self.budget.committed());
+        let (file, budget) = (self.arena.allocated_bytes(), self.budget.arena());
         let bytes = pages * crate::store::HOST_PAGE;
         if bytes != file || bytes != budget {
             return Err(format!("{bytes} bytes in classes, {file} in the file, {budget} reserved"));

@@ -8,9 +8,13 @@ use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
 use super::sums::{self, Intents};
 use super::word::{Content, Word};
+use crate::checker::Class;
 use crate::crash;
 use crate::store::{State, StateError, StoreError, Words};
-use crate::sync::Ordering;
+use crate::sync::{self, Mutex, Ordering};
+
+/// The mutexes of growing tables, to the lock checker.
+static GROWING: Class = Class::mutex("growing");
 
 /// One slot for each page of a disk.
 ///
@@ -19,6 +23,8 @@ use crate::sync::Ordering;
 pub struct SlotTable {
     words: Words,
     lot: ParkingLot,
+    /// Held by who changes what exists of the words.
+    growing: Mutex<()>,
     kept: Option<Kept>,
 }
 
@@ -45,7 +51,7 @@ pub struct TableUsage {
 impl SlotTable {
     /// The table over `words`, all of it empty unless the mapping says otherwise.
     pub fn new(words: Words) -> Self {
-        Self { words, lot: ParkingLot::new(), kept: None }
+        Self { words, lot: ParkingLot::new(), growing: Mutex::default(), kept: None }
     }
 
     /// The table of a state, of `len` slots. If there is anything in it, [`Self::take_over`] has to
@@ -56,7 +62,7 @@ impl SlotTable {
     pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StateError> {
         let words = Words::of(state, len)?;
         let (state, intents, doubts) = (Arc::clone(state), Intents::new(), Doubts::default());
-        Ok(Self { words, lot: ParkingLot::new(), kept: Some(Kept { state, intents, doubts }) })
+        Ok(Self { kept: Some(Kept { state, intents, doubts }), ..Self::new(words) })
     }
 
     /// The first slot whose word cannot be, on a disk with `codecs` codecs.
@@ -80,6 +86,9 @@ impl SlotTable {
         let doubts = self.doubts();
         if let Some(kept) = &mut self.kept {
             kept.doubts = doubts;
+        }
+        if let Err(error) = self.words.drop_bare_sums() {
+            log::warn!("a part of the table that is not used cannot be given back: {error}");
         }
     }
 
@@ -232,13 +241,39 @@ impl SlotTable {
     }
 
     /// Makes the part of the table exist in which `index` lies, so that the slot can be written.
-    ///
-    /// Returns the bytes that it takes more.
+    /// `reserve` is asked for the bytes that it takes more, `release` is told of those that could not
+    /// be had after all.
     ///
     /// # Errors
-    /// The host has no memory for it.
-    pub fn ensure(&self, index: u64) -> Result<u64, StoreError> {
-        self.words.ensure(index)
+    /// `reserve` refuses, or the host has no memory for it. Nothing more exists then.
+    pub fn ensure<E: From<StoreError>>(
+        &self,
+        index: u64,
+        reserve: impl Fn(u64) -> Result<(), E>,
+        release: impl Fn(u64),
+    ) -> Result<(), E> {
+        // Others that need the same part have it when they get here.
+        let _growing = sync::lock_as(&GROWING, &self.growing);
+        if self.exists(index) {
+            return Ok(());
+        }
+        let grow = |count| {
+            let bytes = self.words.growth_bytes(index, count);
+            reserve(bytes)?;
+            self.words.populate(index, count).map_err(|error| {
+                release(bytes);
+                error.into()
+            })
+        };
+        let count = self.words.growth(index);
+        // There may be room for what is needed where there is none for more.
+        grow(count).or_else(|error| if count > 1 { grow(1) } else { Err(error) })
+    }
+
+    /// Makes the slot exist, whatever that takes.
+    #[cfg(test)]
+    pub(crate) fn make(&self, index: u64) {
+        self.ensure::<StoreError>(index, |_| Ok(()), |_| ()).expect("memory");
     }
 
     /// Whether the part of the table exists in which `index` lies.
@@ -256,6 +291,11 @@ impl SlotTable {
     /// if there is none. What is skipped is empty.
     pub fn next_existing(&self, index: u64) -> u64 {
         self.words.next_existing(index)
+    }
+
+    /// Bytes of the words that exist, and of their sums.
+    pub fn bytes(&self) -> u64 {
+        self.words.existing_bytes()
     }
 
     /// What the table takes.

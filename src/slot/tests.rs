@@ -10,7 +10,7 @@ use crate::sync;
 fn table(slots: u64) -> SlotTable {
     let table = SlotTable::new(Words::new(slots, &MemoryKind::default()).unwrap());
     for index in 0..slots {
-        table.ensure(index).unwrap();
+        table.make(index);
     }
     table
 }

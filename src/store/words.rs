@@ -64,6 +64,17 @@ impl Words {
         Self { mapping, sums, len, existing }
     }
 
+    /// Has the part of `index` exist, as a table does; returns the bytes that it takes more.
+    #[cfg(test)]
+    pub(crate) fn ensure(&self, index: u64) -> Result<u64, StoreError> {
+        if self.get(index).is_some() {
+            return Ok(0);
+        }
+        let count = self.growth(index);
+        let bytes = self.growth_bytes(index, count);
+        self.populate(index, count).map(|()| bytes)
+    }
+
     /// The same words with nothing known of them but what the file says.
     #[cfg(test)]
     pub(crate) fn reopened(self) -> Result<Self, StateError> {
@@ -130,9 +141,7 @@ impl Words {
     /// The word of this index, below `len()`, if the part it lies in exists.
     pub fn get(&self, index: u64) -> Option<&AtomicU64> {
         assert!(index < self.len, "word {index} of {}", self.len);
-        let page = index / WORDS_PER_PAGE;
-        let bits = self.existing[(page / 64) as usize].load(Ordering::Acquire);
-        (bits >> (page % 64) & 1 == 1).then(|| self.mapping.word(index))
+        self.has_page(index / WORDS_PER_PAGE).then(|| self.mapping.word(index))
     }
 
     /// The sum of the word of this index, if the word exists and there are sums.
@@ -141,17 +150,10 @@ impl Words {
         self.get(index).map(|_| sums.half_word(index * 4))
     }
 
-    /// Makes the part exist in which `index` lies, and some of what follows if much of what comes
-    /// before exists: a table that is filled in order is populated in batches.
-    ///
-    /// Returns the bytes that came to exist; sums may be counted twice.
-    ///
-    /// # Errors
-    /// The host has no memory for it.
-    pub fn ensure(&self, index: u64) -> Result<u64, StoreError> {
-        if self.get(index).is_some() {
-            return Ok(0);
-        }
+    /// How many pages are to be made at once, from the one of `index` on, which does not exist: some
+    /// of what follows too if much of what comes before exists, so a table that is filled in order is
+    /// populated in batches.
+    pub fn growth(&self, index: u64) -> u64 {
         let page = index / WORDS_PER_PAGE;
         let (group, bit) = ((page / 64) as usize, page % 64);
         let bits = self.existing[group].load(Ordering::Acquire);
@@ -159,25 +161,98 @@ impl Words {
         let below = (bits << (63 - bit) << 1).leading_ones();
         let last = self.mapping.len() / HOST_PAGE;
         let end = (page + u64::from(below / 8).max(1)).min(last).min((group as u64 + 1) * 64);
-        let holes = (page + 1..end).take_while(|next| bits >> (next % 64) & 1 == 0).count() as u64;
-        self.populate(page, 1 + holes).or_else(|_| self.populate(page, 1))
+        1 + (page + 1..end).take_while(|next| bits >> (next % 64) & 1 == 0).count() as u64
     }
 
-    /// Makes some pages of one group exist.
-    fn populate(&self, page: u64, count: u64) -> Result<u64, StoreError> {
-        let mut bytes = count * HOST_PAGE;
+    /// Bytes that come to exist if `count` pages are populated from that of `index` on, none of
+    /// which exists. The caller keeps others from populating.
+    pub fn growth_bytes(&self, index: u64, count: u64) -> u64 {
+        let page = index / WORDS_PER_PAGE;
+        let sums = self.bare_sums(page, count).count() as u64;
+        (count + sums) * HOST_PAGE
+    }
+
+    /// Makes `count` pages exist from that of `index` on, all of one group and none of which exists.
+    /// The caller keeps others from populating.
+    ///
+    /// # Errors
+    /// The host has no memory for it. Nothing more exists then.
+    pub fn populate(&self, index: u64, count: u64) -> Result<(), StoreError> {
+        let page = index / WORDS_PER_PAGE;
+        let made = self.try_populate(page, count);
+        if made.is_ok() {
+            let bits = (u64::MAX >> (64 - count)) << (page % 64);
+            self.existing[(page / 64) as usize].fetch_or(bits, Ordering::Release);
+        } else if let Err(error) = self.punch(page, count) {
+            log::warn!("a part of the table that is not used cannot be given back: {error}");
+        }
+        made
+    }
+
+    fn try_populate(&self, page: u64, count: u64) -> Result<(), StoreError> {
         if let Some(sums) = &self.sums {
             let first = page / PAGES_PER_SUMS;
             let after = (page + count).div_ceil(PAGES_PER_SUMS);
-            let len = (after - first) * HOST_PAGE;
             // Before the words, so that no word is without one. What is there stays as it is.
-            sums.populate(first * HOST_PAGE, len)?;
-            bytes += len;
+            sums.populate(first * HOST_PAGE, (after - first) * HOST_PAGE)?;
         }
-        self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)?;
-        let bits = (u64::MAX >> (64 - count)) << (page % 64);
-        self.existing[(page / 64) as usize].fetch_or(bits, Ordering::Release);
-        Ok(bytes)
+        self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)
+    }
+
+    /// Gives pages of words back that count as not existing, and the sums that no page needs then.
+    fn punch(&self, page: u64, count: u64) -> io::Result<()> {
+        // After the words, so that no word is without one.
+        self.mapping.punch(page * HOST_PAGE, count * HOST_PAGE)?;
+        let Some(sums) = &self.sums else { return Ok(()) };
+        self.bare_sums(page, count).try_for_each(|bare| sums.punch(bare * HOST_PAGE, HOST_PAGE))
+    }
+
+    /// The pages of sums beside some pages of words of which no word exists, if there are sums.
+    fn bare_sums(&self, page: u64, count: u64) -> impl Iterator<Item = u64> {
+        let first = page / PAGES_PER_SUMS;
+        let after = (page + count).div_ceil(PAGES_PER_SUMS);
+        let range = if self.sums.is_some() { first..after } else { 0..0 };
+        range.filter(|sums| {
+            let mut beside = sums * PAGES_PER_SUMS..(sums + 1) * PAGES_PER_SUMS;
+            !beside.any(|page| self.has_page(page))
+        })
+    }
+
+    /// Gives back the sums that a process left which died before it made their words, or after it
+    /// gave those back.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn drop_bare_sums(&self) -> io::Result<()> {
+        let Some(sums) = &self.sums else { return Ok(()) };
+        let mut offset = sums.next_existing(0)?;
+        while offset < sums.len() {
+            let page = offset / HOST_PAGE * PAGES_PER_SUMS;
+            for bare in self.bare_sums(page, PAGES_PER_SUMS) {
+                sums.punch(bare * HOST_PAGE, HOST_PAGE)?;
+            }
+            offset = sums.next_existing(offset + HOST_PAGE)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the words that exist and of their sums, by what is known of them.
+    pub fn existing_bytes(&self) -> u64 {
+        // A bit for each page of sums, at that of its first page of words.
+        const FIRST: u64 = u64::MAX / 3;
+        const { assert!(PAGES_PER_SUMS == 2) };
+        let count = |group: &AtomicU64| {
+            let bits = group.load(Ordering::Relaxed);
+            let sums =
+                if self.sums.is_some() { ((bits | bits >> 1) & FIRST).count_ones() } else { 0 };
+            u64::from(bits.count_ones() + sums)
+        };
+        self.existing.iter().map(count).sum::<u64>() * HOST_PAGE
+    }
+
+    fn has_page(&self, page: u64) -> bool {
+        let group = self.existing.get((page / 64) as usize);
+        group.is_some_and(|bits| bits.load(Ordering::Acquire) >> (page % 64) & 1 == 1)
     }
 
     /// The first index at or after `index` that lies in a part that exists, or `len()`.
@@ -197,7 +272,8 @@ impl Words {
         index.max(page * WORDS_PER_PAGE).min(self.len)
     }
 
-    /// Bytes of the words that exist; of a state with their sums and the table's seal.
+    /// Bytes of the words that exist, by the file's allocated blocks; of a state with their sums and the
+    /// table's seal.
     pub fn resident_bytes(&self) -> u64 {
         self.mapping.file_bytes()
     }

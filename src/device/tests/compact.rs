@@ -23,6 +23,7 @@ impl Device {
                 }
             });
         })?;
+        self.pool.adopt_table(self.table.bytes());
         Ok(self)
     }
 }
@@ -229,7 +230,8 @@ fn a_limit_is_met_by_compacting_before_a_write_is_refused() {
 
 #[test]
 fn at_the_limit_a_refused_write_leaves_the_old_page() {
-    let device = device_with(64, "lz4", 8 * PAGE_SIZE as u64);
+    // One of them is the table's.
+    let device = device_with(64, "lz4", 9 * PAGE_SIZE as u64);
     let mut lane = device.lane().unwrap();
     let mut refused = 0;
     for page in 0..16 {

@@ -4,6 +4,7 @@ mod damage;
 mod engine;
 mod revive;
 mod sleepers;
+mod table;
 
 use std::task::{Context, Poll, Waker};
 
