@@ -424,6 +424,23 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     wait_until("descriptors to be closed", || daemon.open_fds() <= before);
 }
 
+/// However often front ends come and go, or err, there are at most ten lines of a kind a second.
+#[test]
+fn a_flood_of_sessions_fills_no_log() {
+    let mut daemon = victim();
+    let began = std::time::Instant::now();
+    for _ in 0..500 {
+        drop(daemon.stream());
+    }
+    expect_served(&mut daemon);
+    let seconds = began.elapsed().as_secs() as usize + 2;
+    let lines = daemon.stderr.all();
+    for text in ["a front end connects", "the front end hung up"] {
+        let count = lines.iter().filter(|line| line.contains(text)).count();
+        assert!((1..=10 * seconds).contains(&count), "{count} times '{text}' in {seconds} s");
+    }
+}
+
 #[test]
 fn sessions_leave_no_descriptors_behind() {
     let mut daemon = victim();

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::inherit::{self, Inherited};
 use super::socket::{self, Bound, SocketError};
 use super::{DaemonError, Endpoint, chain};
-use crate::guest::{Server, SessionEnd};
+use crate::guest::{Kind, Server, SessionEnd};
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once.
 const REST: Duration = Duration::from_millis(100);
@@ -72,7 +72,7 @@ pub(super) fn serve(
         Source::Unbound(_) => return Ok(()),
     };
     while let Some(stream) = next_connection(&listener, stop) {
-        log::info!("a front end connects");
+        server.log().info(Kind::Connections, format_args!("a front end connects"));
         match server.serve(&stream, stop, Some(listener.as_fd())) {
             SessionEnd::Stopped => {
                 // In this order: a front end that sees its connection close may connect again at
@@ -82,9 +82,13 @@ pub(super) fn serve(
                 drop(stream);
                 return Ok(());
             }
-            SessionEnd::HungUp => log::info!("the front end hung up"),
+            SessionEnd::HungUp => {
+                server.log().info(Kind::Connections, format_args!("the front end hung up"));
+            }
             SessionEnd::Refused(error) => {
-                log::warn!("the front end is disconnected: {}", chain(&error));
+                let why = chain(&error);
+                let line = format_args!("the front end is disconnected: {why}");
+                server.log().warn(Kind::Disconnections, line);
                 drop(stream);
                 pause(stop, REST);
             }

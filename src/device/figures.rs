@@ -27,6 +27,8 @@ pub struct Figures {
     pub failed_reads: Counter,
     /// Write, discard and write-zeroes requests that failed.
     pub failed_writes: Counter,
+    /// Requests that were refused before anything was done.
+    invalid_io: Counter,
     /// Requests that took longer than they may, ended or not.
     pub stalled_requests: Counter,
     expired_requests: Counter,
@@ -70,11 +72,24 @@ impl Share {
 }
 
 impl Figures {
+    /// Counts a request that failed.
+    pub fn failed(&self, op: Op) {
+        if op == Op::Read { &self.failed_reads } else { &self.failed_writes }.inc();
+    }
+
     /// Counts a request that was given up while it waited.
     pub fn expired(&self, op: Op) {
         self.expired_requests.inc();
-        let failed = if op == Op::Read { &self.failed_reads } else { &self.failed_writes };
-        failed.inc();
+        self.failed(op);
+    }
+
+    /// Counts a request that was refused before anything was done, and is a read or a change if
+    /// that is known.
+    pub fn refused(&self, op: Option<Op>) {
+        self.invalid_io.inc();
+        if let Some(op) = op {
+            self.failed(op);
+        }
     }
 
     /// Counts that a slot's content `old` was replaced by `new`.
@@ -152,6 +167,10 @@ pub struct Report {
     pub failed_reads: u64,
     /// Write, discard and write-zeroes requests that failed.
     pub failed_writes: u64,
+    /// Requests that were refused before anything was done: they make no sense, ask for sectors that
+    /// there are not or for what is not offered, or would change a read-only disk. Reads and changes
+    /// among them are among the failed ones too.
+    pub invalid_io: u64,
     /// Requests that took longer than they may, ended or not.
     pub stalled_requests: u64,
     /// Those of them that were given up; they are among the failed ones too.
@@ -196,6 +215,7 @@ impl Report {
             flushes: all.total(|f| &f.flushes),
             failed_reads: all.total(|f| &f.failed_reads),
             failed_writes: all.total(|f| &f.failed_writes),
+            invalid_io: all.total(|f| &f.invalid_io),
             stalled_requests: all.total(|f| &f.stalled_requests),
             expired_requests: all.total(|f| &f.expired_requests),
             broken_queues: all.total(|f| &f.broken_queues),
@@ -204,7 +224,7 @@ impl Report {
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 38] {
+    fn pairs(&self) -> [(&'static str, u64); 39] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -228,6 +248,7 @@ impl Report {
             ("flushes", self.flushes),
             ("failed_reads", self.failed_reads),
             ("failed_writes", self.failed_writes),
+            ("invalid_io", self.invalid_io),
             ("stalled_requests", self.stalled_requests),
             ("expired_requests", self.expired_requests),
             ("broken_queues", self.broken_queues),

@@ -42,12 +42,6 @@ pub enum Op {
     WriteZeroes,
 }
 
-impl Op {
-    fn is_read(self) -> bool {
-        self == Op::Read
-    }
-}
-
 /// The bytes of a request could not be moved, because the memory they lie in is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the request's memory cannot be reached")]
@@ -204,7 +198,7 @@ impl Device {
         bytes: u64,
         payload: P,
     ) -> Result<Io<'_, P>, IoError> {
-        self.check_range(sector, bytes).inspect_err(|_| self.count_failure(op))?;
+        self.check_range(sector, bytes).inspect_err(|_| self.figures().refused(Some(op)))?;
         let start = sector * SECTOR_SIZE;
         let end = start + bytes;
         Ok(Io {
@@ -254,11 +248,6 @@ impl Device {
         }
     }
 
-    fn count_failure(&self, op: Op) {
-        let figures = self.figures();
-        if op.is_read() { &figures.failed_reads } else { &figures.failed_writes }.inc();
-    }
-
     fn count_success(&self, op: Op) {
         let figures = self.figures();
         let counter = match op {
@@ -285,7 +274,7 @@ impl<'d, P: Payload> Io<'d, P> {
         let done = ready!(self.work(lane, cx));
         match &done {
             Ok(()) => self.device.count_success(self.op),
-            Err(_) => self.device.count_failure(self.op),
+            Err(_) => self.device.figures().failed(self.op),
         }
         Poll::Ready(done)
     }

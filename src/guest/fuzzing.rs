@@ -64,7 +64,12 @@ pub fn virtqueue(input: &[u8]) {
     let length = input.len().min(MEMORY as usize);
     memory.memory().write_slice(&input[..length], GuestAddress(0)).expect("within memory");
     let event_idx = input.first().is_some_and(|byte| byte & 1 == 1);
-    let shared = Shared { device: Arc::clone(&DEVICE), memory: memory.clone(), options: options() };
+    let shared = Shared {
+        device: Arc::clone(&DEVICE),
+        memory: memory.clone(),
+        options: options(),
+        log: Arc::default(),
+    };
     let vring = Vring::new(memory.clone(), 64).expect("a valid size");
     vring.set_queue_size(SIZE);
     vring.set_queue_info(0, AVAIL, USED).expect("aligned");

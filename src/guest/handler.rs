@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::account::Account;
 use super::config::{ConfigSpace, F_PROTOCOL_FEATURES};
 use super::inflight::{self, Inflight};
+use super::limited::Kind;
 use super::mailbox::Command;
 use super::memory::{Layout, MAX_REGIONS, MemoryMap};
 use super::position::{self, Known, PositionError};
@@ -70,12 +71,6 @@ pub(super) struct Handler {
     had_served: bool,
     /// A ring was refused because it is of a guest whose disk this never was.
     strange: bool,
-}
-
-/// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
-fn refuse<T>(why: impl std::fmt::Display) -> Result<T> {
-    super::limited::warn(format_args!("the front end is refused: {why}"));
-    Err(Error::InvalidParam)
 }
 
 /// An error and its cause.
@@ -155,6 +150,13 @@ impl Handler {
     }
 
     /// The thread of a ring that was started.
+    /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
+    fn refuse<T>(&self, why: impl std::fmt::Display) -> Result<T> {
+        let line = format_args!("the front end is refused: {why}");
+        self.shared.log.warn(Kind::Messages, line);
+        Err(Error::InvalidParam)
+    }
+
     fn worker(&self, ring: usize) -> Result<&Worker> {
         self.workers.running_for(ring).ok_or(Error::BackendInternalError)
     }
@@ -162,7 +164,7 @@ impl Handler {
     fn ring(&self, index: u32) -> Result<usize> {
         let ring = index as usize;
         if ring >= self.vrings.len() {
-            return refuse(format_args!("there is no queue {index}"));
+            return self.refuse(format_args!("there is no queue {index}"));
         }
         Ok(ring)
     }
@@ -193,15 +195,16 @@ impl Handler {
         let (Some(table), Some(used), Some(available)) =
             (translate(table), translate(used), translate(available))
         else {
-            return refuse(format_args!("the rings of queue {ring} lie outside of its memory"));
+            return self
+                .refuse(format_args!("the rings of queue {ring} lie outside of its memory"));
         };
         let vring = &self.vrings[ring];
         if vring.set_queue_info(table, available, used).is_err() {
-            return refuse(format_args!("the rings of queue {ring} are not aligned"));
+            return self.refuse(format_args!("the rings of queue {ring} are not aligned"));
         }
         // Before anything is changed for the ring: there may be no thread to be had.
         if let Err(error) = self.workers.of(ring) {
-            return refuse(format_args!("queue {ring}: {}", full(&error)));
+            return self.refuse(format_args!("queue {ring}: {}", full(&error)));
         }
         vring.set_queue_ready(true);
         let account = match self.position(ring) {
@@ -209,7 +212,7 @@ impl Handler {
             Err(error) => {
                 vring.set_queue_ready(false);
                 self.strange |= matches!(error, PositionError::NeverServed { .. });
-                return refuse(format_args!("queue {ring}: {error}"));
+                return self.refuse(format_args!("queue {ring}: {error}"));
             }
         };
         vring.set_queue_event_idx(self.acked_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1);
@@ -242,14 +245,14 @@ impl Handler {
         };
         let (again, later) = (found.again, found.later);
         if again > 0 {
-            log::info!(
+            self.shared.log.info(Kind::Queues, format_args!(
                 "queue {ring}: takes up again {again} requests in flight, {later} later ones had \
                  been completed"
-            );
+            ));
         }
         if let Some(entries) = found.too_small {
             let order = if known.outlives { ", and completes requests in order" } else { "" };
-            super::limited::warn(format_args!(
+            self.shared.log.warn(Kind::Queues, format_args!(
                 "queue {ring}: the in-flight region has {entries} entries, too few for this ring, \
                  which goes on without it{order}"
             ));
@@ -292,9 +295,10 @@ impl Handler {
         }
         drop(resting);
         for ring in gone {
-            super::limited::warn(format_args!(
-                "queue {ring} is stopped: its rings are no longer in guest memory"
-            ));
+            self.shared.log.warn(
+                Kind::Queues,
+                format_args!("queue {ring} is stopped: its rings are no longer in guest memory"),
+            );
             self.stop(ring)?;
             self.staged[ring].lost = true;
             if let Some(event) = &mut self.staged[ring].error_event {
@@ -308,7 +312,7 @@ impl Handler {
                 self.start_if_complete(ring)?;
             }
         }
-        changed.or_else(|error| refuse(full(&error)))
+        changed.or_else(|error| self.refuse(full(&error)))
     }
 
     /// Whether a ring's addresses still mean what they meant when it was started.
@@ -363,7 +367,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_features(&mut self, features: u64) -> Result<()> {
         if features & !self.shared.options.features() != 0 {
-            return refuse(format_args!("features {features:#x} were not all offered"));
+            return self.refuse(format_args!("features {features:#x} were not all offered"));
         }
         self.acked_features = features;
         Ok(())
@@ -375,7 +379,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         if features & !super::config::GuestOptions::protocol_features().bits() != 0 {
-            return refuse(format_args!("protocol features {features:#x} were not all offered"));
+            return self
+                .refuse(format_args!("protocol features {features:#x} were not all offered"));
         }
         Ok(())
     }
@@ -414,9 +419,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let max = self.shared.options.max_queue_size;
         let size = u16::try_from(num).ok().filter(|size| *size <= max && size.is_power_of_two());
         let Some(size) = size else {
-            return refuse(format_args!(
-                "{num} is no size for a queue: a power of two up to {max}"
-            ));
+            return self
+                .refuse(format_args!("{num} is no size for a queue: a power of two up to {max}"));
         };
         self.change_ring(ring, |this| this.vrings[ring].set_queue_size(size))
     }
@@ -440,7 +444,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let ring = self.ring(index)?;
         let Ok(base) = u16::try_from(base) else {
-            return refuse(format_args!("{base} is no index of a queue"));
+            return self.refuse(format_args!("{base} is no index of a queue"));
         };
         self.change_ring(ring, |this| this.vrings[ring].set_queue_next_avail(base))
     }
@@ -458,7 +462,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let ring = self.ring(index.into())?;
         let Some(fd) = fd else {
-            return refuse(format_args!("queue {ring} would have to be polled"));
+            return self.refuse(format_args!("queue {ring} would have to be polled"));
         };
         self.stop(ring)?;
         self.staged[ring].kick = Some(nonblocking(fd)?);
@@ -514,13 +518,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        inflight::create(asked, &self.shared.options).or_else(|error| refuse(full(&error)))
+        inflight::create(asked, &self.shared.options).or_else(|error| self.refuse(full(&error)))
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
         let options = &self.shared.options;
         let inflight = Inflight::map(given, file, options, self.memory.alarm());
-        let inflight = inflight.or_else(|error| refuse(full(&error)))?;
+        let inflight = inflight.or_else(|error| self.refuse(full(&error)))?;
         let (queues, size) = (given.num_queues, given.queue_size);
         log::debug!("an in-flight region for {queues} queues of {size}");
         // A front end sends it before its rings. One that does not has them start anew with it.

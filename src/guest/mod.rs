@@ -12,7 +12,8 @@
 //! * `parked`: its requests that wait, and how many there may be
 //! * `watchdog`: requests that do not end
 //! * `ring`, `chain`: available and used rings, descriptor chains
-//! * `request`: virtio-blk requests from chain to status
+//! * `request`, `refusal`: virtio-blk requests from chain to status, and why one is refused
+//! * `limited`: warnings that come too often
 //! * `sys`: two system calls
 //! * `config`: features, limits, configuration space
 
@@ -32,6 +33,7 @@ mod parked;
 mod position;
 mod queue;
 mod recovery;
+mod refusal;
 mod request;
 mod ring;
 mod session;
@@ -44,5 +46,6 @@ mod worker;
 mod workers;
 
 pub use self::config::GuestOptions;
+pub use self::limited::{Kind, Limiter};
 pub use self::session::{Server, SessionEnd, SessionError};
 pub use self::watchdog::Patience;

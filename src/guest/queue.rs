@@ -8,6 +8,7 @@
 mod work;
 
 use std::collections::VecDeque;
+use std::fmt::Arguments;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use vm_memory::GuestMemoryLoadGuard;
 use super::account::Account;
 use super::chain::{Chain, Segment};
 use super::config::GuestOptions;
+use super::limited::{Kind, Limiter};
 use super::mailbox::Mailbox;
 use super::memory::{Memory, SharedMemory};
 use super::parked::{Bound, InFlight, Parked};
@@ -44,6 +46,8 @@ pub(super) struct Shared {
     pub(super) device: Arc<Device>,
     pub(super) memory: SharedMemory,
     pub(super) options: GuestOptions,
+    /// What is logged, less what comes too often.
+    pub(super) log: Arc<Limiter>,
 }
 
 /// Whether a queue has more to do right away.
@@ -162,6 +166,11 @@ impl<'d> QueueServer<'d> {
         self.running = true;
     }
 
+    /// Logs a warning about this queue, unless there were too many of its kind lately.
+    pub(super) fn warn(&self, kind: Kind, message: Arguments<'_>) {
+        self.shared.log.warn(kind, format_args!("queue {}: {message}", self.index));
+    }
+
     /// Takes no more heads. Those in flight go on; see [`Self::is_drained`].
     pub(super) fn stop(&mut self) {
         self.running = false;
@@ -267,17 +276,20 @@ impl<'d> QueueServer<'d> {
     /// Reports the requests that are parked for too long at `now`, and gives up those that are
     /// parked for far too long. True if there were such, so that there is room for others.
     pub(super) fn look_after(&mut self, now: Duration, patience: &Patience) -> bool {
-        let (index, figures) = (self.index, self.shared.device.figures());
+        let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);
         let lost = self.parked.overdue(now, patience, |request, age| {
             figures.stalled_requests.inc();
             let what = request.io.waits_for().map(|what| format!(", now for {what}"));
-            super::limited::warn(format_args!(
-                "queue {index}: request {} ({}) has waited for {:.1} s{}",
-                request.taken.head(),
-                request.extent,
-                age.as_secs_f64(),
-                what.unwrap_or_default()
-            ));
+            log.warn(
+                Kind::Stalls,
+                format_args!(
+                    "queue {index}: request {} ({}) has waited for {:.1} s{}",
+                    request.taken.head(),
+                    request.extent,
+                    age.as_secs_f64(),
+                    what.unwrap_or_default()
+                ),
+            );
         });
         if lost.is_empty() {
             return false;
@@ -287,9 +299,7 @@ impl<'d> QueueServer<'d> {
                 continue;
             };
             figures.expired(extent.op);
-            super::limited::warn(format_args!(
-                "queue {index}: request {head} ({extent}) is given up"
-            ));
+            self.warn(Kind::Stalls, format_args!("request {head} ({extent}) is given up"));
             // Its pages are done or untouched, and its place in a slot's queue is free.
             let payload = io.into_payload();
             self.answer(reply, payload.memory(), taken, Status::IoErr);
@@ -426,7 +436,9 @@ impl<'d> QueueServer<'d> {
             return;
         }
         self.shared.device.figures().broken_queues.inc();
-        super::limited::warn(format_args!("queue {} is stopped: {error}", self.index));
+        self.shared
+            .log
+            .warn(Kind::Queues, format_args!("queue {} is stopped: {error}", self.index));
         self.running = false;
         if let Some(ledger) = self.account.ledger() {
             ledger.leave_again();

@@ -25,6 +25,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, Gues
 use super::chain::{Chain, ChainError, Segment, total, trim_front, trim_last_byte};
 use super::config::{GuestOptions, MAX_FREE_SECTORS, MAX_FREE_SEGMENTS};
 use super::memory::{self, Memory};
+use super::refusal::{Refusal, Refused};
 use crate::device::{Op, Payload, PayloadFault};
 use crate::units::SECTOR_SIZE;
 
@@ -161,7 +162,7 @@ pub(super) enum Request {
     /// Return the serial.
     GetId { data: Vec<Segment>, reply: Reply },
     /// Not valid, or not supported.
-    Refused { status: Status, reply: Reply },
+    Refused { refused: Refused, reply: Reply },
 }
 
 /// Moves bytes between guest memory, named by segments, and private memory.
@@ -281,52 +282,75 @@ impl Request {
         options: &GuestOptions,
         reply: Reply,
     ) -> Self {
-        let refused = |status| Request::Refused { status, reply };
         if chain.misordered {
-            return refused(Status::IoErr);
+            return refused(Refusal::Order, None, reply);
         }
-        let Some(header) = read_header(memory, chain) else { return refused(Status::IoErr) };
+        let Some(header) = read_header(memory, chain) else {
+            return refused(Refusal::Header, None, reply);
+        };
         let (input, output) = (total(&chain.writable), total(&chain.readable));
-        match header.kind {
-            VIRTIO_BLK_T_IN => {
+        let request = match header.kind {
+            VIRTIO_BLK_T_IN => (|| {
                 // Data in the wrong direction cannot be meant.
-                if output != 0 || !is_data(memory, &chain.writable, options) {
-                    return refused(Status::IoErr);
-                }
+                check(output == 0, Refusal::Direction)?;
+                check_data(memory, &chain.writable, options)?;
                 let data = std::mem::take(&mut chain.writable);
                 let reply = Reply { data: input as u32, ..reply };
-                Request::Io { op: Op::Read, sector: header.sector, bytes: input, data, reply }
-            }
-            VIRTIO_BLK_T_OUT => {
-                if options.read_only || input != 0 || !is_data(memory, &chain.readable, options) {
-                    return refused(Status::IoErr);
-                }
+                Ok(Request::Io { op: Op::Read, sector: header.sector, bytes: input, data, reply })
+            })(),
+            VIRTIO_BLK_T_OUT => (|| {
+                check(!options.read_only, Refusal::ReadOnly)?;
+                check(input == 0, Refusal::Direction)?;
+                check_data(memory, &chain.readable, options)?;
                 let data = std::mem::take(&mut chain.readable);
-                Request::Io { op: Op::Write, sector: header.sector, bytes: output, data, reply }
-            }
-            VIRTIO_BLK_T_FLUSH => Request::Flush { reply },
-            VIRTIO_BLK_T_GET_ID if output != 0 || !is_in_reach(memory, &chain.writable) => {
-                refused(Status::IoErr)
-            }
-            VIRTIO_BLK_T_GET_ID => {
+                Ok(Request::Io { op: Op::Write, sector: header.sector, bytes: output, data, reply })
+            })(),
+            VIRTIO_BLK_T_FLUSH => Ok(Request::Flush { reply }),
+            VIRTIO_BLK_T_GET_ID => (|| {
+                check(output == 0, Refusal::Direction)?;
+                check(is_in_reach(memory, &chain.writable), Refusal::Outside)?;
                 let data = std::mem::take(&mut chain.writable);
                 let reply = Reply { data: input.min(options.id().len() as u64) as u32, ..reply };
-                Request::GetId { data, reply }
-            }
+                Ok(Request::GetId { data, reply })
+            })(),
             VIRTIO_BLK_T_DISCARD => parse_free(memory, chain, Op::Discard, options, reply),
             VIRTIO_BLK_T_WRITE_ZEROES => parse_free(memory, chain, Op::WriteZeroes, options, reply),
-            _ => refused(Status::Unsupported),
-        }
+            kind => Err(Refusal::Type(kind)),
+        };
+        request.unwrap_or_else(|why| refused(why, op_of(header.kind), reply))
     }
+}
+
+fn refused(why: Refusal, op: Option<Op>, reply: Reply) -> Request {
+    Request::Refused { refused: Refused { why, op }, reply }
+}
+
+/// What a type of request does with the disk's contents, if anything.
+fn op_of(kind: u32) -> Option<Op> {
+    match kind {
+        VIRTIO_BLK_T_IN => Some(Op::Read),
+        VIRTIO_BLK_T_OUT => Some(Op::Write),
+        VIRTIO_BLK_T_DISCARD => Some(Op::Discard),
+        VIRTIO_BLK_T_WRITE_ZEROES => Some(Op::WriteZeroes),
+        _ => None,
+    }
+}
+
+fn check(fits: bool, otherwise: Refusal) -> Result<(), Refusal> {
+    if fits { Ok(()) } else { Err(otherwise) }
 }
 
 /// Whether data can be moved as a whole: of a length that may be, and all of it within reach. A
 /// request is refused before it has moved a byte, not in the middle.
-fn is_data(memory: &Memory, segments: &[Segment], options: &GuestOptions) -> bool {
+fn check_data(
+    memory: &Memory,
+    segments: &[Segment],
+    options: &GuestOptions,
+) -> Result<(), Refusal> {
     let bytes = total(segments);
-    bytes.is_multiple_of(SECTOR_SIZE)
-        && bytes <= options.max_request_bytes()
-        && is_in_reach(memory, segments)
+    check(bytes.is_multiple_of(SECTOR_SIZE), Refusal::Length)?;
+    check(bytes <= options.max_request_bytes(), Refusal::TooLong)?;
+    check(is_in_reach(memory, segments), Refusal::Outside)
 }
 
 fn is_in_reach(memory: &Memory, segments: &[Segment]) -> bool {
@@ -350,33 +374,23 @@ fn parse_free(
     op: Op,
     options: &GuestOptions,
     reply: Reply,
-) -> Request {
-    let refused = |status| Request::Refused { status, reply };
+) -> Result<Request, Refusal> {
+    check(!options.read_only, Refusal::ReadOnly)?;
     let bytes = total(&chain.readable);
-    if options.read_only || bytes == 0 || !bytes.is_multiple_of(FREE_SEGMENT_BYTES as u64) {
-        return refused(Status::IoErr);
-    }
-    if bytes > (MAX_FREE_SEGMENTS * FREE_SEGMENT_BYTES) as u64 {
-        return refused(Status::Unsupported);
-    }
+    check(bytes != 0 && bytes.is_multiple_of(FREE_SEGMENT_BYTES as u64), Refusal::Length)?;
+    check(bytes <= (MAX_FREE_SEGMENTS * FREE_SEGMENT_BYTES) as u64, Refusal::Ranges)?;
     let mut segment = [0; FREE_SEGMENT_BYTES];
-    if copy_front(memory, &chain.readable, &mut segment).is_none() {
-        return refused(Status::IoErr);
-    }
+    copy_front(memory, &chain.readable, &mut segment).ok_or(Refusal::Outside)?;
     let value = u128::from_le_bytes(segment);
     let (sector, sectors, flags) = (value as u64, (value >> 64) as u32, (value >> 96) as u32);
-    if sectors > MAX_FREE_SECTORS {
-        return refused(Status::IoErr);
-    }
+    check(sectors <= MAX_FREE_SECTORS, Refusal::TooManySectors)?;
     let allowed = match op {
         Op::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
         _ => 0,
     };
-    if flags & !allowed != 0 {
-        return refused(Status::Unsupported);
-    }
+    check(flags & !allowed == 0, Refusal::Flags(flags))?;
     let bytes = u64::from(sectors) * SECTOR_SIZE;
-    Request::Io { op, sector, bytes, data: Vec::new(), reply }
+    Ok(Request::Io { op, sector, bytes, data: Vec::new(), reply })
 }
 
 /// Copies the first bytes of some segments; `None` if there are not as many, or out of reach.

@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::GuestOptions;
 use super::handler::Handler;
+use super::limited::Limiter;
 use super::memory::MemoryMap;
 use super::queue::{Shared, Vring};
 use super::sys;
@@ -82,6 +83,7 @@ pub enum SessionError {
 pub struct Server {
     device: Arc<Device>,
     options: GuestOptions,
+    log: Arc<Limiter>,
 }
 
 type Connection = BackendReqHandler<Mutex<Handler>>;
@@ -89,7 +91,12 @@ type Connection = BackendReqHandler<Mutex<Handler>>;
 impl Server {
     /// A server of one disk.
     pub fn new(device: Arc<Device>, options: GuestOptions) -> Self {
-        Self { device, options }
+        Self { device, options, log: Arc::default() }
+    }
+
+    /// What the server and its sessions log, less what comes too often.
+    pub fn log(&self) -> &Limiter {
+        &self.log
     }
 
     /// Serves one front end until it hangs up, errs, or `stop` becomes readable. `others` is
@@ -142,6 +149,7 @@ impl Session {
             device: Arc::clone(&server.device),
             memory: memory.shared(),
             options: options.clone(),
+            log: Arc::clone(&server.log),
         });
         let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
         let stream = stream.try_clone().map_err(SessionError::Connection)?;

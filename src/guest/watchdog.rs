@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::limited::{Kind, Limiter};
 use super::parked::Extent;
 use crate::device::{Device, Op};
 use crate::sync;
@@ -188,7 +189,7 @@ impl Watch {
         self.armed.load(Ordering::Relaxed)
     }
 
-    fn run(&self, device: &Device, interval: Duration) {
+    fn run(&self, device: &Device, log: &Limiter, interval: Duration) {
         let mut seen = Vec::new();
         loop {
             if seen.is_empty() && self.sleep() {
@@ -203,7 +204,7 @@ impl Watch {
                 if beat != seen.beat {
                     *seen = Seen { beat, since: now };
                 } else if beat & 1 == 1 && self.patience.is_over(now - seen.since) {
-                    report(pulse, beat, now - seen.since, device);
+                    report(pulse, beat, now - seen.since, device, log);
                 }
             }
             if quiet {
@@ -232,7 +233,7 @@ impl Watch {
 }
 
 /// Reports a thread that does not get out of a poll, once for each poll.
-fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device) {
+fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device, log: &Limiter) {
     if pulse.reported.load(Ordering::Relaxed) == beat {
         return;
     }
@@ -241,10 +242,13 @@ fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device) {
     if !before {
         device.figures().stalled_requests.inc();
     }
-    super::limited::warn(format_args!(
-        "queue {queue}: request {head} ({extent}) has kept its thread for {:.1} s",
-        age.as_secs_f64()
-    ));
+    log.warn(
+        Kind::Stalls,
+        format_args!(
+            "queue {queue}: request {head} ({extent}) has kept its thread for {:.1} s",
+            age.as_secs_f64()
+        ),
+    );
 }
 
 /// The thread that watches a session's queue threads. Dropping it ends the thread.
@@ -255,10 +259,14 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Starts the thread, unless the watch is off.
-    pub(super) fn start(watch: Arc<Watch>, device: Arc<Device>) -> io::Result<Self> {
+    pub(super) fn start(
+        watch: Arc<Watch>,
+        device: Arc<Device>,
+        log: Arc<Limiter>,
+    ) -> io::Result<Self> {
         let its_watch = Arc::clone(&watch);
         let thread = watch.patience.interval().map(|interval| {
-            let body = move || its_watch.run(&device, interval);
+            let body = move || its_watch.run(&device, &log, interval);
             thread::Builder::new().name("watchdog".into()).spawn(body)
         });
         Ok(Self { watch, thread: thread.transpose()? })

@@ -11,6 +11,7 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::limited::Kind;
 use super::mailbox::{Command, Mailbox};
 use super::queue::{QueueServer, Shared, Turn, Vring};
 use super::watchdog::{Pulse, Watch};
@@ -208,7 +209,8 @@ impl QueueThread<'_> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Not an eventfd, or the end of one: it would be readable for ever.
             _ => {
-                log::warn!("queue {}: the kick descriptor is of no use", queue.index);
+                let text = format_args!("the kick descriptor is of no use");
+                queue.server.warn(Kind::Descriptors, text);
                 unlisten(&self.epoll, kick.as_raw_fd());
                 queue.kick = None;
             }
@@ -223,7 +225,8 @@ impl QueueThread<'_> {
                     unlisten(&self.epoll, old.as_raw_fd());
                 }
                 if let Err(error) = listen(&self.epoll, kick.as_raw_fd(), number as u64) {
-                    log::warn!("queue {ring}: kicks cannot be waited for: {error}");
+                    let text = format_args!("kicks cannot be waited for: {error}");
+                    queue.server.warn(Kind::Descriptors, text);
                 }
                 queue.kick = Some(kick);
                 queue.server.start(error_event, account);

@@ -52,7 +52,8 @@ impl Workers {
         if self.threads[number].is_none() {
             if self.watchdog.is_none() {
                 let device = Arc::clone(&self.shared.device);
-                let started = Watchdog::start(Arc::clone(&self.watch), device);
+                let log = Arc::clone(&self.shared.log);
+                let started = Watchdog::start(Arc::clone(&self.watch), device, log);
                 self.watchdog = Some(started.map_err(WorkersError::Thread)?);
             }
             let own = self.vrings.iter().enumerate().skip(number).step_by(count);

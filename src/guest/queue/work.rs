@@ -5,8 +5,10 @@ use std::task::{Context, Poll};
 use vm_memory::GuestMemoryLoadGuard;
 
 use super::super::chain::DescriptorTable;
+use super::super::limited::Kind;
 use super::super::memory::{self, Memory};
 use super::super::parked::{Extent, InFlight};
+use super::super::refusal::Refused;
 use super::super::request::{GuestBytes, Reply, Request, Status, Taken, Unanswerable, deliver_id};
 use super::super::ring::{self, RingError};
 use super::QueueServer;
@@ -61,6 +63,9 @@ impl<'d> QueueServer<'d> {
         };
         if memory::is_lost(memory) {
             // What was read from lost memory is zeroes, which may look like a request.
+            if let Request::Io { op, .. } = request {
+                self.shared.device.figures().failed(op);
+            }
             self.answer(request.reply(), memory, taken, Status::IoErr);
             return Some(0);
         }
@@ -91,7 +96,12 @@ impl<'d> QueueServer<'d> {
                 let status = deliver_id(memory, &data, &self.shared.options.id());
                 self.answer(reply, memory, taken, status);
             }
-            Request::Refused { status, reply } => self.answer(reply, memory, taken, status),
+            Request::Refused { refused, reply } => {
+                let Refused { why, op } = refused;
+                self.shared.device.figures().refused(op);
+                self.warn(why.kind(), format_args!("request {} is refused: {why}", taken.head()));
+                self.answer(reply, memory, taken, why.status());
+            }
         }
         Some(0)
     }
@@ -156,12 +166,11 @@ impl<'d> QueueServer<'d> {
 
     fn report(&self, head: u16, error: &IoError) {
         let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
-        match error {
-            // The guest's own mistakes are many and harmless.
-            IoError::OutOfRange { .. } | IoError::Unaligned { .. } | IoError::Payload(_) => {
-                log::debug!("queue {}: request {head}: {error}{cause}", self.index);
-            }
-            _ => super::super::limited::warn(format_args!("queue {}: {error}{cause}", self.index)),
-        }
+        let kind = match error {
+            IoError::OutOfRange { .. } | IoError::Unaligned { .. } => Kind::Range,
+            IoError::Decompress { .. } | IoError::Damaged { .. } => Kind::Damage,
+            _ => Kind::Failures,
+        };
+        self.warn(kind, format_args!("request {head} fails: {error}{cause}"));
     }
 }

@@ -5,12 +5,14 @@ mod lost;
 mod memory;
 mod queue;
 mod recovery;
+mod refused;
 mod request;
 mod resume;
 mod rig;
 mod ring;
 mod unanswerable;
 mod watchdog;
+mod worker;
 
 use vm_memory::{Bytes, GuestAddress};
 

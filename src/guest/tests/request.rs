@@ -60,7 +60,7 @@ impl Guest {
 
     fn status_of(&self, readable: &[Segment], writable: &[Segment]) -> Option<Status> {
         match self.answerable(readable, writable) {
-            Request::Refused { status, .. } => Some(status),
+            Request::Refused { refused, .. } => Some(refused.why.status()),
             _ => None,
         }
     }
@@ -160,7 +160,7 @@ fn discard_and_write_zeroes_are_checked_in_the_order_that_qemu_has() {
         guest.answerable(&[seg(HEADER, 16), seg(DATA, bytes)], &[seg(STATUS, 1)])
     };
     let status = |kind, bytes| match free(kind, bytes) {
-        Request::Refused { status, .. } => Some(status),
+        Request::Refused { refused, .. } => Some(refused.why.status()),
         _ => None,
     };
     for kind in [11, 13] {

@@ -1,5 +1,7 @@
 //! Queues that publish in order, and queues that take up what another process left.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::super::account::Account;
-use super::super::inflight::tests::{overwrite, region};
+use super::super::inflight::tests::{overwrite, region, watch_stores};
 use super::super::inflight::{Contents, Inflight};
 use super::super::mailbox::Command;
 use super::super::order::Order;
@@ -169,6 +171,37 @@ fn what_was_in_flight_is_done_first_and_once() {
     // Those that were taken now count on from the greatest there was.
     assert_eq!([contents.entries[3].counter, contents.entries[12].counter], [13, 14]);
     assert!(rig.shared.device.has_served());
+}
+
+/// Whoever finds a request in a region that a disk never served takes the disk for another's. So the
+/// disk says that it serves before the region, or anything else, says that it was used.
+#[test]
+fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
+    let rig = Rig::new();
+    let region = left(&[], 0);
+    let account = account(&rig, &region);
+    let (mut server, mut lane) = (rig.server_on(account), rig.lane());
+    rig.settle(&mut server, &mut lane);
+    assert!(!rig.shared.device.has_served(), "nothing was asked for yet");
+    rig.write(0, 0, 4096);
+    let (device, looks) = (Arc::clone(&rig.shared.device), Rc::new(Cell::new(0)));
+    let seen = Rc::clone(&looks);
+    watch_stores(Some(Box::new(move || {
+        assert!(device.has_served(), "store {} of the region came first", seen.get());
+        seen.set(seen.get() + 1);
+    })));
+    rig.settle(&mut server, &mut lane);
+    watch_stores(None);
+    assert!(looks.get() > 0);
+    // Without a region, what a request that still waits did may be on the disk already.
+    let rig = Rig::new();
+    let held = rig.offer_to_held(1);
+    rig.shared.device.forget_served();
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    rig.settle(&mut server, &mut lane);
+    assert!(rig.shared.device.has_served() && !server.is_drained());
+    drop(held);
+    rig.settle(&mut server, &mut lane);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::super::account::Account;
 use super::super::chain::Segment;
 use super::super::config::GuestOptions;
+use super::super::limited::tests::Printed;
 use super::super::mailbox::Mailbox;
 use super::super::memory::{MemoryMap, for_tests};
 use super::super::queue::{QueueServer, Shared, Turn, Vring};
@@ -40,17 +41,28 @@ pub(super) struct Rig {
     pub(super) shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
     pub(super) vring: Vring,
+    /// What is logged, in a second that never ends.
+    pub(super) printed: Arc<Printed>,
 }
 
 impl Rig {
     pub(super) fn new() -> Self {
+        Self::with(false)
+    }
+
+    /// A rig whose disk must not be changed.
+    pub(super) fn read_only() -> Self {
+        Self::with(true)
+    }
+
+    fn with(read_only: bool) -> Self {
         let map = for_tests(0, DATA + 32 * ROOM);
         let options = GuestOptions {
             num_queues: 1,
             max_queue_size: SIZE,
             threads: 1,
             serial: String::new(),
-            read_only: false,
+            read_only,
             patience: Patience::default(),
         };
         let codec = "lz4".parse().unwrap();
@@ -70,8 +82,9 @@ impl Rig {
         vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
         vring.set_queue_ready(true);
         vring.set_enabled(true);
-        let shared = Arc::new(Shared { device, memory: map.shared(), options });
-        Self { map, shared, mailbox: Mailbox::new().unwrap(), vring }
+        let (log, printed) = Printed::limiter();
+        let shared = Arc::new(Shared { device, memory: map.shared(), options, log });
+        Self { map, shared, mailbox: Mailbox::new().unwrap(), vring, printed }
     }
 
     pub(super) fn server(&self) -> QueueServer<'_> {

@@ -156,7 +156,8 @@ fn a_thread_looks_after_what_it_has_parked_without_being_woken() {
     let held = rig.offer_to_held(3);
     let patience = Patience { report: SECOND / 10, fail: SECOND / 5 };
     let (mut worker, watch) = worker(&rig, patience);
-    let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device)).unwrap();
+    let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device), Arc::default())
+        .unwrap();
     // Dropped first, or a thread would be waited for that waits for this.
     let held = held;
     wait_until("the failure of all three", || rig.used().len() == 6);
@@ -212,7 +213,7 @@ fn a_thread_that_does_not_leave_a_poll_is_reported_once() {
     let rig = Rig::new();
     let watch = Watch::new(2, Patience { report: SECOND / 20, fail: Duration::ZERO });
     let device = Arc::clone(&rig.shared.device);
-    let dog = Watchdog::start(Arc::clone(&watch), device).unwrap();
+    let dog = Watchdog::start(Arc::clone(&watch), device, Arc::default()).unwrap();
     let (idle, busy) = (watch.pulse(0), watch.pulse(1));
     let extent = Extent { op: Op::Write, sector: 7, bytes: 4096 };
     watch.rouse(&idle);
@@ -261,7 +262,7 @@ fn the_watchdog_sleeps_while_the_threads_do_and_wakes_up_with_them() {
     let rig = Rig::new();
     let watch = Watch::new(1, Patience { report: SECOND / 50, fail: Duration::ZERO });
     let device = Arc::clone(&rig.shared.device);
-    let dog = Watchdog::start(Arc::clone(&watch), device).unwrap();
+    let dog = Watchdog::start(Arc::clone(&watch), device, Arc::default()).unwrap();
     let pulse = watch.pulse(0);
     let extent = Extent { op: Op::Read, sector: 0, bytes: 512 };
     for number in 1..=5 {
@@ -277,7 +278,8 @@ fn the_watchdog_sleeps_while_the_threads_do_and_wakes_up_with_them() {
     drop(dog);
     // One that is off is never woken.
     let watch = Watch::new(1, Patience { report: Duration::ZERO, fail: Duration::ZERO });
-    let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device)).unwrap();
+    let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device), Arc::default())
+        .unwrap();
     watch.rouse(&watch.pulse(0));
     drop(dog);
 }
