@@ -166,10 +166,19 @@ mod tests {
             |spec: &str| Costs::measure(&Codec::new(spec.parse().unwrap()).unwrap()).unwrap();
         let (cheap, dear) = (cost("lz4"), cost("zstd(level=19)"));
         assert!(cheap.compress.get() < dear.compress.get());
-        let before = cheap.compress.get();
+    }
+
+    #[test]
+    fn an_average_follows_what_is_added_and_no_single_outlier() {
+        let average = Average::new(Duration::from_micros(5), false);
+        average.add(Duration::from_secs(1));
+        assert!(average.get() < Duration::from_micros(7), "four times the average at most");
         for _ in 0..100 {
-            cheap.compress.add(Duration::from_millis(1));
+            average.add(Duration::from_millis(1));
         }
-        assert!(cheap.compress.get() > before.max(Duration::from_micros(900)));
+        assert!(average.get() > Duration::from_micros(900));
+        let fixed = Average::new(Duration::from_micros(5), true);
+        fixed.add(Duration::from_secs(1));
+        assert_eq!(fixed.get(), Duration::from_micros(5));
     }
 }

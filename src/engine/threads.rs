@@ -39,8 +39,10 @@ impl FromStr for Cpus {
 
 /// Makes the calling thread one that works in the background, on these processors.
 pub(crate) fn settle(cpus: &Cpus) {
-    // On Linux this is the thread's own value, not the process's.
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    // On Linux this is the thread's own value, not the process's. A daemon that is nicer stays so.
+    let own = rustix::process::getpriority_process(None);
+    let nicer = own.and_then(|own| rustix::process::setpriority_process(None, NICE.max(own)));
+    if let Err(error) = nicer {
         log::debug!("a background thread keeps its priority: {error}");
     }
     if cpus.0.is_empty() {

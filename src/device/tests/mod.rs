@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::Policy;
 use crate::sync;
 use crate::units::SECTORS_PER_PAGE;
 
@@ -20,7 +21,8 @@ fn device_with(pages: u64, codec: &str, mem_limit: u64) -> Device {
     let size = pages * PAGE_SIZE as u64;
     let codec = codec.parse().unwrap();
     let memory = MemoryKind::default();
-    let engine = EngineConfig::default();
+    // Whatever the codec costs here and now, who polls does the work.
+    let engine = EngineConfig { policy: Policy::Inline, ..EngineConfig::default() };
     let block_size = BlockChoice::default();
     Device::new(&DeviceConfig { size, block_size, codec, mem_limit, memory, engine }).unwrap()
 }
