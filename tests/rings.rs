@@ -2,16 +2,19 @@
 
 mod common;
 
-use std::{thread, time::Duration};
+use std::{os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use common::{
     LIMIT,
     daemon::{Daemon, client_options, session_options},
     disk::{expect_pattern, pattern, write_pattern},
-    raw::{Outcome, Raw},
+    raw::{GPA, MEMORY, Outcome, Raw, SIZE},
+    wait_until,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost_user_zram_frontend::{
-    Blk, Client, ClientOptions, Desc, Op, Options, Place, Shape, Status,
+    Blk, Client, ClientOptions, Desc, Op, Options, Place, Queue, Region, Shape, Status,
+    queue::Event,
     spec::{T_FLUSH, T_IN, feature},
 };
 
@@ -171,7 +174,7 @@ fn requests_made_before_the_ring_is_enabled_are_seen() {
         let options = ClientOptions { queues: 0, ..client_options() };
         let client = daemon.client_with(&options);
         let event_idx = client.session.has(feature::EVENT_IDX);
-        let queue = vhost_user_zram_frontend::Queue::new(0, &client.region, 64, event_idx).unwrap();
+        let queue = Queue::new(0, &client.region, 64, event_idx).unwrap();
         let mut blk = Blk::new(queue, 8, 4096, true).unwrap();
         submit_writes(&mut blk, 1);
         blk.queue_mut().publish_quietly().unwrap();
@@ -195,7 +198,7 @@ fn a_new_kick_descriptor_takes_the_place_of_the_old() {
         let (pushed, used) = (raw.queue.avail_idx(), raw.queue.used_idx());
         assert_eq!(raw.session.stop(0).unwrap(), pushed);
         let event_idx = raw.queue.event_idx();
-        raw.queue = vhost_user_zram_frontend::Queue::with_ring(0, ring, event_idx).unwrap();
+        raw.queue = Queue::with_ring(0, ring, event_idx).unwrap();
         // A driver that starts over from index 0.
         raw.queue.reset().unwrap();
         assert_eq!(pushed, used);
@@ -283,7 +286,7 @@ fn a_batch_raises_one_interrupt() {
         client.blk().queue().call_event().wait("the interrupt", LIMIT).unwrap();
         let ring = client.blk().queue().ring().clone();
         let done = client.blk().queue().avail_idx();
-        common::wait_until("the batch", || ring.used_idx().unwrap() == done);
+        wait_until("the batch", || ring.used_idx().unwrap() == done);
         // Settled: a message goes there and back behind it.
         client.session.config(0, 60).unwrap();
         let more = client.blk().queue().call_event().take();
@@ -369,4 +372,41 @@ fn used_lengths_count_what_was_written() {
         Outcome::Used { len: 1..=513, status: Status::IoErr } => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// Waits until the daemon has read the kicks so far.
+fn wait_read(event: &Event) {
+    wait_until("the kick to be read", || {
+        let mut fds = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).expect("poll") == 0
+    });
+}
+
+/// As with a QEMU memory backend without share=on: the guest's requests do not show, and it waits for
+/// ever. The log says why.
+#[test]
+fn guest_memory_that_is_not_shared_is_told_of() {
+    let mut daemon = Daemon::start("16M", &[]);
+    let mut session = daemon.session();
+    let memory = Region::not_shared(GPA, MEMORY).unwrap();
+    session.set_mem_table(&[Arc::clone(&memory)]).unwrap();
+    let mut queue = Queue::new(0, &memory, SIZE, true).unwrap();
+    session.start(&queue).unwrap();
+    for times in 1..=3 {
+        assert_eq!(daemon.stats()["blind_queues"], 0, "after {} kicks", times - 1);
+        queue.push(0).unwrap();
+        queue.publish_quietly().unwrap();
+        queue.kick().unwrap();
+        wait_read(queue.kick_event());
+    }
+    let line = daemon.wait_for_log("kicked 3 times and shows no request");
+    assert!(line.contains("share=on") && line.contains("<access mode='shared'/>"), "{line}");
+    assert_eq!(daemon.stats()["blind_queues"], 1);
+    assert_eq!(queue.ring().used_idx().unwrap(), 0);
+    // One whose memory is shared is served, and nothing more is said.
+    drop(session);
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 80, 1);
+    expect_pattern(client.blk(), 0, 80, 1);
+    assert_eq!(daemon.stats()["blind_queues"], 1);
 }

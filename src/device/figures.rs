@@ -34,6 +34,8 @@ pub struct Figures {
     expired_requests: Counter,
     /// Virtqueues that were stopped because they made no sense, or could not be answered.
     pub broken_queues: Counter,
+    /// Virtqueues that were kicked again and again and never showed a request.
+    pub blind_queues: Counter,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: Counter,
     /// Pages that hold something, same-filled ones included.
@@ -178,6 +180,9 @@ pub struct Report {
     /// Virtqueues that were stopped because they made no sense, or had a request that cannot be
     /// answered.
     pub broken_queues: u64,
+    /// Virtqueues that were kicked again and again and never showed a request, as those of guests
+    /// whose memory is not shared.
+    pub blind_queues: u64,
     /// Pages given up by discard or write-zeroes.
     pub notify_free: u64,
     /// What the engine did.
@@ -219,12 +224,13 @@ impl Report {
             stalled_requests: all.total(|f| &f.stalled_requests),
             expired_requests: all.total(|f| &f.expired_requests),
             broken_queues: all.total(|f| &f.broken_queues),
+            blind_queues: all.total(|f| &f.blind_queues),
             notify_free: all.total(|f| &f.notify_free),
             engine,
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 39] {
+    fn pairs(&self) -> [(&'static str, u64); 40] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -252,6 +258,7 @@ impl Report {
             ("stalled_requests", self.stalled_requests),
             ("expired_requests", self.expired_requests),
             ("broken_queues", self.broken_queues),
+            ("blind_queues", self.blind_queues),
             ("notify_free", self.notify_free),
             ("engine_jobs", self.engine.jobs),
             ("engine_batches", self.engine.batches),

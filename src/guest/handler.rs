@@ -28,7 +28,7 @@ use super::limited::Kind;
 use super::mailbox::Command;
 use super::memory::{Layout, MAX_REGIONS, MemoryMap};
 use super::position::{self, Known, PositionError};
-use super::queue::{Shared, Vring};
+use super::queue::{SHARE_IT, Shared, Vring};
 use super::worker::Worker;
 use super::workers::Workers;
 
@@ -195,8 +195,10 @@ impl Handler {
         let (Some(table), Some(used), Some(available)) =
             (translate(table), translate(used), translate(available))
         else {
-            return self
-                .refuse(format_args!("the rings of queue {ring} lie outside of its memory"));
+            return self.refuse(format_args!(
+                "the rings of queue {ring} lie outside of its memory, which may be shared in part \
+                 only: {SHARE_IT}"
+            ));
         };
         let vring = &self.vrings[ring];
         if vring.set_queue_info(table, available, used).is_err() {

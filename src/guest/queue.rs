@@ -38,6 +38,16 @@ use crate::device::{Device, Lane};
 /// thread looks at its other queues. One poll may overrun it.
 const SHARE: Duration = Duration::from_millis(1);
 
+/// What to do about guest memory that is not shared.
+pub(super) const SHARE_IT: &str =
+    "QEMU's memory backend needs share=on, libvirt's <memoryBacking> needs <access mode='shared'/>";
+
+/// Kicks of a ring that never showed a request, after which its memory is taken to be not shared.
+///
+/// A driver kicks for what it has made available before, so a look after the kick finds it. One kick may
+/// be the front end's own, at the start of the ring, and one left over from before that.
+const BLIND_KICKS: u8 = 3;
+
 /// The state of a ring that the session sets and the queue thread uses.
 pub(super) type Vring = VringMutex<SharedMemory>;
 
@@ -79,6 +89,10 @@ pub(super) struct QueueServer<'d> {
     running: bool,
     /// A head was taken since the start, so the used index is this queue's own.
     begun: bool,
+    /// The driver kicked since the last look at the ring.
+    kicked: bool,
+    /// Looks after a kick since the start that found nothing, while nothing was found at all.
+    blind_kicks: u8,
     /// Told when the ring breaks.
     error_event: Option<File>,
     heads: Heads,
@@ -131,6 +145,8 @@ impl<'d> QueueServer<'d> {
             pulse,
             running: false,
             begun: false,
+            kicked: false,
+            blind_kicks: 0,
             error_event: None,
             heads: Heads::default(),
             account: Account::default(),
@@ -163,6 +179,8 @@ impl<'d> QueueServer<'d> {
         self.quiet = false;
         self.broken = false;
         self.begun = false;
+        self.kicked = false;
+        self.blind_kicks = 0;
         self.running = true;
     }
 
@@ -174,6 +192,11 @@ impl<'d> QueueServer<'d> {
     /// Takes no more heads. Those in flight go on; see [`Self::is_drained`].
     pub(super) fn stop(&mut self) {
         self.running = false;
+    }
+
+    /// The driver kicked; the queue has its turn next.
+    pub(super) fn kicked(&mut self) {
+        self.kicked = true;
     }
 
     /// Whether nothing is being worked on: what was begun is finished and published.
@@ -349,6 +372,7 @@ impl<'d> QueueServer<'d> {
             outcome?;
             self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
+                self.found_nothing();
                 return Ok(Next::Rest(self.rest(false)));
             }
         } else {
@@ -375,6 +399,25 @@ impl<'d> QueueServer<'d> {
         self.signalled = 0;
         if let Some(ledger) = self.account.ledger() {
             ledger.end_batch(&[], 0);
+        }
+    }
+
+    /// A look at the ring found nothing. Where that happens after each kick, the guest writes its
+    /// ring to memory that is not this one.
+    fn found_nothing(&mut self) {
+        if !std::mem::take(&mut self.kicked) || self.begun {
+            return;
+        }
+        self.blind_kicks = self.blind_kicks.saturating_add(1);
+        if self.blind_kicks == BLIND_KICKS {
+            self.shared.device.figures().blind_queues.inc();
+            self.warn(
+                Kind::Queues,
+                format_args!(
+                    "the guest has kicked {BLIND_KICKS} times and shows no request, so its memory is \
+                     probably not shared: {SHARE_IT}"
+                ),
+            );
         }
     }
 

@@ -205,7 +205,7 @@ impl QueueThread<'_> {
         let Some(kick) = &mut queue.kick else { return };
         let mut count = [0; 8];
         match kick.read(&mut count) {
-            Ok(8) => {}
+            Ok(8) => queue.server.kicked(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Not an eventfd, or the end of one: it would be readable for ever.
             _ => {

@@ -188,3 +188,55 @@ fn a_stopped_queue_finishes_what_waits_and_takes_nothing() {
     assert_eq!((rig.status(1), rig.status(2)), (0, 0xff));
     assert_eq!(rig.next_avail(), 2);
 }
+
+/// A guest whose memory is not shared kicks, and nothing shows here.
+#[test]
+fn kicks_that_never_show_a_request_are_told_of_once() {
+    let rig = Rig::new();
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    for _ in 0..2 {
+        server.kicked();
+        rig.settle(&mut server, &mut lane);
+        // A look without a kick says nothing.
+        rig.settle(&mut server, &mut lane);
+        assert_eq!(rig.printed.take(), [""; 0]);
+    }
+    for _ in 0..5 {
+        server.kicked();
+        rig.settle(&mut server, &mut lane);
+    }
+    let printed = rig.printed.take();
+    assert_eq!(printed.len(), 1, "{printed:?}");
+    assert!(printed[0].contains("share=on") && printed[0].contains("<access mode='shared'/>"));
+    assert_eq!(rig.shared.device.report().blind_queues, 1);
+}
+
+/// A kick whose request was found before it came is common, and so are kicks while a queue is full.
+#[test]
+fn kicks_that_come_late_are_no_reason_to_worry() {
+    let rig = Rig::new();
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    // The front end's own, and one from before the start.
+    for _ in 0..2 {
+        server.kicked();
+        rig.settle(&mut server, &mut lane);
+    }
+    for n in 0..5 {
+        rig.write(n, n.into(), 4096);
+        rig.settle(&mut server, &mut lane);
+        for _ in 0..5 {
+            server.kicked();
+            rig.settle(&mut server, &mut lane);
+        }
+    }
+    // It starts anew at each start, with nothing left of the kicks before.
+    for _ in 0..3 {
+        let mut server = rig.server();
+        for _ in 0..2 {
+            server.kicked();
+            rig.settle(&mut server, &mut lane);
+        }
+    }
+    assert_eq!(rig.printed.take(), [""; 0]);
+    assert_eq!(rig.shared.device.report().blind_queues, 0);
+}

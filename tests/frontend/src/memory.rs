@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use nix::libc::{MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -54,6 +55,23 @@ impl Region {
         )
         .map_err(|e| Error::Io { what: "mmap", source: std::io::Error::other(e) })?;
         Ok(Arc::new(Self { gpa, file, file_offset, map, next: AtomicU64::new(0) }))
+    }
+
+    /// A region of `len` bytes in a new memfd that is mapped private here, as QEMU maps one with
+    /// `share=off`: what is written here does not show in the file, which is what the back end maps.
+    ///
+    /// # Errors
+    ///
+    /// When the memfd cannot be made or mapped.
+    pub fn not_shared(gpa: u64, len: u64) -> Result<Arc<Self>> {
+        let shared = Self::new(gpa, len)?;
+        let place = FileOffset::from_arc(Arc::clone(&shared.file), 0);
+        let prot = PROT_READ | PROT_WRITE;
+        let flags = MAP_PRIVATE | MAP_NORESERVE;
+        let map = MmapRegion::build(Some(place), len as usize, prot, flags)
+            .map_err(|e| Error::Io { what: "mmap", source: std::io::Error::other(e) })?;
+        let (file, next) = (Arc::clone(&shared.file), AtomicU64::new(0));
+        Ok(Arc::new(Self { gpa, file, file_offset: 0, map, next }))
     }
 
     /// First guest-physical address.
