@@ -73,10 +73,15 @@ pub(super) struct Handler {
     strange: bool,
 }
 
-/// An error and its cause.
+/// An error and its causes.
 fn full(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 impl Handler {

@@ -35,12 +35,11 @@ use std::sync::atomic::Ordering;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
-use vm_memory::mmap::MmapRegionError;
-use vm_memory::{AtomicAccess, AtomicInteger, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, AtomicInteger, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::GuestOptions;
-use super::sigbus::Watch;
+use super::handed::{Handed, HandedError, Mapped};
 use crate::crash;
 
 /// The layout that this code writes; 0 is a part that no ring was started with.
@@ -74,18 +73,10 @@ pub(super) enum InflightError {
     TooSmall { needed: u64, found: u64 },
     #[error("an in-flight region that ends beyond all files")]
     Range,
-    #[error("an in-flight region that is no file")]
-    NoFile,
-    #[error("an in-flight region that ends at byte {needed} of a file of {found} bytes")]
-    FileTooShort { needed: u64, found: u64 },
-    #[error("the file of an in-flight region cannot be asked for its size")]
-    File(#[source] std::io::Error),
     #[error("an in-flight region cannot be made")]
     Make(#[source] std::io::Error),
     #[error("an in-flight region cannot be mapped")]
-    Map(#[source] MmapRegionError),
-    #[error("an in-flight region cannot be watched")]
-    Watch(#[source] std::io::Error),
+    Map(#[from] HandedError),
 }
 
 /// Numbers of queues and of their entries, and so where the parts lie.
@@ -161,13 +152,6 @@ pub(super) fn create(
     Ok((VhostUserInflight::new(bytes, 0, shape.queues, shape.queue_size), file))
 }
 
-#[derive(Debug)]
-struct Mapped {
-    // Before the mapping: what is unmapped must not be watched any more.
-    watch: Watch,
-    mapping: MmapRegion,
-}
-
 /// A region that the front end gave, mapped.
 #[derive(Debug)]
 pub(super) struct Inflight {
@@ -183,25 +167,21 @@ impl Inflight {
         options: &GuestOptions,
         alarm: &Arc<EventFd>,
     ) -> Result<Self, InflightError> {
+        // First: no file may be closed before it was looked at.
+        let handed = Handed::new(file)?;
         let shape = Shape::given(given, options)?;
         let needed = shape.bytes() as u64;
         if given.mmap_size < needed {
             return Err(InflightError::TooSmall { needed, found: given.mmap_size });
         }
         let end = given.mmap_offset.checked_add(given.mmap_size).ok_or(InflightError::Range)?;
-        let meta = file.metadata().map_err(InflightError::File)?;
-        if !meta.is_file() {
-            return Err(InflightError::NoFile);
-        }
-        if meta.len() < end {
-            return Err(InflightError::FileTooShort { needed: end, found: meta.len() });
+        if handed.len() < end {
+            let found = handed.len();
+            return Err(HandedError::FileTooShort { needed: end, found }.into());
         }
         // Only what is used: the size that the front end names may be anything.
-        let place = FileOffset::new(file, given.mmap_offset);
-        let mapping = MmapRegion::from_file(place, shape.bytes()).map_err(InflightError::Map)?;
-        let watch = Watch::new(mapping.as_ptr() as usize, shape.bytes(), alarm);
-        let watch = watch.map_err(InflightError::Watch)?;
-        Ok(Self { mapped: Arc::new(Mapped { watch, mapping }), shape })
+        let mapped = handed.map_at_least(given.mmap_offset, needed, alarm)?;
+        Ok(Self { mapped: Arc::new(mapped), shape })
     }
 
     /// The parts of queue `ring`, if the region has any.
@@ -580,15 +560,25 @@ pub(super) mod tests {
         map(2112, 0, 2112).unwrap();
         map(2112, 4096, 8192).unwrap();
         assert!(matches!(map(2111, 0, 8192), Err(InflightError::TooSmall { .. })));
-        assert!(matches!(map(2112, 0, 2111), Err(InflightError::FileTooShort { .. })));
-        assert!(matches!(map(2112, 4096, 4096), Err(InflightError::FileTooShort { .. })));
+        assert!(matches!(
+            map(2112, 0, 2111),
+            Err(InflightError::Map(HandedError::FileTooShort { .. }))
+        ));
+        assert!(matches!(
+            map(2112, 4096, 4096),
+            Err(InflightError::Map(HandedError::FileTooShort { .. }))
+        ));
         assert!(matches!(map(2112, u64::MAX - 100, 8192), Err(InflightError::Range)));
         assert!(matches!(map(u64::MAX, 1, 8192), Err(InflightError::Range)));
-        assert!(matches!(map(2112, 8, 8192), Err(InflightError::Map(_))), "not of a page");
+        let unaligned = map(2112, 8, 8192);
+        assert!(matches!(
+            unaligned,
+            Err(InflightError::Map(HandedError::Offset { offset: 8, page: 4096 }))
+        ));
         let given = VhostUserInflight::new(2112, 0, 1, 128);
         let file = File::open("/dev/zero").unwrap();
         let mapped = Inflight::map(&given, file, &options(1, 128), &alarm());
-        assert!(matches!(mapped, Err(InflightError::NoFile)));
+        assert!(matches!(mapped, Err(InflightError::Map(HandedError::Kind("a device")))));
     }
 
     #[test]

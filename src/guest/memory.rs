@@ -8,11 +8,11 @@ use vm_memory::bitmap::BS;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError,
     GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError,
-    GuestRegionMmap, GuestUsize, MemoryRegionAddress, MmapRegion, VolatileSlice,
-    mmap::MmapRegionError,
+    GuestRegionMmap, GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use super::handed::{Handed, HandedError, Mapped};
 use super::sigbus::Watch;
 
 /// Regions that a front end may have mapped at once (the crate's own bound for ADD_MEM_REG).
@@ -82,14 +82,8 @@ impl GuestMemoryRegionBytes for Region {}
 /// Why a region of guest memory was refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MemoryError {
-    #[error("a memory region of {0} bytes cannot be mapped")]
-    Map(u64, #[source] MmapRegionError),
-    #[error("the file of a memory region cannot be asked for its size")]
-    File(#[source] std::io::Error),
-    #[error("a memory region ends at byte {needed} of a file of {found} bytes")]
-    FileTooShort { needed: u64, found: u64 },
-    #[error("a memory region cannot be watched")]
-    Watch(#[source] std::io::Error),
+    #[error("a memory region cannot be mapped")]
+    Map(#[from] HandedError),
     #[error("a memory region does not fit into the address space")]
     Address,
     #[error("memory regions overlap")]
@@ -155,14 +149,17 @@ impl MemoryMap {
 
     /// Replaces all regions.
     pub(super) fn set(&mut self, regions: Vec<(Layout, File)>) -> Result<(), MemoryError> {
-        let mapped: Result<Vec<_>, _> =
-            regions.into_iter().map(|(layout, file)| self.map(layout, file)).collect();
+        // All of them first: no file may be closed before it was looked at.
+        let handed: Vec<_> =
+            regions.into_iter().map(|(layout, file)| (layout, Handed::new(file))).collect();
+        let mapped = handed.into_iter().map(|(layout, handed)| self.map(layout, handed?));
+        let mapped: Result<Vec<_>, MemoryError> = mapped.collect();
         self.install(mapped?)
     }
 
     /// Adds a region.
     pub(super) fn add(&mut self, layout: Layout, file: File) -> Result<(), MemoryError> {
-        let mapped = self.map(layout, file)?;
+        let mapped = self.map(layout, Handed::new(file)?)?;
         let mut regions = self.regions.clone();
         regions.push(mapped);
         self.install(regions)
@@ -197,23 +194,13 @@ impl MemoryMap {
         self.regions.iter().any(|(_, region)| region.is_lost())
     }
 
-    fn map(&self, layout: Layout, file: File) -> Result<(Layout, Arc<Region>), MemoryError> {
-        let size = usize::try_from(layout.size).map_err(|_| MemoryError::Address)?;
+    fn map(&self, layout: Layout, handed: Handed) -> Result<(Layout, Arc<Region>), MemoryError> {
         if layout.guest_addr.checked_add(layout.size).is_none()
             || layout.user_addr.checked_add(layout.size).is_none()
         {
             return Err(MemoryError::Address);
         }
-        // The mapping would succeed, and every access beyond the end of the file be a SIGBUS.
-        let meta = file.metadata().map_err(MemoryError::File)?;
-        let end = layout.file_offset.checked_add(layout.size).ok_or(MemoryError::Address)?;
-        if meta.is_file() && meta.len() < end {
-            return Err(MemoryError::FileTooShort { needed: end, found: meta.len() });
-        }
-        let mapping = MmapRegion::from_file(FileOffset::new(file, layout.file_offset), size)
-            .map_err(|error| MemoryError::Map(layout.size, error))?;
-        let watch = Watch::new(mapping.as_ptr() as usize, size, &self.alarm);
-        let watch = watch.map_err(MemoryError::Watch)?;
+        let Mapped { watch, mapping } = handed.map(layout.file_offset, layout.size, &self.alarm)?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(layout.guest_addr));
         let mapping = mapping.ok_or(MemoryError::Address)?;
         Ok((layout, Arc::new(Region { watch, mapping })))

@@ -2,7 +2,8 @@
 //!
 //! * `session`: one front end, from connection to end; the seam behind which all else lies
 //! * `handler`: what each vhost-user message does to rings and memory
-//! * `memory`, `sigbus`: the guest's memory, and its loss
+//! * `memory`: the guest's memory
+//! * `handed`, `sigbus`: files that are mapped for a front end, and their loss
 //! * `workers`, `worker`, `mailbox`: queue threads, and what reaches them
 //! * `queue`: one virtqueue, served
 //! * `position`: where a ring that is started goes on
@@ -14,7 +15,7 @@
 //! * `ring`, `chain`: available and used rings, descriptor chains
 //! * `request`, `refusal`: virtio-blk requests from chain to status, and why one is refused
 //! * `limited`: warnings that come too often
-//! * `sys`: two system calls
+//! * `sys`: three system calls
 //! * `config`: features, limits, configuration space
 
 mod account;
@@ -22,6 +23,7 @@ mod chain;
 mod config;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod handed;
 mod handler;
 mod inflight;
 mod ledger;

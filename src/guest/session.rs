@@ -24,7 +24,7 @@ use super::handler::Handler;
 use super::limited::Limiter;
 use super::memory::MemoryMap;
 use super::queue::{Shared, Vring};
-use super::sys;
+use super::{sigbus, sys};
 use crate::device::Device;
 use crate::sync;
 
@@ -89,8 +89,12 @@ pub struct Server {
 type Connection = BackendReqHandler<Mutex<Handler>>;
 
 impl Server {
-    /// A server of one disk.
+    /// A server of one disk. From now on a SIGBUS that somebody sends does nothing.
     pub fn new(device: Arc<Device>, options: GuestOptions) -> Self {
+        if let Err(error) = sigbus::install() {
+            // Each region of memory will be refused with the same.
+            log::error!("lost guest memory cannot be survived: {error}");
+        }
         Self { device, options, log: Arc::default() }
     }
 

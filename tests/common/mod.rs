@@ -4,6 +4,8 @@
 
 pub mod daemon;
 pub mod disk;
+pub mod fuse;
+pub mod handed;
 pub mod manager;
 pub mod raw;
 

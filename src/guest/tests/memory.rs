@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::chain::Segment;
+use super::super::handed::HandedError;
 use super::super::memory::{Layout, MemoryError, MemoryMap};
 use super::super::request::GuestBytes;
 use crate::device::{Payload, PayloadFault};
@@ -47,14 +48,18 @@ fn regions_that_cannot_be_are_refused_and_change_nothing() {
     let (mut map, _alarm) = map();
     map.add(layout(0, 0, 0x2000), file(0x2000)).unwrap();
     let short = map.add(layout(0x10000, 0x10000, 0x2000), file(0x1fff));
-    assert!(matches!(short, Err(MemoryError::FileTooShort { needed: 0x2000, found: 0x1fff })));
+    assert!(matches!(
+        short,
+        Err(MemoryError::Map(HandedError::FileTooShort { needed: 0x2000, found: 0x1fff }))
+    ));
     let overlap = map.add(layout(0x1000, 0x10000, 0x1000), file(0x1000));
     assert!(matches!(overlap, Err(MemoryError::Layout(_))));
     for (guest, user) in [(u64::MAX - 0xfff, 0), (0x10000, u64::MAX - 0xfff)] {
         let wrapped = map.add(layout(guest, user, 0x2000), file(0x2000));
         assert!(matches!(wrapped, Err(MemoryError::Address)));
     }
-    assert!(map.add(layout(0x10000, 0x10000, 0), file(0)).is_err());
+    let empty = map.add(layout(0x10000, 0x10000, 0), file(0));
+    assert!(matches!(empty, Err(MemoryError::Map(HandedError::Empty))));
     assert_eq!(map.guest_address(0x1fff), Some(0x1fff));
     assert_eq!(map.guest_address(0x10000), None);
 }

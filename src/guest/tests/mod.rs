@@ -1,6 +1,7 @@
 //! Chains, requests, rings and queues against hand-laid guest memory.
 
 mod chain;
+mod handed;
 mod lost;
 mod memory;
 mod queue;
