@@ -70,7 +70,8 @@ pub struct RunArgs {
     /// Block device to drive through io_uring with O_DIRECT. ITS CONTENTS ARE OVERWRITTEN.
     #[arg(long, value_name = "DEVICE", conflicts_with = "null")]
     pub block: Option<PathBuf>,
-    /// Drive a null back end: the generator's own ceiling.
+    /// Drive a null back end: the generator's own ceiling. It needs a processor of its own: it looks
+    /// at its rings for a while before it sleeps.
     #[arg(long)]
     pub null: bool,
     /// After a run on --vhost, run the same against a null back end and print that too.
