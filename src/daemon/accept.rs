@@ -1,19 +1,20 @@
 //! Where front ends come from, and who is served next.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::inherit::{self, Inherited};
+use super::lobby::{self, Lobby};
 use super::socket::{self, Bound, SocketError};
 use super::{DaemonError, Endpoint, chain};
 use crate::guest::{Kind, Server, SessionEnd};
 
-/// How long the daemon rests after it had to refuse a front end, which may try again at once.
+/// How long the daemon rests after it had to refuse a front end, which may try again at once, if
+/// nobody else waits.
 const REST: Duration = Duration::from_millis(100);
 /// Where connections come from, before and after the socket exists.
 pub(super) enum Source {
@@ -71,59 +72,32 @@ pub(super) fn serve(
         // `open` comes before.
         Source::Unbound(_) => return Ok(()),
     };
-    while let Some(stream) = next_connection(&listener, stop) {
-        server.log().info(Kind::Connections, format_args!("a front end connects"));
-        match server.serve(&stream, stop, Some(listener.as_fd())) {
+    let mut lobby = Lobby::new(listener, Arc::clone(server.log())).map_err(DaemonError::Setup)?;
+    while let Some((stream, peer)) = lobby.next(stop) {
+        server.log().info(Kind::Connections, format_args!("a front end ({peer}) connects"));
+        match server.serve(&stream, stop, Some(&mut lobby)) {
             SessionEnd::Stopped => {
                 // In this order: a front end that sees its connection close may connect again at
                 // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
                 // a disk up whose new connection fails half-way.
-                drop(listener);
+                drop(lobby);
                 drop(stream);
                 return Ok(());
             }
             SessionEnd::HungUp => {
-                server.log().info(Kind::Connections, format_args!("the front end hung up"));
+                let line = format_args!("the front end ({peer}) hung up");
+                server.log().info(Kind::Connections, line);
             }
             SessionEnd::Refused(error) => {
                 let why = chain(&error);
-                let line = format_args!("the front end is disconnected: {why}");
+                let line = format_args!("the front end ({peer}) is disconnected: {why}");
                 server.log().warn(Kind::Disconnections, line);
                 drop(stream);
-                pause(stop, REST);
+                if !lobby.has_spoken() {
+                    lobby::pause(stop, REST);
+                }
             }
         }
     }
     Ok(())
-}
-
-/// The next connection, or `None` when the daemon is to stop.
-fn next_connection(listener: &Bound, stop: BorrowedFd<'_>) -> Option<UnixStream> {
-    loop {
-        let mut fds = [
-            PollFd::new(stop, PollFlags::POLLIN),
-            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-        ];
-        if let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
-            log::debug!("poll: {errno}");
-            continue;
-        }
-        if fds[0].any().unwrap_or(true) {
-            return None;
-        }
-        match listener.accept() {
-            Ok(stream) => return Some(stream),
-            Err(error) => {
-                // Out of descriptors, or the peer was faster to leave than we to accept.
-                log::debug!("accept: {error}");
-                pause(stop, REST);
-            }
-        }
-    }
-}
-
-/// Sleeps, unless the daemon is to stop.
-fn pause(stop: BorrowedFd<'_>, time: Duration) {
-    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-    let _ = poll(&mut [PollFd::new(stop, PollFlags::POLLIN)], timeout);
 }

@@ -6,6 +6,7 @@ mod disk;
 mod image;
 mod inherit;
 mod load;
+mod lobby;
 mod manager;
 mod signals;
 mod socket;

@@ -50,6 +50,17 @@ struct Staged {
     lost: bool,
 }
 
+/// How far a front end has come with its session. It does not go back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// It has not said that the session is its own.
+    Begun,
+    /// It has, and nothing more than what any front end asks.
+    Owned,
+    /// It has said something of rings or memory, as QEMU does of each queue before its guest runs.
+    InUse,
+}
+
 /// The front end's requests, carried out.
 pub(super) struct Handler {
     shared: Arc<Shared>,
@@ -65,7 +76,7 @@ pub(super) struct Handler {
     staged: Vec<Staged>,
     workers: Workers,
     acked_features: u64,
-    owned: bool,
+    phase: Phase,
     soft_refusal: bool,
     /// Whether a guest had been served from this disk when the session began.
     had_served: bool,
@@ -108,7 +119,7 @@ impl Handler {
             staged,
             workers,
             acked_features: 0,
-            owned: false,
+            phase: Phase::Begun,
             soft_refusal: false,
             had_served,
             strange: false,
@@ -121,9 +132,14 @@ impl Handler {
         std::mem::take(&mut self.soft_refusal)
     }
 
-    /// Whether the front end has begun a session in earnest.
-    pub(super) fn is_owned(&self) -> bool {
-        self.owned
+    #[cfg(test)]
+    pub(super) fn vring(&self, ring: usize) -> Vring {
+        self.vrings[ring].clone()
+    }
+
+    /// How far the front end has come.
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
     }
 
     /// Whether memory of the front end's was lost.
@@ -166,11 +182,12 @@ impl Handler {
         self.workers.running_for(ring).ok_or(Error::BackendInternalError)
     }
 
-    fn ring(&self, index: u32) -> Result<usize> {
+    fn ring(&mut self, index: u32) -> Result<usize> {
         let ring = index as usize;
         if ring >= self.vrings.len() {
             return self.refuse(format_args!("there is no queue {index}"));
         }
+        self.phase = Phase::InUse;
         Ok(ring)
     }
 
@@ -294,6 +311,7 @@ impl Handler {
             wait.recv().map_err(|_| Error::BackendInternalError)?;
         }
         let changed = change(&mut self.memory);
+        self.phase = if changed.is_ok() { Phase::InUse } else { self.phase };
         let gone: Vec<usize> = (0..self.vrings.len())
             .filter(|ring| self.staged[*ring].started && !self.still_lies_in_memory(*ring))
             .collect();
@@ -348,7 +366,7 @@ fn nonblocking(file: File) -> Result<File> {
 
 impl VhostUserBackendReqHandlerMut for Handler {
     fn set_owner(&mut self) -> Result<()> {
-        self.owned = true;
+        self.phase = self.phase.max(Phase::Owned);
         Ok(())
     }
 

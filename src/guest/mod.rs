@@ -1,6 +1,7 @@
 //! The guest's side: vhost-user sessions, virtqueues, virtio-blk requests.
 //!
 //! * `session`: one front end, from connection to end; the seam behind which all else lies
+//! * `incoming`: what lies in its socket, before it is read
 //! * `handler`: what each vhost-user message does to rings and memory
 //! * `memory`: the guest's memory
 //! * `handed`, `sigbus`: files that are mapped for a front end, and their loss
@@ -25,6 +26,7 @@ mod config;
 pub mod fuzzing;
 mod handed;
 mod handler;
+mod incoming;
 mod inflight;
 mod ledger;
 mod limited;
@@ -49,5 +51,5 @@ mod workers;
 
 pub use self::config::GuestOptions;
 pub use self::limited::{Kind, Limiter};
-pub use self::session::{Server, SessionEnd, SessionError};
+pub use self::session::{Others, Server, SessionEnd, SessionError, Times};
 pub use self::watchdog::Patience;

@@ -6,21 +6,19 @@
 //! Config-change messages and polling will find their place behind this same seam.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vhost_user_backend::VringT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::GuestOptions;
-use super::handler::Handler;
+use super::handler::{Handler, Phase};
+use super::incoming::{Incoming, can_reply, check_descriptors, has_hung_up, look_at, wait};
 use super::limited::Limiter;
 use super::memory::MemoryMap;
 use super::queue::{Shared, Vring};
@@ -28,16 +26,37 @@ use super::{sigbus, sys};
 use crate::device::Device;
 use crate::sync;
 
-/// Bytes of a message's header: le32 request, le32 flags, le32 size of the body.
-const HEADER_BYTES: usize = 12;
-/// Longest body of a message.
-const MAX_BODY_BYTES: usize = 4096;
-/// How long a peer may take over the rest of a message that it began, or to read its replies.
-const STALL: Duration = Duration::from_secs(5);
-/// How long a peer may be silent before its first message while another one is waiting.
-const SILENCE: Duration = Duration::from_secs(3);
-/// How often a stalled message or a waiting client is looked at.
+/// How often a peer that stalls is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a front end may keep others waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// For the rest of a message that it began, or before it reads its replies. Also if nobody waits.
+    pub stall: Duration,
+    /// Before it owns the session (SET_OWNER), once another one waits.
+    pub silence: Duration,
+    /// Before it says anything of rings or memory, once another one waits. From then on it is a guest's
+    /// and may be silent for ever: QEMU says nothing more until the guest's driver starts.
+    pub idle: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { stall: seconds(5), silence: seconds(3), idle: seconds(60) }
+    }
+}
+
+/// Front ends that wait while another one is served.
+pub trait Others {
+    /// Readable when there is something to look at.
+    fn event(&self) -> BorrowedFd<'_>;
+    /// Takes note of who has come, spoken and left.
+    fn look(&mut self);
+    /// Since when somebody waits who has said something.
+    fn waiting_since(&self) -> Option<Instant>;
+}
 
 /// How a session ended. In every case all requests that were taken are finished and published.
 #[derive(Debug)]
@@ -68,9 +87,20 @@ pub enum SessionError {
     /// The peer began a message and did not go on, or does not read replies.
     #[error("the front end stalls")]
     Stalled,
-    /// The peer said nothing while another one was waiting.
+    /// The peer did nothing with its session while another one was waiting.
     #[error("the front end says nothing, and another one is waiting")]
     Silent,
+    /// A message carries too many descriptors.
+    #[error("a message has {count} descriptors: {max} is the most")]
+    Descriptors {
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// The process has no descriptors left for those of a message.
+    #[error("there are no descriptors left for those of a message (ulimit -n)")]
+    NoDescriptors,
     /// The peer's memory went away under its mapping.
     #[error("the guest's memory is gone")]
     MemoryLost,
@@ -83,6 +113,7 @@ pub enum SessionError {
 pub struct Server {
     device: Arc<Device>,
     options: GuestOptions,
+    times: Times,
     log: Arc<Limiter>,
 }
 
@@ -95,16 +126,21 @@ impl Server {
             // Each region of memory will be refused with the same.
             log::error!("lost guest memory cannot be survived: {error}");
         }
-        Self { device, options, log: Arc::default() }
+        Self { device, options, times: Times::default(), log: Arc::default() }
+    }
+
+    /// The same server, with other limits on how long a front end may keep others waiting.
+    #[must_use]
+    pub fn with_times(self, times: Times) -> Self {
+        Self { times, ..self }
     }
 
     /// What the server and its sessions log, less what comes too often.
-    pub fn log(&self) -> &Limiter {
+    pub fn log(&self) -> &Arc<Limiter> {
         &self.log
     }
 
-    /// Serves one front end until it hangs up, errs, or `stop` becomes readable. `others` is
-    /// readable while another front end is waiting.
+    /// Serves one front end until it hangs up, errs, or `stop` becomes readable, while `others` wait.
     ///
     /// When this returns, no request is in flight and nothing of the guest's memory is mapped. The
     /// connection is the caller's to close, after that: a front end that sees it close can rely on
@@ -113,7 +149,7 @@ impl Server {
         &self,
         stream: &UnixStream,
         stop: BorrowedFd<'_>,
-        others: Option<BorrowedFd<'_>>,
+        others: Option<&mut dyn Others>,
     ) -> SessionEnd {
         match Session::start(self, stream) {
             Ok(session) => session.run(stream, stop, others),
@@ -127,16 +163,7 @@ struct Session {
     connection: Connection,
     /// Readable when guest memory was lost or a queue thread died.
     trouble: EventFd,
-}
-
-/// What a look at the socket says.
-enum Incoming {
-    /// A whole message can be read.
-    Message,
-    /// Nothing, or not all of a message.
-    Part { begun: bool },
-    /// The peer is gone.
-    End,
+    times: Times,
 }
 
 impl Session {
@@ -158,14 +185,14 @@ impl Session {
         let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
         let stream = stream.try_clone().map_err(SessionError::Connection)?;
         let connection = Connection::from_stream(stream, Arc::clone(&handler));
-        Ok(Self { handler, connection, trouble })
+        Ok(Self { handler, connection, trouble, times: server.times })
     }
 
     fn run(
         mut self,
         stream: &UnixStream,
         stop: BorrowedFd<'_>,
-        others: Option<BorrowedFd<'_>>,
+        others: Option<&mut dyn Others>,
     ) -> SessionEnd {
         let end = self.pump(stream, stop, others).unwrap_or_else(SessionEnd::Refused);
         // Take no more, finish and publish what was taken; only then is the socket closed.
@@ -185,18 +212,22 @@ impl Session {
         &mut self,
         stream: &UnixStream,
         stop: BorrowedFd<'_>,
-        others: Option<BorrowedFd<'_>>,
+        others: Option<&mut dyn Others>,
     ) -> Result<SessionEnd, SessionError> {
+        let mut others = others;
         let started = Instant::now();
         let mut stalled_since: Option<Instant> = None;
         loop {
-            let owned = sync::lock(&self.handler).is_owned();
-            let timeout = if stalled_since.is_some() || !owned { Some(LOOK) } else { None };
+            let left = self.time_left(started, others.as_deref());
+            let look = stalled_since.map(|_| LOOK);
+            let timeout = left.into_iter().chain(look).min();
             // While a message is incomplete its first bytes keep the socket readable, so it is
             // looked at by the clock.
             let socket = if stalled_since.is_some() { None } else { Some(stream.as_fd()) };
-            let [readable, stopped, trouble] =
-                wait([socket, Some(stop), Some(sys::event_fd(&self.trouble))], timeout)?;
+            let waiting = others.as_deref().map(Others::event);
+            let trouble = Some(sys::event_fd(&self.trouble));
+            let [readable, stopped, trouble, waiting] =
+                wait([socket, Some(stop), trouble, waiting], timeout)?;
             if stopped {
                 return Ok(SessionEnd::Stopped);
             }
@@ -209,7 +240,10 @@ impl Session {
                     SessionError::QueueThread
                 });
             }
-            if !owned && started.elapsed() > SILENCE && is_readable(others)? {
+            if let Some(others) = others.as_deref_mut().filter(|_| waiting) {
+                others.look();
+            }
+            if self.time_left(started, others.as_deref()).is_some_and(|left| left.is_zero()) {
                 return Err(SessionError::Silent);
             }
             if !readable && stalled_since.is_none() {
@@ -219,6 +253,7 @@ impl Session {
                 Incoming::End => return Ok(SessionEnd::HungUp),
                 Incoming::Message if can_reply(stream)? => {
                     stalled_since = None;
+                    check_descriptors(stream)?;
                     if !self.handle_message()? {
                         return Ok(SessionEnd::HungUp);
                     }
@@ -229,12 +264,24 @@ impl Session {
                 }
                 Incoming::Part { begun: true } | Incoming::Message => {
                     let since = *stalled_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > STALL {
+                    if since.elapsed() > self.times.stall {
                         return Err(SessionError::Stalled);
                     }
                 }
             }
         }
+    }
+
+    /// How long the front end may still keep others waiting; `None` is for ever. One that has said
+    /// something of rings or memory is in use, however silent it is.
+    fn time_left(&self, started: Instant, others: Option<&dyn Others>) -> Option<Duration> {
+        let limit = match sync::lock(&self.handler).phase() {
+            Phase::Begun => self.times.silence,
+            Phase::Owned => self.times.idle,
+            Phase::InUse => return None,
+        };
+        let since = others?.waiting_since()?.max(started);
+        Some(limit.saturating_sub(since.elapsed()))
     }
 
     /// Handles one message; false if the peer hung up in the middle of it.
@@ -245,81 +292,16 @@ impl Session {
         let handled = catch_unwind(AssertUnwindSafe(|| connection.handle_request()));
         match handled.map_err(|_| SessionError::QueueThread)? {
             Ok(()) => Ok(true),
-            Err(VhostError::Disconnected | VhostError::PartialMessage) => Ok(false),
+            // The last one is a reply that nobody reads any more, or a reset.
+            Err(
+                VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),
+            ) => Ok(false),
             Err(_) if sync::lock(&self.handler).take_soft_refusal() => Ok(true),
             Err(error) => Err(SessionError::Message(error)),
         }
     }
 }
 
-/// Waits until one of `fds` is readable or hung up, and says which are.
-fn wait<const N: usize>(
-    fds: [Option<BorrowedFd<'_>>; N],
-    timeout: Option<Duration>,
-) -> Result<[bool; N], SessionError> {
-    let mut polled: Vec<PollFd<'_>> =
-        fds.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
-        PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
-    });
-    match poll(&mut polled, timeout) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(SessionError::Connection(errno.into())),
-    }
-    let mut results = polled.iter().map(|fd| fd.any().unwrap_or(true));
-    Ok(fds.map(|fd| fd.is_some() && results.next().unwrap_or(false)))
-}
-
-fn is_readable(fd: Option<BorrowedFd<'_>>) -> Result<bool, SessionError> {
-    let [readable] = wait([fd], Some(Duration::ZERO))?;
-    Ok(readable)
-}
-
-/// Whether there is room for a reply: the vhost crate writes replies in a loop that a peer which
-/// never reads could keep busy for ever.
-fn can_reply(stream: &UnixStream) -> Result<bool, SessionError> {
-    let events = poll_now(stream, PollFlags::POLLOUT)?;
-    Ok(events.is_some_and(|events| events.contains(PollFlags::POLLOUT)))
-}
-
-/// Whether nothing more will come after what is in the socket.
-fn has_hung_up(stream: &UnixStream) -> Result<bool, SessionError> {
-    // The nix crate has no name for this one, so it does not know what it is told either.
-    let events = poll_now(stream, PollFlags::from_bits_retain(libc::POLLRDHUP))?;
-    Ok(events.is_none_or(|events| events.contains(PollFlags::POLLHUP)))
-}
-
-/// The events that are pending; `None` if there is one that has no name.
-fn poll_now(stream: &UnixStream, flags: PollFlags) -> Result<Option<PollFlags>, SessionError> {
-    let mut fds = [PollFd::new(stream.as_fd(), flags)];
-    match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) | Err(Errno::EINTR) => Ok(fds[0].revents()),
-        Err(errno) => Err(SessionError::Connection(errno.into())),
-    }
-}
-
-/// Looks at the socket without reading: is there a whole message?
-fn look_at(stream: &UnixStream) -> Result<Incoming, SessionError> {
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    let mut header = [0; HEADER_BYTES];
-    let here = match recv(stream.as_raw_fd(), &mut header, flags) {
-        Ok(0) | Err(Errno::ECONNRESET) => return Ok(Incoming::End),
-        Ok(here) => here,
-        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Incoming::Part { begun: false }),
-        Err(errno) => return Err(SessionError::Connection(errno.into())),
-    };
-    if here < HEADER_BYTES {
-        return Ok(Incoming::Part { begun: true });
-    }
-    let [.., a, b, c, d] = header;
-    let body = u32::from_le_bytes([a, b, c, d]) as usize;
-    if body > MAX_BODY_BYTES {
-        return Err(SessionError::MessageSize(body));
-    }
-    let waiting = sys::bytes_waiting(stream).map_err(SessionError::Connection)?;
-    if waiting >= HEADER_BYTES + body {
-        Ok(Incoming::Message)
-    } else {
-        Ok(Incoming::Part { begun: true })
-    }
-}
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
