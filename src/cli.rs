@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::codec::CodecSpec;
-use vhost_user_zram::daemon::{Endpoint, ImageFormat, Keep, Settings};
+use vhost_user_zram::daemon::{Endpoint, ImageFormat, Keep, Settings, SocketAccess};
 use vhost_user_zram::device::{BlockChoice, DeviceConfig, MemoryKind};
 use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
 use vhost_user_zram::guest::{GuestOptions, Patience};
@@ -33,6 +33,20 @@ pub struct Args {
     /// Listen on a Unix socket at PATH; a stale one is replaced.
     #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
+
+    /// Permissions of the socket, in octal; to connect is to write. Whatever the umask, the socket never
+    /// has more of them [default: 600, and 660 with --socket-group].
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
+    socket_mode: Option<u32>,
+
+    /// User who owns the socket, by name or number [default: the daemon's].
+    #[arg(long, value_name = "USER", conflicts_with = "fd")]
+    socket_owner: Option<String>,
+
+    /// Group of the socket, by name or number, such as kvm for the QEMU of libvirt [default: the
+    /// daemon's].
+    #[arg(long, value_name = "GROUP", conflicts_with = "fd")]
+    socket_group: Option<String>,
 
     /// Use the Unix socket inherited as descriptor N, a listening or a connected one.
     #[arg(long, value_name = "N")]
@@ -188,7 +202,14 @@ impl Args {
     /// What the daemon is told.
     pub fn settings(self) -> Settings {
         let endpoint = match (self.socket_path, self.fd) {
-            (Some(path), _) => Endpoint::Path(path),
+            (Some(path), _) => Endpoint::Path(
+                path,
+                SocketAccess {
+                    mode: self.socket_mode,
+                    owner: self.socket_owner,
+                    group: self.socket_group,
+                },
+            ),
             (None, fd) => Endpoint::Fd(fd.unwrap_or(-1)),
         };
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -305,6 +326,11 @@ fn parse_queue_size(text: &str) -> Result<u16, String> {
     }
 }
 
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).map_err(|_| "it is not an octal number".to_string())?;
+    if mode <= 0o777 { Ok(mode) } else { Err("it has more than the permission bits, 777".into()) }
+}
+
 fn parse_serial(text: &str) -> Result<String, String> {
     if text.len() <= 20 {
         Ok(text.into())
@@ -350,6 +376,16 @@ mod tests {
             parse_size(bad).unwrap_err();
         }
         parse_disk_size("0").unwrap_err();
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(parse_mode("660"), Ok(0o660));
+        assert_eq!(parse_mode("0777"), Ok(0o777));
+        assert_eq!(parse_mode("0"), Ok(0));
+        for bad in ["", "8", "1777", "-1", "u=rw", "0o600"] {
+            parse_mode(bad).unwrap_err();
+        }
     }
 
     #[test]

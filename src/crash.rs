@@ -63,6 +63,9 @@ pub const STEPS: &[&str] = &[
 pub const STALLS: &[&str] = &[
     // Before a piece of an image is read.
     "load.read",
+    // Before the socket is made, with the lock in hand; before it gets its group and mode.
+    "socket.checked",
+    "socket.bound",
 ];
 
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::inherit::{self, Inherited};
 use super::lobby::{self, Lobby};
-use super::socket::{self, Bound, SocketError};
+use super::socket::{self, Access, Bound, SocketError};
 use super::{DaemonError, Endpoint, chain};
 use crate::guest::{Kind, Server, SessionEnd};
 
@@ -18,8 +18,8 @@ use crate::guest::{Kind, Server, SessionEnd};
 const REST: Duration = Duration::from_millis(100);
 /// Where connections come from, before and after the socket exists.
 pub(super) enum Source {
-    /// To be bound when all is ready.
-    Unbound(PathBuf),
+    /// To be bound when all is ready, for those who have access.
+    Unbound(PathBuf, Access),
     Listening(Bound),
     Connected(UnixStream),
 }
@@ -29,15 +29,16 @@ impl Source {
     /// waited for as long as `patience`.
     pub(super) fn prepare(endpoint: &Endpoint, patience: Duration) -> Result<Self, SocketError> {
         match endpoint {
-            Endpoint::Path(path) => {
+            Endpoint::Path(path, access) => {
+                let access = access.resolve()?;
                 let since = Instant::now();
                 while let Err(error) = socket::check(path) {
-                    if !matches!(error, SocketError::Live(_)) || since.elapsed() >= patience {
+                    if !matches!(error, SocketError::Live { .. }) || since.elapsed() >= patience {
                         return Err(error);
                     }
                     thread::sleep(REST);
                 }
-                Ok(Source::Unbound(path.clone()))
+                Ok(Source::Unbound(path.clone(), access))
             }
             Endpoint::Fd(fd) => Ok(match inherit::adopt(*fd)? {
                 Inherited::Listening(listener) => Source::Listening(Bound::inherited(listener)),
@@ -49,7 +50,7 @@ impl Source {
     /// Makes the socket, if it is not inherited.
     pub(super) fn open(self) -> Result<Self, SocketError> {
         match self {
-            Source::Unbound(path) => Ok(Source::Listening(Bound::bind(path)?)),
+            Source::Unbound(path, access) => Ok(Source::Listening(Bound::bind(path, access)?)),
             other => Ok(other),
         }
     }
@@ -70,7 +71,7 @@ pub(super) fn serve(
         }
         Source::Listening(listener) => listener,
         // `open` comes before.
-        Source::Unbound(_) => return Ok(()),
+        Source::Unbound(..) => return Ok(()),
     };
     let mut lobby = Lobby::new(listener, Arc::clone(server.log())).map_err(DaemonError::Setup)?;
     while let Some((stream, peer)) = lobby.next(stop) {

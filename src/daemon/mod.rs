@@ -26,7 +26,7 @@ pub use self::inherit::Inherited;
 pub use self::load::LoadError;
 pub use self::manager::ManagerError;
 use self::signals::Signals;
-pub use self::socket::{Bound, SocketError};
+pub use self::socket::{Bound, SocketAccess, SocketError};
 use crate::checker;
 use crate::device::{DeviceConfig, DeviceError};
 use crate::guest::{GuestOptions, Server};
@@ -39,8 +39,8 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Where front ends come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A socket to be made at this path.
-    Path(PathBuf),
+    /// A socket to be made at this path, for those who have access.
+    Path(PathBuf, SocketAccess),
     /// A socket that was inherited as this descriptor: a listening one, or a connected one.
     Fd(RawFd),
 }
@@ -48,7 +48,7 @@ pub enum Endpoint {
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Endpoint::Path(path) => write!(f, "{}", path.display()),
+            Endpoint::Path(path, _) => write!(f, "{}", path.display()),
             Endpoint::Fd(fd) => write!(f, "fd:{fd}"),
         }
     }

@@ -1,20 +1,59 @@
-//! The listening socket.
+//! The listening socket: made by one daemon at a time, and open to those who may use it.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Group, User};
+
+use crate::crash;
+
+/// How long another daemon that makes the same socket is waited for. It takes no time, unless that
+/// daemon is stopped.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody answers at the path.
-    #[error("{} is the socket of a daemon that is running", .0.display())]
-    Live(PathBuf),
+    /// A daemon answers at the path.
+    #[error("{} is the socket of a daemon that is running{}", path.display(), process(*pid))]
+    Live {
+        /// The path.
+        path: PathBuf,
+        /// The process that listens, if it can be told.
+        pid: Option<i32>,
+    },
+    /// Another daemon is making a socket at the path, and does not end with that.
+    #[error("another daemon is making the socket {}, and is stopped ({}.lock)", .0.display(), .0.display())]
+    Busy(PathBuf),
+    /// No such user.
+    #[error("there is no user {0} for the socket")]
+    NoUser(String),
+    /// No such group.
+    #[error("there is no group {0} for the socket")]
+    NoGroup(String),
+    /// The socket cannot be given to who is to have it.
+    #[error("the socket {} cannot be given {what}", path.display())]
+    Access {
+        /// The path.
+        path: PathBuf,
+        /// What it was to have.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The path is something else.
     #[error("{} exists and is no socket", .0.display())]
     NoSocket(PathBuf),
@@ -37,6 +76,121 @@ pub enum SocketError {
         /// What is wrong with it.
         why: &'static str,
     },
+}
+
+fn process(pid: Option<i32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+}
+
+/// Who may connect to a socket that is made here, as the user says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permission bits, up to 0777. To connect is to write. `None` is 0600, and 0660 with a group.
+    pub mode: Option<u32>,
+    /// Name or number of the user who is to own it; `None` is the daemon's.
+    pub owner: Option<String>,
+    /// Name or number of its group; `None` is the daemon's, or the directory's if that says so.
+    pub group: Option<String>,
+}
+
+/// Who may connect to a socket, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Access {
+    mode: u32,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl SocketAccess {
+    /// Looks the names up. A name that is a number is looked up first, as chown(1) does.
+    pub(super) fn resolve(&self) -> Result<Access, SocketError> {
+        let uid = self.owner.as_ref().map(|name| {
+            let user = User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
+            user.or_else(|| name.parse().ok()).ok_or_else(|| SocketError::NoUser(name.clone()))
+        });
+        let gid = self.group.as_ref().map(|name| {
+            let group = Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
+            group.or_else(|| name.parse().ok()).ok_or_else(|| SocketError::NoGroup(name.clone()))
+        });
+        let (uid, gid) = (uid.transpose()?, gid.transpose()?);
+        let mode = self.mode.unwrap_or(if gid.is_some() { 0o660 } else { 0o600 });
+        Ok(Access { mode, uid, gid })
+    }
+}
+
+impl Access {
+    /// Makes a listening socket at `path`. At no time may anybody connect who may not at the end.
+    fn bind(self, path: &Path) -> io::Result<UnixListener> {
+        // Its group is not yet the right one. This concerns all threads; none makes files now.
+        let before = umask(Mode::from_bits_truncate(0o777 & !(self.mode & 0o600)));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        bound
+    }
+
+    /// Gives the socket to its group and owner. The owner is the last, for only the owner may do
+    /// the rest.
+    fn apply(self, path: &Path) -> Result<(), SocketError> {
+        let fail = |what| move |source| SocketError::Access { path: path.to_owned(), what, source };
+        if let Some(gid) = self.gid {
+            lchown(path, None, Some(gid)).map_err(fail(format!("to group {gid}")))?;
+        }
+        let mode = fs::Permissions::from_mode(self.mode);
+        fs::set_permissions(path, mode).map_err(fail(format!("mode {:03o}", self.mode)))?;
+        if let Some(uid) = self.uid {
+            lchown(path, Some(uid), None).map_err(fail(format!("to user {uid}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// The right to make a socket at a path, by a lock on a file beside it that goes with this value.
+#[derive(Debug)]
+struct Turn {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Waits for the right, as long as `patience`.
+    fn wait(socket: &Path, patience: Duration) -> Result<Self, SocketError> {
+        let io = |source| SocketError::Io { path: socket.into(), source };
+        let mut name = socket.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let since = Instant::now();
+        loop {
+            let file = options.open(&path).map_err(io)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // The daemon before us may have removed the file that was opened here.
+                Ok(lock) if is_at(&lock, &path) => return Ok(Self { path, _lock: lock }),
+                Ok(_) => {}
+                Err((_, Errno::EWOULDBLOCK)) if since.elapsed() < patience => thread::sleep(LOOK),
+                Err((_, Errno::EWOULDBLOCK)) => return Err(SocketError::Busy(socket.into())),
+                Err((_, errno)) => return Err(io(errno.into())),
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Before the lock goes: whoever has it has the file that is there.
+        if let Err(error) = fs::remove_file(&self.path) {
+            log::debug!("the lock {} stays: {error}", self.path.display());
+        }
+    }
+}
+
+/// Whether `path` names this open file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    matches!(
+        (file.metadata().map(id), fs::symlink_metadata(path).map(id)),
+        (Ok(ours), Ok(there)) if ours == there
+    )
 }
 
 /// Looks whether a socket can be made at `path`; true if a stale one lies there.
@@ -65,20 +219,22 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
         // The file outlives its daemon if that was killed.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         // A full backlog is a sign of life.
-        Ok(_) => Err(SocketError::Live(path.into())),
+        Ok(pid) => Err(SocketError::Live { path: path.into(), pid }),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(SocketError::Live(path.into()))
+            Err(SocketError::Live { path: path.into(), pid: None })
         }
         Err(error) => Err(io(error)),
     }
 }
 
-/// Connects, or fails at once: a stopped daemon with a full backlog would be waited for.
-fn connect_at_once(path: &Path) -> io::Result<()> {
+/// Connects, or fails at once: a stopped daemon with a full backlog would be waited for. Gives the
+/// process that listens, if it is of our PID namespace.
+fn connect_at_once(path: &Path) -> io::Result<Option<i32>> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(())
+    let peer = getsockopt(&socket, sockopt::PeerCredentials).ok();
+    Ok(peer.map(|peer| peer.pid()).filter(|pid| *pid > 0))
 }
 
 /// A listening socket; its file is removed with it, if it is still ours.
@@ -90,22 +246,25 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Binds a socket at `path`, in place of a stale one.
-    pub(super) fn bind(path: PathBuf) -> Result<Self, SocketError> {
-        if check(&path)? {
+    /// Makes a socket at `path`, in place of a stale one. Of daemons that do so at the same time one
+    /// gets it, and the others find it alive.
+    pub(super) fn bind(path: PathBuf, access: Access) -> Result<Self, SocketError> {
+        let io = |source| SocketError::Io { path: path.clone(), source };
+        let _turn = Turn::wait(&path, PATIENCE)?;
+        let stale = check(&path)?;
+        crash::point("socket.checked");
+        if stale {
             log::info!("the socket {} is of a daemon that is gone", path.display());
-            fs::remove_file(&path)
-                .map_err(|source| SocketError::Io { path: path.clone(), source })?;
+            fs::remove_file(&path).map_err(io)?;
         }
-        let bound = UnixListener::bind(&path)
-            .and_then(|listener| {
-                let meta = fs::symlink_metadata(&path)?;
-                listener.set_nonblocking(true)?;
-                Ok((listener, meta))
-            })
-            .map_err(|source| SocketError::Io { path: path.clone(), source });
-        let (listener, meta) = bound?;
-        Ok(Self { listener, file: Some((path, meta.dev(), meta.ino())) })
+        let listener = access.bind(&path).map_err(io)?;
+        let meta = fs::symlink_metadata(&path).map_err(io)?;
+        // From here on its file is removed if anything fails.
+        let bound = Self { listener, file: Some((path.clone(), meta.dev(), meta.ino())) };
+        bound.listener.set_nonblocking(true).map_err(io)?;
+        crash::point("socket.bound");
+        access.apply(&path)?;
+        Ok(bound)
     }
 
     /// A socket that was made, and will be removed, by somebody else.
