@@ -113,7 +113,8 @@ fn many_queues_are_offered_and_cost_no_thread_until_they_are_used() {
         let options = ClientOptions { queues, depth: 4, max_bytes: 4096, ..client_options() };
         let mut client = daemon.client_with(&options);
         let names: Vec<String> = (0..threads).map(|thread| format!("queue-{thread}")).collect();
-        assert_eq!(daemon.queue_threads(), names);
+        // A thread gives itself its name, when it first runs.
+        wait_until("threads to run", || daemon.queue_threads() == names);
         for (queue, blk) in (0..).zip(&mut client.queues) {
             write_pattern(blk, 8 * queue, 8, generation);
         }

@@ -288,6 +288,11 @@ impl<'d, P: Payload> Io<'d, P> {
         slot.map(Obstacle::Slot).or_else(engine)
     }
 
+    /// Bytes of the range that are not begun.
+    pub fn left(&self) -> u64 {
+        self.end - self.at
+    }
+
     /// The payload, to be had back when the request is over.
     pub fn into_payload(self) -> P {
         self.payload

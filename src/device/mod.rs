@@ -23,6 +23,7 @@ pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, IoError, Obstacle, Op, Payload, PayloadFault};
+pub use self::offload::WINDOW as ENGINE_WINDOW;
 pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec};
 use crate::engine::{Engine, EngineConfig, EngineError};

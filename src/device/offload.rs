@@ -15,7 +15,7 @@ use crate::units::PAGE_SIZE;
 
 /// Pages of one request that may be in the engine at once: what a request of 128 KiB has. Each takes
 /// some 8 KiB meanwhile.
-const WINDOW: usize = 32;
+pub const WINDOW: usize = 32;
 
 /// What a request has in the engine. Allocates nothing as long as that is nothing.
 #[derive(Default)]

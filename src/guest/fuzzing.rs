@@ -69,6 +69,7 @@ pub fn virtqueue(input: &[u8]) {
         memory: memory.clone(),
         options: options(),
         log: Arc::default(),
+        parked: Default::default(),
     };
     let vring = Vring::new(memory.clone(), 64).expect("a valid size");
     vring.set_queue_size(SIZE);

@@ -24,7 +24,7 @@ pub(super) enum Command {
     /// Finish everything in flight, answer, and wait until the sender of `resume` is dropped:
     /// the memory that requests use is about to change.
     Pause { paused: Sender<()>, resume: Receiver<()> },
-    /// Finish everything in flight and end.
+    /// Finish what is in flight, except what the next session does again, and end.
     Quit,
 }
 

@@ -1,29 +1,42 @@
 //! The requests of a queue that wait: for a slot, for the engine, or for their turn.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::chain::Segment;
 use super::request::{GuestBytes, Reply, Taken};
 use super::watchdog::Patience;
-use crate::device::{Io, Op};
+use crate::device::{ENGINE_WINDOW, Io, Op};
+use crate::units::PAGE_SIZE;
 
-/// Most bytes that the parked requests of a queue move, and most of them there are. A queue that
-/// has more takes no heads until some of them are finished.
+/// How much may be parked. A queue that has more takes no heads until some of its own are finished.
+///
+/// A queue that has nothing parked may always begin one request, whatever its size and whatever others
+/// have: nobody else would tell it when there is room.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bound {
-    /// Data bytes. One request more may be let in when there are fewer, whatever its size.
+    /// Data bytes that the requests of a queue move.
     pub(super) bytes: u64,
-    /// Requests.
+    /// Requests of a queue.
     pub(super) count: usize,
+    /// Bytes of memory that the requests of all queues of a session take, see [`InFlight::memory`].
+    pub(super) session: usize,
 }
 
 impl Default for Bound {
     fn default() -> Self {
         // Enough to keep an engine busy: four of the largest requests that guests usually make, or
-        // as many small ones as a ring usually has.
-        Self { bytes: 4 << 20, count: 256 }
+        // as many small ones as a ring usually has. Seven such queues fit into what a session has.
+        Self { bytes: 4 << 20, count: 256, session: 64 << 20 }
     }
 }
+
+/// Bytes of a page in the engine: what goes in and what comes out.
+const ENGINE_PAGE_BYTES: usize = 2 * PAGE_SIZE;
+
+/// Bytes that a request may still have to go through for it to be large: what one poll may do.
+const LARGE: u64 = 1 << 20;
 
 /// What a request does, as far as anybody has to know who does not do it.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +80,23 @@ pub(super) struct InFlight<'d> {
     pub(super) since: Option<Duration>,
     /// The watchdog has spoken of it.
     pub(super) reported: bool,
+    /// Segments that its payload has room for.
+    pub(super) segments: usize,
+}
+
+impl InFlight<'_> {
+    /// Most bytes of memory that it takes: its segments, and pages in the engine.
+    fn memory(&self) -> usize {
+        let pages = self.extent.moved().div_ceil(PAGE_SIZE as u64) + 1;
+        let pages = (pages as usize).min(ENGINE_WINDOW);
+        size_of::<Self>() + self.segments * size_of::<Segment>() + pages * ENGINE_PAGE_BYTES
+    }
+
+    /// Whether it has so much to go that its end is not worth to be waited for, if somebody else
+    /// can do it again.
+    pub(super) fn is_large(&self) -> bool {
+        self.extent.moved() > 0 && self.io.left() > LARGE
+    }
 }
 
 /// At no place in [`Parked::requests`].
@@ -81,11 +111,14 @@ pub(super) struct Parked<'d> {
     /// Data bytes that all of them move.
     bytes: u64,
     bound: Bound,
+    /// Bytes of memory that those of all queues of the session take.
+    session: &'d AtomicUsize,
 }
 
 impl<'d> Parked<'d> {
-    pub(super) fn new(bound: Bound) -> Self {
-        Self { requests: Vec::new(), places: Vec::new(), bytes: 0, bound }
+    /// Nothing is parked. What will be is added to `session`, which all queues of a session share.
+    pub(super) fn new(bound: Bound, session: &'d AtomicUsize) -> Self {
+        Self { requests: Vec::new(), places: Vec::new(), bytes: 0, bound, session }
     }
 
     #[cfg(test)]
@@ -106,11 +139,15 @@ impl<'d> Parked<'d> {
     /// Whether one more request may be begun.
     pub(super) fn has_room(&self) -> bool {
         let count = self.requests.len();
-        count == 0 || (count < self.bound.count && self.bytes < self.bound.bytes)
+        count == 0
+            || (count < self.bound.count
+                && self.bytes < self.bound.bytes
+                && self.session.load(Ordering::Relaxed) < self.bound.session)
     }
 
     pub(super) fn put(&mut self, in_flight: InFlight<'d>) {
         self.bytes += in_flight.extent.moved();
+        self.session.fetch_add(in_flight.memory(), Ordering::Relaxed);
         let head = usize::from(in_flight.taken.head());
         // A ring has at most 32768 heads, and each is parked once.
         self.places[head] = self.requests.len() as u16;
@@ -129,7 +166,14 @@ impl<'d> Parked<'d> {
             self.places[usize::from(moved.taken.head())] = at;
         }
         self.bytes -= in_flight.extent.moved();
+        self.session.fetch_sub(in_flight.memory(), Ordering::Relaxed);
         Some(in_flight)
+    }
+
+    /// Takes out one that is large.
+    pub(super) fn take_large(&mut self) -> Option<InFlight<'d>> {
+        let large = self.requests.iter().find(|in_flight| in_flight.is_large())?;
+        self.take(large.taken.head())
     }
 
     /// Calls `report` with each request that is parked for too long at `now` and its age, once.

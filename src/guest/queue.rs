@@ -12,7 +12,7 @@ use std::fmt::Arguments;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub(super) struct Shared {
     pub(super) options: GuestOptions,
     /// What is logged, less what comes too often.
     pub(super) log: Arc<Limiter>,
+    /// Bytes of memory that parked requests take.
+    pub(super) parked: AtomicUsize,
 }
 
 /// Whether a queue has more to do right away.
@@ -114,6 +116,8 @@ pub(super) struct QueueServer<'d> {
     stuck: Option<RingError>,
     /// It broke, and was not started since.
     broken: bool,
+    /// The session ends: large requests are left to the next one, if it can know of them.
+    leaving: bool,
     scratch: Scratch,
 }
 
@@ -150,7 +154,7 @@ impl<'d> QueueServer<'d> {
             error_event: None,
             heads: Heads::default(),
             account: Account::default(),
-            parked: Parked::new(Bound::default()),
+            parked: Parked::new(Bound::default(), &shared.parked),
             wakers: Vec::new(),
             quiet: false,
             signalled: 0,
@@ -159,6 +163,7 @@ impl<'d> QueueServer<'d> {
             fault: None,
             stuck: None,
             broken: false,
+            leaving: false,
             scratch: Scratch::default(),
         }
     }
@@ -192,6 +197,22 @@ impl<'d> QueueServer<'d> {
     /// Takes no more heads. Those in flight go on; see [`Self::is_drained`].
     pub(super) fn stop(&mut self) {
         self.running = false;
+    }
+
+    /// Takes no more heads, as the session ends, and leaves off large requests between two of their
+    /// pages, where the next session does them again: as the in-flight region says, or because they
+    /// stay behind the used index. A ring that keeps no account finishes them.
+    ///
+    /// Not for a ring that is stopped by a message: a front end may give that to another back end,
+    /// which knows of nothing that is in flight.
+    pub(super) fn leave(&mut self) {
+        self.stop();
+        self.leaving = !matches!(self.account, Account::None);
+        while self.leaving
+            && let Some(InFlight { taken, .. }) = self.parked.take_large()
+        {
+            taken.abandon();
+        }
     }
 
     /// The driver kicked; the queue has its turn next.

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -181,6 +182,7 @@ impl Session {
             memory: memory.shared(),
             options: options.clone(),
             log: Arc::clone(&server.log),
+            parked: AtomicUsize::default(),
         });
         let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
         let stream = stream.try_clone().map_err(SessionError::Connection)?;

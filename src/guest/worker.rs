@@ -256,7 +256,7 @@ impl QueueThread<'_> {
             }
             Command::Quit => {
                 for queue in &mut self.queues {
-                    queue.server.stop();
+                    queue.server.leave();
                     queue.hot = true;
                 }
                 self.quitting = true;

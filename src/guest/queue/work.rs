@@ -15,6 +15,9 @@ use super::QueueServer;
 use crate::clock;
 use crate::device::{IoError, Lane, Op};
 
+/// Most segments that a spare vector has room for: those of the largest request, as vectors grow.
+const SPARE_SEGMENTS: usize = 128;
+
 impl<'d> QueueServer<'d> {
     /// Works off what was taken, as far as the share goes. True if the turn is over.
     pub(super) fn work(
@@ -72,12 +75,14 @@ impl<'d> QueueServer<'d> {
         match request {
             Request::Io { op, sector, bytes, data, reply } => {
                 self.refill_chain();
+                let segments = data.capacity();
                 let payload = GuestBytes::new(memory.clone(), data);
                 match self.shared.device.request(op, sector, bytes, payload) {
                     Ok(io) => {
                         let extent = Extent { op, sector, bytes };
                         let (since, reported) = (None, false);
-                        let begun = InFlight { taken, io, reply, extent, since, reported };
+                        let begun =
+                            InFlight { taken, io, reply, extent, since, reported, segments };
                         let ended = self.poll(begun, lane);
                         return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                     }
@@ -126,6 +131,10 @@ impl<'d> QueueServer<'d> {
         let polled = io.poll(lane, &Context::from_waker(waker));
         self.pulse.leave();
         let done = match polled {
+            Poll::Pending if self.leaving && in_flight.is_large() => {
+                in_flight.taken.abandon();
+                return false;
+            }
             Poll::Pending => {
                 in_flight.since.get_or_insert_with(clock::coarse);
                 in_flight.reported |= self.pulse.was_reported();
@@ -145,8 +154,11 @@ impl<'d> QueueServer<'d> {
         let payload = io.into_payload();
         self.answer(reply, payload.memory(), taken, status);
         let segments = payload.into_segments();
-        // A discard has none to give back, and a spare more than a batch needs is never used.
-        if segments.capacity() != 0 && self.scratch.segments.len() < ring::BATCH {
+        // A discard has none to give back, a spare more than a batch needs is never used, and one for
+        // more segments than a driver may use would make a request that has few of them take much.
+        if (1..=SPARE_SEGMENTS).contains(&segments.capacity())
+            && self.scratch.segments.len() < ring::BATCH
+        {
             self.scratch.segments.push(segments);
         }
         true

@@ -2,6 +2,7 @@
 
 mod chain;
 mod handed;
+mod leave;
 mod lost;
 mod memory;
 mod queue;

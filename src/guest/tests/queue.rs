@@ -86,7 +86,10 @@ fn requests_that_wake_up_and_new_ones_share_a_turn() {
 fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
     const COUNT: u16 = 16;
     for event_idx in [false, true] {
-        for bound in [Bound { bytes: u64::MAX, count: 3 }, Bound { bytes: 9000, count: 1000 }] {
+        for bound in [
+            Bound { bytes: u64::MAX, count: 3, ..Bound::default() },
+            Bound { bytes: 9000, count: 1000, ..Bound::default() },
+        ] {
             let rig = Rig::new();
             rig.vring.set_queue_event_idx(event_idx);
             let mut held = rig.offer_to_held(COUNT);
@@ -130,7 +133,7 @@ fn a_full_queue_is_not_kicked() {
     let no_kicks = || -> u16 { memory.read_obj(GuestAddress(USED)).unwrap() };
     rig.write(0, 0, 4096);
     rig.settle(&mut server, &mut lane);
-    server.set_bound(Bound { bytes: u64::MAX, count: 1 });
+    server.set_bound(Bound { bytes: u64::MAX, count: 1, ..Bound::default() });
     for _ in 0..3 {
         assert_eq!(no_kicks(), 0);
         let held = rig.shared.device.hold(0);
@@ -147,7 +150,7 @@ fn one_request_is_let_in_whatever_its_size() {
     let rig = Rig::new();
     let held = rig.offer_to_held(2);
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    server.set_bound(Bound { bytes: 0, count: 0 });
+    server.set_bound(Bound { bytes: 0, count: 0, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
     assert_eq!(rig.next_avail(), 3);
     drop(held);
@@ -160,7 +163,7 @@ fn a_full_queue_that_is_stopped_leaves_the_rest_in_the_ring() {
     let rig = Rig::new();
     let held = rig.offer_to_held(5);
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    server.set_bound(Bound { bytes: u64::MAX, count: 2 });
+    server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
     server.stop();
     drop(held);

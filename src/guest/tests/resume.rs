@@ -55,7 +55,7 @@ fn a_full_queue_puts_back_and_stops_in_order() {
         let rig = Rig::new();
         let mut held = rig.offer_to_held(5);
         let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
-        server.set_bound(Bound { bytes: u64::MAX, count });
+        server.set_bound(Bound { bytes: u64::MAX, count, ..Bound::default() });
         rig.settle(&mut server, &mut lane);
         assert_eq!(rig.next_avail(), 5 + count as u16);
         // The last one that was taken is done first; its room is taken by the next one.
@@ -211,7 +211,7 @@ fn requests_that_are_taken_again_have_no_more_room_than_others() {
     // They are at 5 to 9 in the available ring.
     let region = left(&[0, 3, 6], 5);
     let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
-    server.set_bound(Bound { bytes: u64::MAX, count: 2 });
+    server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
     assert_eq!((rig.next_avail(), rig.used().len()), (8, 5));
     assert_eq!(marked(&region), [0, 3, 6], "the third waits for room, and is in flight");

@@ -83,7 +83,13 @@ impl Rig {
         vring.set_queue_ready(true);
         vring.set_enabled(true);
         let (log, printed) = Printed::limiter();
-        let shared = Arc::new(Shared { device, memory: map.shared(), options, log });
+        let shared = Arc::new(Shared {
+            device,
+            memory: map.shared(),
+            options,
+            log,
+            parked: Default::default(),
+        });
         Self { map, shared, mailbox: Mailbox::new().unwrap(), vring, printed }
     }
 

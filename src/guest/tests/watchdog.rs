@@ -94,7 +94,7 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     let patience = Patience { report: 10 * SECOND, fail: 20 * SECOND };
     let mut held = rig.offer_to_held(4);
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    server.set_bound(Bound { bytes: u64::MAX, count: 2 });
+    server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
     assert!(!server.look_after(clock::coarse() + 19 * SECOND, &patience));
     assert_eq!(rig.used().len(), 4);
