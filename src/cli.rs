@@ -72,6 +72,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
+    /// Accept a state whose directory and files belong to the user with this number; without this they
+    /// have to belong to the daemon's own.
+    #[arg(long, value_name = "UID", requires = "state_dir")]
+    state_owner: Option<u32>,
+
     /// Keep the disk in memory that the service manager holds for the next daemon
     /// (FileDescriptorStoreMax= of systemd, at least 3).
     #[arg(long, conflicts_with = "state_dir")]
@@ -215,7 +220,7 @@ impl Args {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
         let keep = match (self.state_dir, self.fd_store) {
-            (Some(path), _) => Keep::Directory(path),
+            (Some(path), _) => Keep::Directory { path, owner: self.state_owner },
             (None, true) => Keep::Manager,
             (None, false) => Keep::Process,
         };

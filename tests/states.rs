@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     process::Command,
 };
@@ -94,7 +94,9 @@ impl Golden {
 
     fn restore(&self, dir: &Path) {
         for (name, GoldenFile { length, runs }) in &self.0 {
-            let file = File::create_new(dir.join(name)).expect("file");
+            let file =
+                File::options().write(true).create_new(true).mode(0o600).open(dir.join(name));
+            let file = file.expect("file");
             file.set_len(*length).expect("length");
             for (at, bytes) in runs {
                 file.write_all_at(bytes, *at).expect("write");

@@ -32,7 +32,9 @@ pub(super) fn open(settings: &Settings) -> Result<(Device, Origin), DaemonError>
     let began = Instant::now();
     let state = match &settings.keep {
         Keep::Process => return Ok((Device::new(&settings.device)?, Origin::None)),
-        Keep::Directory(dir) => settings.device.state_in(dir, settings.create)?,
+        Keep::Directory { path, owner } => {
+            settings.device.state_in(path, settings.create, *owner)?
+        }
         Keep::Manager => handed(settings)?,
     };
     let origin = if state.is_new() { Origin::New } else { Origin::Opened };

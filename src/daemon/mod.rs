@@ -60,7 +60,12 @@ pub enum Keep {
     /// The process.
     Process,
     /// The files of a directory on a tmpfs.
-    Directory(PathBuf),
+    Directory {
+        /// Its path.
+        path: PathBuf,
+        /// Number of a user that it may belong to, beside the daemon's own.
+        owner: Option<u32>,
+    },
     /// The service manager's store of descriptors.
     Manager,
 }

@@ -31,8 +31,13 @@ impl DeviceConfig {
     ///
     /// # Errors
     /// It is not there, not whole, or not of this disk.
-    pub fn state_in(&self, dir: &Path, create: bool) -> Result<State, DeviceError> {
-        Ok(State::in_directory(dir, create, &self.format()?, self.memory.is_locked())?)
+    pub fn state_in(
+        &self,
+        dir: &Path,
+        create: bool,
+        owner: Option<u32>,
+    ) -> Result<State, DeviceError> {
+        Ok(State::in_directory(dir, create, &self.format()?, self.memory.is_locked(), owner)?)
     }
 }
 

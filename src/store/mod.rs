@@ -9,6 +9,8 @@
 mod arena;
 mod error;
 #[cfg(not(any(loom, shuttle)))]
+mod home;
+#[cfg(not(any(loom, shuttle)))]
 mod kind;
 #[cfg(not(any(loom, shuttle)))]
 mod mapping;

@@ -27,6 +27,45 @@ pub enum StateError {
     /// The directory is on a disk.
     #[error("the state directory {} is not on a tmpfs, such as /run or /dev/shm", .0.display())]
     NotTmpfs(PathBuf),
+    /// The directory is a symbolic link that somebody else made, and may lead anywhere.
+    #[error("the state directory {} is a symbolic link of user {owner}", path.display())]
+    Link {
+        /// Its path.
+        path: PathBuf,
+        /// Number of the user it belongs to.
+        owner: u32,
+    },
+    /// Directory or file belong to somebody else.
+    #[error(
+        "the {name} belongs to user {found}, and the daemon is user {own} (--state-owner {found} \
+         accepts it)"
+    )]
+    Owner {
+        /// Which of them.
+        name: String,
+        /// Number of the user it belongs to.
+        found: u32,
+        /// Number of the process's user.
+        own: u32,
+    },
+    /// Others than the owner can use it.
+    #[error("the {name} is open to others (mode {found:o}; {wanted:o} is right)")]
+    Mode {
+        /// Directory or file.
+        name: String,
+        /// Its permissions.
+        found: u32,
+        /// What they should be.
+        wanted: u32,
+    },
+    /// A file has other names, or none.
+    #[error("the state's {what} has {names} names, and should have one")]
+    Names {
+        /// Which file.
+        what: &'static str,
+        /// How many it has.
+        names: u64,
+    },
     /// Another daemon has it.
     #[error("the state in {home} is in use by another daemon")]
     InUse {
@@ -82,6 +121,12 @@ pub enum StateError {
         found: String,
         /// What was asked for.
         wanted: String,
+    },
+    /// A file that was handed over lies on a disk.
+    #[error("the state's {what} is not in memory")]
+    NotMemory {
+        /// Which file.
+        what: &'static str,
     },
     /// A file belongs to another disk.
     #[error("the state's {what} is of another disk")]

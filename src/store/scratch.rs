@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -88,7 +88,9 @@ impl Image {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
         for (name, image) in &self.0 {
-            let file = File::create_new(dir.join(name)).unwrap();
+            let mut new = OpenOptions::new();
+            new.read(true).write(true).create_new(true).mode(0o600);
+            let file = new.open(dir.join(name)).unwrap();
             file.set_len(image.length).unwrap();
             for (at, bytes) in &image.runs {
                 file.write_all_at(bytes, *at).unwrap();

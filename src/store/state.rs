@@ -16,19 +16,20 @@
 //! The superblock comes first when a state is made, and says that it is being made until all of it is
 //! there; so a superblock that is missing was lost, and one that says so was never served from.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
+use super::home::Home;
 use super::superblock::{self, Format, Id, Superblock, VERSION, le32, le64};
 use super::words;
 use super::{HOST_PAGE, StateError};
@@ -60,7 +61,8 @@ pub struct State {
 
 impl State {
     /// Opens the state in the directory `dir`; if `create`, makes it if there is none, and the
-    /// directory too. If `locked`, its pages never leave memory once they exist.
+    /// directory too. If `locked`, its pages never leave memory once they exist. Directory and files
+    /// belong to the process's user, or to the user with the number `owner`.
     ///
     /// # Errors
     /// See [`StateError`]: a state that is not whole, or not the one that is wanted, is refused.
@@ -69,55 +71,27 @@ impl State {
         create: bool,
         wanted: &Format,
         locked: bool,
+        owner: Option<u32>,
     ) -> Result<Self, StateError> {
-        let home = dir.display().to_string();
-        let fail = |source| StateError::Directory { path: dir.into(), source };
-        let new = create && !dir.exists();
-        if new {
-            match DirBuilder::new().mode(0o700).create(dir) {
-                // Somebody else was faster.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-                made => made.map_err(fail)?,
-            }
-        }
-        // Of whatever else it may be, a pipe would be waited for.
-        let flags = (OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits();
-        let handle = match OpenOptions::new().read(true).custom_flags(flags).open(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::None { home });
-            }
-            handle => handle.map_err(fail)?,
-        };
-        let kind = fstatfs(&handle).map_err(|errno| fail(errno.into()))?.filesystem_type();
-        if kind != TMPFS_MAGIC {
-            if new {
-                // Nothing is left of what was not to be; whoever put something there keeps it.
-                let _ = fs::remove_dir(dir);
-            }
-            return Err(StateError::NotTmpfs(dir.into()));
-        }
+        let home = Home::open(dir, create, owner)?;
+        let name = home.name();
         // Until all is open: two daemons may want to make it.
-        let turn = lock(handle, "directory", &home)?;
-        let names = [SUPERBLOCK, TABLE, ARENA];
-        // What cannot be looked at may be there, and must not be made anew.
-        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        let exists =
-            names.map(|name| !dir.join(name).symlink_metadata().is_err_and(|error| gone(&error)));
-        let state = match exists {
-            [false, false, false] if create => Self::make(dir, wanted, locked),
-            [false, false, false] => Err(StateError::None { home }),
-            [false, ..] => Err(StateError::Lost { home, what: SUPERBLOCK }),
+        let turn = lock(home.handle()?, "directory", &name)?;
+        let state = match [SUPERBLOCK, TABLE, ARENA].map(|what| home.has(what)) {
+            [false, false, false] if create => Self::make(&home, wanted, locked),
+            [false, false, false] => Err(StateError::None { home: name }),
+            [false, ..] => Err(StateError::Lost { home: name, what: SUPERBLOCK }),
             [true, ..] => {
-                let superblock = open(&dir.join(SUPERBLOCK), SUPERBLOCK)?;
-                let taken = Taken::new(superblock, &home, locked)?;
+                let lost = || StateError::Lost { home: name.clone(), what: SUPERBLOCK };
+                let superblock = home.file(SUPERBLOCK)?.ok_or_else(lost)?;
+                let taken = Taken::new(superblock, &name, locked)?;
                 if taken.superblock.is_complete() {
-                    let files = names.map(|name| open_if_there(&dir.join(name), name));
-                    let [_, table, arena] = files;
-                    taken.complete([table?, arena?], &home, wanted, locked)
+                    let others = [home.file(TABLE)?, home.file(ARENA)?];
+                    taken.complete(others, &name, wanted, locked)
                 } else if create {
-                    Self::make(dir, wanted, locked)
+                    Self::make(&home, wanted, locked)
                 } else {
-                    Err(StateError::Unfinished { home })
+                    Err(StateError::Unfinished { home: name })
                 }
             }
         };
@@ -138,6 +112,13 @@ impl State {
         let mut found = [None, None, None];
         for file in files {
             let role = role_of(&file)?;
+            let what = [SUPERBLOCK, TABLE, ARENA][role];
+            // A memfd is a file of a tmpfs that nobody mounted.
+            let kind =
+                fstatfs(&file).map_err(|errno| StateError::File { what, source: errno.into() })?;
+            if kind.filesystem_type() != TMPFS_MAGIC {
+                return Err(StateError::NotMemory { what });
+            }
             if found[role].replace(file).is_some() {
                 return Err(StateError::Damaged { what: "there are two files of a kind" });
             }
@@ -165,20 +146,18 @@ impl State {
         Self::fill(files, home, wanted, locked)
     }
 
-    fn make(dir: &Path, wanted: &Format, locked: bool) -> Result<Self, StateError> {
+    fn make(home: &Home, wanted: &Format, locked: bool) -> Result<Self, StateError> {
+        const NEW: &str = "superblock.new";
         let id = new_id()?;
-        let new = dir.join("superblock.new");
-        let superblock = make_file(&new, SUPERBLOCK)?;
+        let superblock = home.make_file(NEW, SUPERBLOCK)?;
         write(&superblock, &wanted.encode(&id), 0, SUPERBLOCK)?;
-        let home = dir.display().to_string();
-        let named = fs::rename(&new, dir.join(SUPERBLOCK));
-        named.map_err(|source| StateError::File { what: SUPERBLOCK, source })?;
+        home.rename(NEW, SUPERBLOCK)?;
         crash::point("create.superblock");
-        let table = make_file(&dir.join(TABLE), TABLE)?;
+        let table = home.make_file(TABLE, TABLE)?;
         crash::point("create.table");
-        let arena = make_file(&dir.join(ARENA), ARENA)?;
+        let arena = home.make_file(ARENA, ARENA)?;
         crash::point("create.arena");
-        Self::fill_others([superblock, table, arena], id, &home, wanted, locked)
+        Self::fill_others([superblock, table, arena], id, &home.name(), wanted, locked)
     }
 
     fn fill(
@@ -346,33 +325,6 @@ fn lock(mut file: File, what: &'static str, home: &str) -> Result<Flock<File>, S
             }
         }
     }
-}
-
-fn open(path: &Path, what: &'static str) -> Result<File, StateError> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut options = OpenOptions::new();
-    let options = options.read(true).write(true).custom_flags(flags.bits());
-    options.open(path).map_err(|source| StateError::File { what, source })
-}
-
-fn open_if_there(path: &Path, what: &'static str) -> Result<Option<File>, StateError> {
-    match open(path, what) {
-        Err(StateError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok(None)
-        }
-        file => file.map(Some),
-    }
-}
-
-/// An empty file, in place of one that nothing was ever stored in.
-fn make_file(path: &Path, what: &'static str) -> Result<File, StateError> {
-    let fail = |source| StateError::File { what, source };
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600).open(path).map_err(fail)
 }
 
 fn write(file: &File, bytes: &[u8], at: u64, what: &'static str) -> Result<(), StateError> {

@@ -30,7 +30,7 @@ fn format() -> Format {
 }
 
 fn open(dir: &Path, create: bool) -> Result<State, StateError> {
-    State::in_directory(dir, create, &format(), false)
+    State::in_directory(dir, create, &format(), false, None)
 }
 
 /// A directory with a state that was made whole.
@@ -43,8 +43,8 @@ fn made() -> Scratch {
 /// Insists that the state is refused, with --create and without, and is as it was.
 fn refused_as(dir: &Path, wanted: &Format) -> StateError {
     let before = Image::of(dir);
-    let error = State::in_directory(dir, true, wanted, false).unwrap_err();
-    let again = State::in_directory(dir, false, wanted, false).unwrap_err();
+    let error = State::in_directory(dir, true, wanted, false, None).unwrap_err();
+    let again = State::in_directory(dir, false, wanted, false, None).unwrap_err();
     assert_eq!(error.to_string(), again.to_string());
     assert!(!error.to_string().contains('\n'));
     assert!(Image::of(dir) == before, "{error}, and something was changed");
@@ -272,7 +272,7 @@ fn the_state_of_another_disk_is_refused() {
     // Those are fixed when a state is made, and are taken from it later.
     let block_size = BlockSize::Sector;
     let later = Format { pool_pages: 1, arena_bytes: 4096, block_size, ..format() };
-    let state = State::in_directory(dir.path(), false, &later, false).unwrap();
+    let state = State::in_directory(dir.path(), false, &later, false, None).unwrap();
     assert_eq!(*state.format(), format());
     drop(state);
     for arena_bytes in [0, 100, (32 << 20) - 4096_u64] {
@@ -376,8 +376,8 @@ fn a_dictionary_is_part_of_what_the_disk_is_compressed_by() {
     let trained = CodecEntry { name: "lz4".into(), dictionary: b"words and words".to_vec() };
     let wanted = Format { codecs: vec![trained], ..format() };
     let dir = Scratch::new();
-    State::in_directory(dir.path(), true, &wanted, false).unwrap().set_complete();
-    let state = State::in_directory(dir.path(), false, &wanted, false).unwrap();
+    State::in_directory(dir.path(), true, &wanted, false, None).unwrap().set_complete();
+    let state = State::in_directory(dir.path(), false, &wanted, false, None).unwrap();
     assert_eq!(*state.format(), wanted);
     drop(state);
     let error = refused(dir.path());
@@ -412,11 +412,11 @@ fn a_state_that_was_never_finished_is_made_anew_if_it_may_be() {
             assert!(Image::of(dir.path()) == before);
             // Anew: of any size, and with nothing of the old one.
             let wanted = Format { size: 128 * 4096, ..format() };
-            let state = State::in_directory(dir.path(), true, &wanted, false).unwrap();
+            let state = State::in_directory(dir.path(), true, &wanted, false, None).unwrap();
             assert!(state.is_new());
             state.set_complete();
             drop(state);
-            let state = State::in_directory(dir.path(), false, &wanted, false).unwrap();
+            let state = State::in_directory(dir.path(), false, &wanted, false, None).unwrap();
             assert_eq!(state.format().size, 128 * 4096);
         }
     }

@@ -104,7 +104,7 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
     let (size, pool_pages, arena_bytes) = (4096 * 2048, 2048, 32 * MIB);
     let wanted = Format { size, pool_pages, arena_bytes, block_size: BlockSize::Page, codecs };
-    let state = State::in_directory(dir.path(), true, &wanted, false).unwrap();
+    let state = State::in_directory(dir.path(), true, &wanted, false, None).unwrap();
     state.set_complete();
     let words = Words::of(&state, 2048).unwrap();
     for index in [3, 600, 1500] {
@@ -114,7 +114,7 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     }
     drop((words, state));
     let open = || {
-        let state = State::in_directory(dir.path(), false, &wanted, false).unwrap();
+        let state = State::in_directory(dir.path(), false, &wanted, false, None).unwrap();
         Words::of(&state, 2048).map(|words| words.next_existing(0))
     };
     assert_eq!(open().unwrap(), 0);
@@ -149,7 +149,7 @@ fn a_state_that_cannot_be_looked_at_is_not_one_that_is_not_there() {
         codecs,
     };
     for create in [false, true] {
-        let refused = State::in_directory(path.as_ref(), create, &wanted, false).unwrap_err();
+        let refused = State::in_directory(path.as_ref(), create, &wanted, false, None).unwrap_err();
         assert!(!matches!(refused, StateError::None { .. }), "{refused:?}");
     }
     std::fs::remove_file(&path).unwrap();

@@ -30,7 +30,7 @@ impl Home {
 
     /// Makes the disk.
     pub(super) fn make(&self) -> Device {
-        let state = self.config.state_in(self.dir.path(), true).unwrap();
+        let state = self.config.state_in(self.dir.path(), true, None).unwrap();
         assert!(state.is_new());
         let device = Device::with_state(&self.config, state).unwrap();
         device.set_complete();
@@ -39,7 +39,7 @@ impl Home {
 
     /// Opens what is there.
     pub(super) fn open(&self) -> Result<Device, DeviceError> {
-        let state = self.config.state_in(self.dir.path(), false)?;
+        let state = self.config.state_in(self.dir.path(), false, None)?;
         assert!(!state.is_new());
         Device::with_state(&self.config, state)
     }
