@@ -460,29 +460,57 @@ fn sessions_leave_no_descriptors_behind() {
 }
 
 #[test]
-fn descriptors_of_a_wrong_kind_for_events_harm_nobody() {
+fn descriptors_of_a_wrong_kind_for_events_are_refused() {
     let mut daemon = victim();
     let (a, _b) = UnixStream::pair().unwrap();
-    let null = File::open("/dev/null").unwrap();
+    let null = File::options().write(true).open("/dev/null").unwrap();
     let region = Region::new(GPA, 4096).unwrap();
-    for fd in [a.as_raw_fd(), null.as_raw_fd(), region.file().as_raw_fd()] {
+    let (pipe, _end) = std::io::pipe().unwrap();
+    let epoll = vmm_sys_util::epoll::Epoll::new().unwrap();
+    let wrong = [&a as &dyn AsRawFd, &null, region.file(), &pipe, &epoll];
+    for fd in wrong.map(AsRawFd::as_raw_fd) {
         for code in
             [FrontendReq::SET_VRING_KICK, FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR]
         {
-            let mut raw = Raw::new(&daemon);
-            let answer = raw.session.wire().ask(code, &0_u64.to_le_bytes(), &[fd], LIMIT).unwrap();
-            if answer == Answer::Ack {
-                raw.set_header(T_FLUSH, 0);
-                raw.set_chain(&[raw.header_desc(), raw.status_desc()]);
-                raw.queue.push(0).unwrap();
-                raw.queue.publish_quietly().unwrap();
-                raw.queue.kick().unwrap();
-                let _ = raw.session.config(0, 60);
-            }
+            let raw = Raw::new(&daemon);
+            refused(&raw.session, code, &0_u64.to_le_bytes(), &[fd]);
             drop(raw);
             expect_served(&mut daemon);
         }
     }
+}
+
+/// A kick descriptor that stays readable for ever is looked at once for each kick.
+#[test]
+fn a_kick_descriptor_that_stays_readable_keeps_no_thread_busy() {
+    let mut daemon = victim();
+    let mut raw = Raw::new(&daemon);
+    // It counts down by ones.
+    let kick = vmm_sys_util::eventfd::EventFd::new(libc::EFD_SEMAPHORE).unwrap();
+    const MANY: u64 = 1 << 40;
+    kick.write(MANY).unwrap();
+    let (code, fds) = (FrontendReq::SET_VRING_KICK, [kick.as_raw_fd()]);
+    let answer = raw.session.wire().ask(code, &0_u64.to_le_bytes(), &fds, LIMIT).unwrap();
+    assert_eq!(answer, Answer::Ack);
+    raw.set_header(T_FLUSH, 0);
+    raw.set_chain(&[raw.header_desc(), raw.status_desc()]);
+    for _ in 0..3 {
+        raw.queue.push(0).unwrap();
+        raw.queue.publish().unwrap();
+        kick.write(1).unwrap();
+        raw.queue.spin_used(LIMIT).unwrap();
+        while raw.queue.pop().unwrap().is_some() {}
+    }
+    for _ in 0..100 {
+        raw.session.config(0, 60).unwrap();
+    }
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", kick.as_raw_fd())).unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("eventfd-count:")).unwrap();
+    let left = u64::from_str_radix(line.trim(), 16).unwrap();
+    // One look when it is set, and one for each kick.
+    assert!((MANY - 1..MANY + 3).contains(&left), "{left:#x}");
+    drop(raw);
+    expect_served(&mut daemon);
 }
 
 #[test]

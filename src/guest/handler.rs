@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::account::Account;
 use super::config::{ConfigSpace, F_PROTOCOL_FEATURES};
+use super::events;
 use super::inflight::{self, Inflight};
 use super::limited::Kind;
 use super::mailbox::Command;
@@ -191,6 +192,12 @@ impl Handler {
         Ok(ring)
     }
 
+    /// A descriptor for events of a ring.
+    fn event(&self, ring: usize, what: &str, file: File) -> Result<File> {
+        let event = events::event(file);
+        event.or_else(|error| self.refuse(format_args!("{what} of queue {ring}: {}", full(&error))))
+    }
+
     /// Stops a ring: when this returns, all that was taken from it is published.
     fn stop(&mut self, ring: usize) -> Result<()> {
         if !self.staged[ring].started {
@@ -354,16 +361,6 @@ impl Handler {
     }
 }
 
-/// Makes a descriptor of the front end's safe to wait for and to signal: a full or empty one must
-/// not hold up the thread that touches it.
-fn nonblocking(file: File) -> Result<File> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
-    let set = flags.and_then(|flags| fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
-    set.map_err(|errno| Error::ReqHandlerError(errno.into()))?;
-    Ok(file)
-}
-
 impl VhostUserBackendReqHandlerMut for Handler {
     fn set_owner(&mut self) -> Result<()> {
         self.phase = self.phase.max(Phase::Owned);
@@ -489,15 +486,17 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let Some(fd) = fd else {
             return self.refuse(format_args!("queue {ring} would have to be polled"));
         };
+        let kick = self.event(ring, "kicks", fd)?;
         self.stop(ring)?;
-        self.staged[ring].kick = Some(nonblocking(fd)?);
+        self.staged[ring].kick = Some(kick);
         self.start_if_complete(ring)
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let ring = self.ring(index.into())?;
+        let call = fd.map(|fd| self.event(ring, "calls", fd)).transpose()?;
         let vring = &self.vrings[ring];
-        vring.set_call(fd.map(nonblocking).transpose()?);
+        vring.set_call(call);
         // The interrupt for what is in the used ring may have died with an earlier session.
         let _ = vring.signal_used_queue();
         Ok(())
@@ -505,7 +504,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let ring = self.ring(index.into())?;
-        let error_event = fd.map(nonblocking).transpose()?;
+        let error_event = fd.map(|fd| self.event(ring, "errors", fd)).transpose()?;
         self.change_ring(ring, |this| this.staged[ring].error_event = error_event)
     }
 

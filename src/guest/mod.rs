@@ -22,6 +22,7 @@
 mod account;
 mod chain;
 mod config;
+mod events;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod handed;

@@ -224,7 +224,7 @@ impl QueueThread<'_> {
                 if let Some(old) = queue.kick.take() {
                     unlisten(&self.epoll, old.as_raw_fd());
                 }
-                if let Err(error) = listen(&self.epoll, kick.as_raw_fd(), number as u64) {
+                if let Err(error) = listen_for_edges(&self.epoll, kick.as_raw_fd(), number as u64) {
                     let text = format_args!("kicks cannot be waited for: {error}");
                     queue.server.warn(Kind::Descriptors, text);
                 }
@@ -253,6 +253,8 @@ impl QueueThread<'_> {
                 let _ = paused.send(());
                 // Ends when the session drops its end, also if it does so by dying.
                 let _ = resume.recv();
+                // Kicks of this time were seen and not followed.
+                self.queues.iter_mut().for_each(|queue| queue.hot = true);
             }
             Command::Quit => {
                 for queue in &mut self.queues {
@@ -272,7 +274,7 @@ impl QueueThread<'_> {
             self.mailbox.take(&mut commands, &mut woken);
             self.wake(&mut woken);
             if !self.queues.iter().any(|queue| queue.server.has_woken()) {
-                // Kicks wake this up as well; they stay readable, and the pause is short.
+                // Kicks wake this up as well; all queues are looked at after the pause, which is short.
                 let _ = self.epoll.wait(1, &mut events);
             }
             for queue in &mut self.queues {
@@ -294,6 +296,13 @@ fn find<'a, 'd>(queues: &'a mut [Served<'d>], ring: usize) -> Option<(usize, &'a
 
 fn listen(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+/// The same, woken by each signal once. What stays readable whatever is read from it, as a full eventfd
+/// that counts down by ones, does not keep the thread busy.
+fn listen_for_edges(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
 }
 
 fn unlisten(epoll: &Epoll, fd: RawFd) {
