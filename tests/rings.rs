@@ -6,14 +6,14 @@ use std::{os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use common::{
     LIMIT,
-    daemon::{Daemon, client_options, session_options},
+    daemon::{Daemon, TempDir, client_options, session_options},
     disk::{expect_pattern, pattern, write_pattern},
     raw::{GPA, MEMORY, Outcome, Raw, SIZE},
     wait_until,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost_user_zram_frontend::{
-    Blk, Client, ClientOptions, Desc, Op, Options, Place, Queue, Region, Shape, Status,
+    Blk, Client, ClientOptions, Desc, Op, Options, Place, Queue, Region, Session, Shape, Status,
     queue::Event,
     spec::{T_FLUSH, T_IN, feature},
 };
@@ -409,4 +409,46 @@ fn guest_memory_that_is_not_shared_is_told_of() {
     write_pattern(client.blk(), 0, 80, 1);
     expect_pattern(client.blk(), 0, 80, 1);
     assert_eq!(daemon.stats()["blind_queues"], 1);
+}
+
+/// A session ends in the middle of a large write, again and again, with and without what tells the next
+/// one of it. In the end it is done, whole, and its completion is seen.
+#[test]
+fn a_large_request_outlives_the_ends_of_sessions() {
+    const SECTORS: usize = (3 << 20) / 512;
+    for (state, tracked) in [(false, false), (true, false), (false, true)] {
+        let dir = TempDir::in_memory();
+        let place = dir.join("state");
+        let args = ["--algorithm", "zstd(level=19)", "--create", "--state-dir"];
+        let mut args = args.to_vec();
+        args.push(place.to_str().unwrap());
+        let daemon = Daemon::start("32M", if state { &args } else { &args[..2] });
+        let options = session_options();
+        let mut session = Session::connect(daemon.socket(), &options).unwrap();
+        let region = Region::new(GPA, 32 << 20).unwrap();
+        let queue = Queue::new(0, &region, 64, session.has(feature::EVENT_IDX)).unwrap();
+        let mut blk = Blk::new(queue, 2, 4 << 20, session.has(feature::INDIRECT)).unwrap();
+        let inflight = tracked.then(|| session.take_inflight(1, 64).unwrap().expect("offered"));
+        for generation in 1..=2 {
+            session
+                .take_up(&[Arc::clone(&region)], inflight.as_ref(), &[blk.queue().wiring().clone()])
+                .unwrap();
+            let tag = blk.acquire().unwrap();
+            region.write(blk.buffer(tag), &pattern(8, SECTORS, generation)).unwrap();
+            blk.submit_shaped(tag, Op::Out, 8, SECTORS as u32 * 512, &Shape::default(), 0).unwrap();
+            blk.publish().unwrap();
+            for _ in 0..3 {
+                // It is taken at some time in this, or not yet.
+                thread::sleep(Duration::from_millis(20));
+                session.hang_up();
+                session = Session::connect(daemon.socket(), &options).unwrap();
+                let wiring = [blk.queue().wiring().clone()];
+                session.take_up(&[Arc::clone(&region)], inflight.as_ref(), &wiring).unwrap();
+            }
+            let done = blk.wait(LIMIT).unwrap();
+            assert_eq!((done.tag, done.status), (tag, Status::Ok), "{state} {tracked}");
+            expect_pattern(&mut blk, 8, SECTORS, generation);
+            assert_eq!(blk.busy(), 0);
+        }
+    }
 }
