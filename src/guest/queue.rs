@@ -42,11 +42,13 @@ const SHARE: Duration = Duration::from_millis(1);
 pub(super) const SHARE_IT: &str =
     "QEMU's memory backend needs share=on, libvirt's <memoryBacking> needs <access mode='shared'/>";
 
-/// Kicks of a ring that never showed a request, after which its memory is taken to be not shared.
+/// Kicks of a ring that is all zero, after which its memory is taken to be not shared.
 ///
-/// A driver kicks for what it has made available before, so a look after the kick finds it. One kick may
-/// be the front end's own, at the start of the ring, and one left over from before that.
-const BLIND_KICKS: u8 = 3;
+/// A driver kicks for what it has made available before, so a look after the kick finds it. The first
+/// kick may be the front end's own, at the start of the ring, with which what is left over from before
+/// adds up in the eventfd. The second one is the driver's, and there may be no third: Linux looks for
+/// partitions with one read, and waits for it.
+const BLIND_KICKS: u8 = 2;
 
 /// The state of a ring that the session sets and the queue thread uses.
 pub(super) type Vring = VringMutex<SharedMemory>;
@@ -393,7 +395,8 @@ impl<'d> QueueServer<'d> {
             outcome?;
             self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
-                self.found_nothing();
+                let in_use = state.get_queue().next_avail() != 0;
+                self.found_nothing(in_use);
                 return Ok(Next::Rest(self.rest(false)));
             }
         } else {
@@ -424,9 +427,9 @@ impl<'d> QueueServer<'d> {
     }
 
     /// A look at the ring found nothing. Where that happens after each kick, the guest writes its
-    /// ring to memory that is not this one.
-    fn found_nothing(&mut self) {
-        if !std::mem::take(&mut self.kicked) || self.begun {
+    /// ring to memory that is not this one. A ring that was `in_use` when it was started is in this one.
+    fn found_nothing(&mut self, in_use: bool) {
+        if !std::mem::take(&mut self.kicked) || self.begun || in_use {
             return;
         }
         self.blind_kicks = self.blind_kicks.saturating_add(1);

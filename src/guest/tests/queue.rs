@@ -197,13 +197,16 @@ fn a_stopped_queue_finishes_what_waits_and_takes_nothing() {
 fn kicks_that_never_show_a_request_are_told_of_once() {
     let rig = Rig::new();
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    for _ in 0..2 {
-        server.kicked();
-        rig.settle(&mut server, &mut lane);
-        // A look without a kick says nothing.
-        rig.settle(&mut server, &mut lane);
-        assert_eq!(rig.printed.take(), [""; 0]);
-    }
+    // The front end's own, with which those from before the start add up.
+    server.kicked();
+    rig.settle(&mut server, &mut lane);
+    // A look without a kick says nothing.
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(rig.printed.take(), [""; 0]);
+    // The driver's only one: it waits for its first request.
+    server.kicked();
+    rig.settle(&mut server, &mut lane);
+    assert_eq!(rig.shared.device.report().blind_queues, 1);
     for _ in 0..5 {
         server.kicked();
         rig.settle(&mut server, &mut lane);
@@ -219,11 +222,9 @@ fn kicks_that_never_show_a_request_are_told_of_once() {
 fn kicks_that_come_late_are_no_reason_to_worry() {
     let rig = Rig::new();
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    // The front end's own, and one from before the start.
-    for _ in 0..2 {
-        server.kicked();
-        rig.settle(&mut server, &mut lane);
-    }
+    // The front end's own.
+    server.kicked();
+    rig.settle(&mut server, &mut lane);
     for n in 0..5 {
         rig.write(n, n.into(), 4096);
         rig.settle(&mut server, &mut lane);
@@ -232,10 +233,10 @@ fn kicks_that_come_late_are_no_reason_to_worry() {
             rig.settle(&mut server, &mut lane);
         }
     }
-    // It starts anew at each start, with nothing left of the kicks before.
+    // A ring that was in use is seen, however often a new server of it is kicked for nothing.
     for _ in 0..3 {
         let mut server = rig.server();
-        for _ in 0..2 {
+        for _ in 0..5 {
             server.kicked();
             rig.settle(&mut server, &mut lane);
         }
