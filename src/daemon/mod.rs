@@ -5,6 +5,7 @@ mod console;
 mod disk;
 mod image;
 mod inherit;
+mod limits;
 mod load;
 mod lobby;
 mod manager;
@@ -132,6 +133,7 @@ pub enum DaemonError {
 /// # Errors
 /// The daemon cannot start; nothing was left behind.
 pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
+    limits::raise_open_files(settings.guest.num_queues, settings.guest.threads);
     let stop = Arc::new(EventFd::new().map_err(DaemonError::Setup)?);
     let signals = Signals::block().map_err(DaemonError::Setup)?;
     let stdout = console.lines();

@@ -1,0 +1,36 @@
+//! How many descriptors the daemon may have open.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Descriptors of a daemon that serves a front end, without its queues: three standard streams, what
+/// its disk, its signals and its socket need (some twenty), eight regions of guest memory, and the
+/// eight of the largest message.
+const OTHERS: u64 = 48;
+/// Descriptors of a queue: for kicks, calls and errors, and those of kicks and errors again for its
+/// thread.
+const A_QUEUE: u64 = 5;
+/// Descriptors of a queue thread: what wakes it up, what it waits with, and what it tells of its end.
+const A_THREAD: u64 = 3;
+
+/// Raises the limit as far as it may be raised, and says so if it is too low for a front end that uses
+/// all `queues` with `threads` threads.
+pub(super) fn raise_open_files(queues: u16, threads: u16) {
+    let needed = OTHERS + A_QUEUE * u64::from(queues) + A_THREAD * u64::from(threads);
+    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(errno) => return log::debug!("the limit of open files is not known: {errno}"),
+    };
+    let allowed = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(errno) => {
+            log::debug!("the limit of open files stays at {soft}: {errno}");
+            soft
+        }
+    };
+    if allowed < needed {
+        log::warn!(
+            "{allowed} open files are allowed, and {needed} are needed for {queues} queues: raise \
+             RLIMIT_NOFILE (ulimit -n, LimitNOFILE=) or lower --num-queues"
+        );
+    }
+}
