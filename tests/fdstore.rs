@@ -3,21 +3,20 @@
 mod common;
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{Read, Seek, Write},
+    fs,
+    io::{Read, Seek},
     os::{fd::OwnedFd, unix::net::UnixListener},
-    process::{Command, Stdio},
+    process::Command,
 };
 
+#[cfg(debug_assertions)]
+use common::loading::Loading;
 use common::{
     daemon::{BINARY, Daemon, TempDir, client_options, refusal},
     disk::{expect_pattern, expect_served, expect_zeroes, mark, pattern, write_pattern},
     manager::{Manager, NAME, some_file},
 };
-use nix::{
-    sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
-};
+use nix::sys::{signal::Signal, stat::fstat};
 use vhost_user_zram_frontend::Client;
 
 /// What holds a state: three descriptors of one name.
@@ -242,33 +241,25 @@ fn descriptors_of_other_names_are_left_alone() {
     expect_pattern(other.start(&[]).client().blk(), 0, 8, 7);
 }
 
+#[cfg(debug_assertions)]
 #[test]
 fn a_state_that_was_never_finished_is_forgotten_and_made_anew() {
     let manager = Manager::new(3);
     let dir = TempDir::new();
-    let fifo = dir.join("fifo");
-    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-    let load = ["--create", "--load", fifo.to_str().unwrap()];
-    let mut loading = manager
-        .command(&dir, Vec::new(), &load)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut pipe = OpenOptions::new().write(true).open(&fifo).unwrap();
-    // More than a pipe holds, and than is read at a time.
-    pipe.write_all(&pattern(0, 3 << 11, 1)).unwrap();
-    loading.kill().unwrap();
-    loading.wait().unwrap();
-    drop(pipe);
+    let image = dir.join("image");
+    let load = ["--create", "--load", image.to_str().unwrap()];
+    // The arena is the one that grows.
+    let held = || manager.held().iter().map(|(_, fd)| fstat(fd).unwrap().st_blocks).max();
+    let blocks = || held().map_or(0, |blocks| blocks as u64);
+    let mut loading = Loading::start(manager.command(&dir, Vec::new(), &load), &image, blocks);
+    loading.0.kill().unwrap();
+    loading.0.wait().unwrap();
     assert_eq!(manager.names(), STATE);
     let first = manager.held();
     manager.refuses(manager.held(), &[], &["never finished", "--create"]);
 
-    let image = dir.join("image");
     fs::write(&image, pattern(0, 100, 2)).unwrap();
-    let daemon = manager.start(&["--create", "--load", image.to_str().unwrap()]);
+    let daemon = manager.start(&load);
     assert_eq!(daemon.origin(), "new");
     expect_pattern(daemon.client().blk(), 0, 100, 2);
     expect_zeroes(daemon.client().blk(), 100, 8000);
@@ -281,7 +272,7 @@ fn a_state_that_was_never_finished_is_forgotten_and_made_anew() {
     daemon.end(Signal::SIGKILL);
     // Three of the new one, none of the old.
     assert_eq!(manager.names(), STATE);
-    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
+    let inode = |fd: &OwnedFd| fstat(fd).unwrap().st_ino;
     for (_, fd) in manager.held() {
         assert!(first.iter().all(|(_, old)| inode(old) != inode(&fd)));
     }

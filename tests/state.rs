@@ -6,10 +6,12 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::Arc,
 };
 
+#[cfg(debug_assertions)]
+use common::loading::Loading;
 use common::{
     LIMIT,
     daemon::{BINARY, Daemon, TempDir, client_options, refusal, session_options},
@@ -460,44 +462,13 @@ fn an_image_is_loaded_when_the_state_is_made_and_never_again() {
     look(&home.start(&load));
 }
 
-/// A daemon that is loading an image of which the last part does not come.
+/// Starts a daemon that stalls in the middle of its image.
 #[cfg(debug_assertions)]
-struct Loading(Child);
-
-#[cfg(debug_assertions)]
-impl Loading {
-    /// Returns when a part of the image is stored.
-    fn start(home: &Home, image: &Path) -> Self {
-        const MIB: usize = 1 << 20;
-        // Noise: what is stored of it is as long as it is.
-        let mut noise = vec![0; 4 * MIB];
-        vhost_user_zram_frontend::Random::new(1).fill(&mut noise);
-        fs::write(image, &noise).unwrap();
-        let image = image.to_str().expect("a path of plain letters");
-        let child = home
-            .command("256M", &["--create", "--load", image])
-            .env("VUZ_STALL_AT", "load.read:4")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("daemon starts");
-        // It reads what the file is, and 1 MiB at a time.
-        let stored =
-            || fs::metadata(home.path().join("arena")).is_ok_and(|arena| arena.blocks() > 2048);
-        let loading = Self(child);
-        wait_until("a part of the image", stored);
-        loading
-    }
-}
-
-#[cfg(debug_assertions)]
-impl Drop for Loading {
-    fn drop(&mut self) {
-        // Already ended is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn loading(home: &Home, image: &Path) -> Loading {
+    let path = image.to_str().expect("a path of plain letters");
+    let command = home.command("256M", &["--create", "--load", path]);
+    let arena = home.path().join("arena");
+    Loading::start(command, image, || fs::metadata(&arena).map_or(0, |arena| arena.blocks()))
 }
 
 /// The file stalls where SIGTERM is to end the daemon.
@@ -507,7 +478,7 @@ fn a_load_that_was_cut_short_is_begun_anew() {
     let home = Home::new();
     let image = home.0.join("image");
     for round in 0..2 {
-        let mut loading = Loading::start(&home, &image);
+        let mut loading = loading(&home, &image);
         // It is being made, and by somebody else.
         home.refuses("256M", &["--create"], &["in use"]);
         if round == 0 {
