@@ -9,6 +9,10 @@ DAEMON_PID='' GUEST_PID='' CONSOLE='' SEQ=0 MARK=0
 ANSWER=''
 # How often QEMU looks for a daemon that went away.
 RECONNECT_MS=1000
+# More for run-guest, and what the daemon is told of queues.
+GUEST_ARGS=() QUEUE_ARGS=(--num-queues 2)
+# QEMU's monitor, if the guest was started with one: $RUN/monitor.in and .out.
+MONITOR=''
 
 # --- the daemon -----------------------------------------------------------------------------------
 
@@ -25,8 +29,8 @@ spawn_daemon() { # ALGORITHM [OPTION...]
     local algorithm=$1
     shift
     DAEMON_LOG=$LOGS/daemon-$((++DAEMON_COUNT)).log
-    "$DAEMON" --socket-path "$SOCKET" --size "$SIZE" --algorithm "$algorithm" --num-queues "$QUEUES" \
-        --serial "$SERIAL" "$@" >"$DAEMON_LOG" 2>&1 </dev/null &
+    "$DAEMON" --socket-path "$SOCKET" --size "$SIZE" --algorithm "$algorithm" \
+        ${QUEUE_ARGS[@]+"${QUEUE_ARGS[@]}"} --serial "$SERIAL" "$@" >"$DAEMON_LOG" 2>&1 </dev/null &
     DAEMON_PID=$!
 }
 
@@ -60,6 +64,12 @@ stat_of() {
 # --- guests ---------------------------------------------------------------------------------------
 
 start_guest() {
+    launch_guest
+    expect_ready
+}
+
+# Waits for nothing.
+launch_guest() {
     stop_guest
     GUEST_LOG=$LOGS/guest-$((++GUEST_COUNT)).log
     rm -f "$RUN/console"
@@ -67,13 +77,13 @@ start_guest() {
     # Read and write, so that neither opening it nor QEMU's first read waits for the other side.
     exec {CONSOLE}<>"$RUN/console"
     QEMU=$QEMU "$VUZ_SCRIPTS/run-guest" --socket "$SOCKET" --kernel "$KERNEL" --initrd "$INITRD" \
-        --mem "$MEM" --cpus 2 --queues "$QUEUES" --reconnect-ms "$RECONNECT_MS" >"$GUEST_LOG" 2>&1 <"$RUN/console" &
+        --mem "$MEM" --cpus 2 --queues "$QUEUES" --reconnect-ms "$RECONNECT_MS" ${GUEST_ARGS[@]+"${GUEST_ARGS[@]}"} \
+        >"$GUEST_LOG" 2>&1 <"$RUN/console" &
     GUEST_PID=$!
     # Else the shell comments on each QEMU that was killed.
     disown
     MARK=0
     BOOTS=$((BOOTS + 1))
-    expect_ready
 }
 
 expect_ready() {
@@ -110,6 +120,41 @@ forget_guest() {
     GUEST_PID=
     [ -z "$CONSOLE" ] || exec {CONSOLE}>&-
     CONSOLE=
+    [ -z "$MONITOR" ] || exec {MONITOR}>&-
+    MONITOR=
+}
+
+# --- QEMU's monitor -------------------------------------------------------------------------------
+
+# To be called before a guest is started with --monitor.
+make_monitor() {
+    rm -f "$RUN"/monitor.*
+    mkfifo "$RUN/monitor.in" "$RUN/monitor.out"
+}
+
+open_monitor() {
+    exec {MONITOR}<>"$RUN/monitor.out"
+    qmp '{"execute": "qmp_capabilities"}'
+}
+
+# qmp JSON: runs a command.
+qmp() {
+    printf '%s\n' "$1" >"$RUN/monitor.in"
+    await_qmp '"return"' 30
+}
+
+# await_qmp WORD SECONDS: waits for a line with WORD; an error is none.
+await_qmp() {
+    local end=$((SECONDS + $2)) line
+    while [ $SECONDS -lt $end ]; do
+        IFS= read -r -t 1 -u "$MONITOR" line || continue
+        case $line in
+        *"$1"*) return ;;
+        *'"error"'*) ANSWER="QEMU: $line"; return 1 ;;
+        esac
+    done
+    ANSWER="QEMU's monitor did not say $1 within $2 s"
+    return 1
 }
 
 # expect REGEX SECONDS: waits for a line in what the guest said since MARK; sets ANSWER to it.

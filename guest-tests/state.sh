@@ -94,8 +94,8 @@ churn_well() {
     [ -z "$ANSWER" ]
 }
 
-# end_churn SEED: the final verification, the guest's own opinion, and whether restarts left objects
-# behind that belong to no page.
+# end_churn SEED [BYTES]: the final verification, the guest's own opinion, and whether restarts left objects
+# behind that belong to no page. BYTES are what else is on the disk.
 end_churn() {
     local verified rc=0 orig compr mem fr fw
     ask 240 churn_stop "$1" || rc=$?
@@ -109,7 +109,7 @@ end_churn() {
     read -r orig compr mem fr fw < <(stat_of orig_data_size compr_data_size mem_used_total failed_reads failed_writes) ||
         no_stats || return
     ANSWER="$verified; stored $(mb "$orig"), compressed $(mb "$compr"), arena $(mb "$mem"), failed requests $fr + $fw"
-    [ $rc = 0 ] && [ "$orig" -le $CHURN_BYTES ] && [ "$mem" -le $((compr + compr / 10 + (512 << 10))) ] &&
+    [ $rc = 0 ] && [ "$orig" -le $((CHURN_BYTES + ${2:-0})) ] && [ "$mem" -le $((compr + compr / 10 + (512 << 10))) ] &&
         [ "$fr" = 0 ] && [ "$fw" = 0 ]
 }
 

@@ -9,9 +9,9 @@
 
 TESTS=(limits discard fio ext4 compact fstrim e2fsck swap swap-freed reboot qemu-exit restarts
     kernel-log daemon-stats blank-restart daemon-exit read-only engine
-    kills terms state-cold)
+    kills terms state-cold defaults microvm images bios unshared)
 # These start daemons and guests of their own.
-OWN_DAEMON='read-only engine kills terms state-cold'
+OWN_DAEMON='read-only engine kills terms state-cold defaults microvm bios unshared'
 
 # No blanks: it travels to the guest as one word.
 COMPLAINTS='I/O.error|critical.(target|medium|space)|EXT4-fs.(error|warning)|blocked.for.more|BUG:|WARNING:|Call.Trace|virtio_blk.*(fail|error)|not.a.head'
@@ -38,6 +38,11 @@ describe() {
     kills) echo "daemon with a state SIGKILLed at random moments under fio --verify, a new one at once: nothing lost" ;;
     terms) echo "the same by SIGTERM: the daemon leaves nothing in flight, the guest sees a pause" ;;
     state-cold) echo "QEMU and daemon both end, also by SIGKILL under load: the state has all data" ;;
+    defaults) echo "QEMU's default options: boots, survives three SIGKILLs of the daemon, disk detached and attached" ;;
+    microvm) echo "the same on a microvm, whose disk is behind virtio-mmio and cannot be detached" ;;
+    images) echo "seven ordinary images (GPT, MBR, ext4, vfat, xfs, btrfs) loaded: mounted, right, writable" ;;
+    bios) echo "a loaded disk boots: firmware, boot loader, kernel, its own file system" ;;
+    unshared) echo "guest memory that is not shared: the daemon says what is missing" ;;
     read-only) echo "a disk filled by --load and served with --read-only: right contents, no writes" ;;
     esac
 }
@@ -285,7 +290,7 @@ t_read-only() {
     stop_guest
     stop_daemon || true
     sum=$(md5sum <"$RUN/corpus.tar")
-    start_daemon "$ALGORITHM" --load "$RUN/corpus.tar" --read-only || return
+    start_daemon "$ALGORITHM" --load "$RUN/corpus.tar" --load-format raw --read-only || return
     start_guest || return
     ask 60 read_only "$(stat -c %s "$RUN/corpus.tar")" "${sum%% *}" || rc=$?
     stop_guest
