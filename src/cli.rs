@@ -175,7 +175,8 @@ pub struct Args {
     watchdog: u32,
 
     /// Have requests that wait longer than this fail with an I/O error, which is counted as
-    /// `expired_requests`; more than --watchdog. 0 is never.
+    /// `expired_requests`; more than --watchdog. 0 is never. Time in which the daemon was stopped,
+    /// frozen or asleep with its host does not count.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     watchdog_fail: u32,
 

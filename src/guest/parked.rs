@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::chain::Segment;
 use super::request::{GuestBytes, Reply, Taken};
-use super::watchdog::Patience;
+use super::watchdog::{Look, Patience};
 use crate::device::{ENGINE_WINDOW, Io, Op};
 use crate::units::PAGE_SIZE;
 
@@ -78,6 +78,8 @@ pub(super) struct InFlight<'d> {
     pub(super) extent: Extent,
     /// When it was first parked, by the coarse clock.
     pub(super) since: Option<Duration>,
+    /// For how long it has been parked at the last look, as far as that counts.
+    pub(super) age: Duration,
     /// The watchdog has spoken of it.
     pub(super) reported: bool,
     /// Segments that its payload has room for.
@@ -176,17 +178,19 @@ impl<'d> Parked<'d> {
         self.take(large.taken.head())
     }
 
-    /// Calls `report` with each request that is parked for too long at `now` and its age, once.
+    /// Calls `report` with each request that is parked for too long at this look and its age, once.
     /// Returns the heads of those that are to be given up.
     pub(super) fn overdue(
         &mut self,
-        now: Duration,
+        look: Look,
         patience: &Patience,
         mut report: impl FnMut(&InFlight<'d>, Duration),
     ) -> Vec<u16> {
         let mut lost = Vec::new();
         for in_flight in &mut self.requests {
-            let age = now.saturating_sub(in_flight.since.unwrap_or(now));
+            // Whatever is in here was parked.
+            in_flight.age += look.counted(in_flight.since.unwrap_or_default());
+            let age = in_flight.age;
             if patience.is_over(age) && !std::mem::replace(&mut in_flight.reported, true) {
                 report(in_flight, age);
             }

@@ -30,7 +30,7 @@ use super::parked::{Bound, InFlight, Parked};
 use super::position;
 use super::request::{Finished, Status, Taken, snapshot};
 use super::ring::{self, Heads, RingError};
-use super::watchdog::{Patience, Pulse};
+use super::watchdog::{Look, Patience, Pulse};
 use crate::clock::{self, MIN_WORK, Share};
 use crate::device::{Device, Lane};
 
@@ -319,11 +319,11 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Reports the requests that are parked for too long at `now`, and gives up those that are
+    /// Reports the requests that are parked for too long at this look, and gives up those that are
     /// parked for far too long. True if there were such, so that there is room for others.
-    pub(super) fn look_after(&mut self, now: Duration, patience: &Patience) -> bool {
+    pub(super) fn look_after(&mut self, look: Look, patience: &Patience) -> bool {
         let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);
-        let lost = self.parked.overdue(now, patience, |request, age| {
+        let lost = self.parked.overdue(look, patience, |request, age| {
             figures.stalled_requests.inc();
             let what = request.io.waits_for().map(|what| format!(", now for {what}"));
             log.warn(

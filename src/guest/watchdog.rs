@@ -9,6 +9,9 @@
 //!   nothing else looks at the [`Pulse`] of each queue thread: a few stores of its own for each
 //!   poll, and no clock. It looks only while queue threads are awake; when all of them have slept
 //!   for a while it sleeps without a time limit, until one wakes up and finds it asleep.
+//!
+//! Time counts only while looks come in time ([`Looks`]): a daemon that was stopped, frozen or asleep
+//! with its host was not there to do anything, and a request must not fail for that.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -46,6 +49,12 @@ impl Patience {
         (!self.report.is_zero()).then_some(interval)
     }
 
+    /// The looks of a thread. One may come an interval late, for a thread that was woken just before
+    /// it was to look sleeps for another interval.
+    pub(super) fn looks(&self) -> Looks {
+        Looks::new(self.interval().map_or(Duration::MAX, |interval| 2 * interval))
+    }
+
     /// Whether a request of this age is to be reported.
     pub(super) fn is_over(&self, age: Duration) -> bool {
         !self.report.is_zero() && age >= self.report
@@ -54,6 +63,48 @@ impl Patience {
     /// Whether a request of this age is to be given up.
     pub(super) fn is_lost(&self, age: Duration) -> bool {
         !self.fail.is_zero() && age >= self.fail
+    }
+}
+
+/// Looks at what waits, one after another, and how much time counts between them.
+#[derive(Debug)]
+pub(super) struct Looks {
+    /// The last one.
+    before: Duration,
+    /// Most time that counts from one to the next.
+    most: Duration,
+}
+
+/// One look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    now: Duration,
+    before: Duration,
+    most: Duration,
+}
+
+impl Looks {
+    /// Looks between which no more than `most` counts.
+    pub(super) fn new(most: Duration) -> Self {
+        Self { before: Duration::ZERO, most }
+    }
+
+    /// Whether the last look is this long ago.
+    pub(super) fn are_due(&self, now: Duration, interval: Duration) -> bool {
+        now.saturating_sub(self.before) >= interval
+    }
+
+    /// The next look, now, by any one clock.
+    pub(super) fn at(&mut self, now: Duration) -> Look {
+        let before = std::mem::replace(&mut self.before, now);
+        Look { now, before, most: self.most }
+    }
+}
+
+impl Look {
+    /// What counts since the look before for something that is there since `since`.
+    pub(super) fn counted(&self, since: Duration) -> Duration {
+        self.now.saturating_sub(self.before.max(since)).min(self.most)
     }
 }
 
@@ -147,7 +198,8 @@ pub(super) struct Watch {
 #[derive(Clone, Copy)]
 struct Seen {
     beat: u64,
-    since: Instant,
+    /// For how long it has been seen, as far as that counts.
+    age: Duration,
 }
 
 impl Watch {
@@ -191,20 +243,25 @@ impl Watch {
 
     fn run(&self, device: &Device, log: &Limiter, interval: Duration) {
         let mut seen = Vec::new();
+        let (began, mut looks) = (Instant::now(), self.patience.looks());
         loop {
             if seen.is_empty() && self.sleep() {
                 return;
             }
-            let now = Instant::now();
+            let counted = looks.at(began.elapsed()).counted(Duration::ZERO);
             let mut quiet = true;
-            seen.resize(self.pulses.len(), Seen { beat: 0, since: now });
+            // Of polls that were not seen before, time counts from now on.
+            seen.resize(self.pulses.len(), Seen { beat: 0, age: Duration::ZERO });
             for (pulse, seen) in self.pulses.iter().zip(&mut seen) {
                 let beat = pulse.beat.load(Ordering::Acquire);
                 quiet &= beat == seen.beat && !pulse.awake.load(Ordering::Acquire);
                 if beat != seen.beat {
-                    *seen = Seen { beat, since: now };
-                } else if beat & 1 == 1 && self.patience.is_over(now - seen.since) {
-                    report(pulse, beat, now - seen.since, device, log);
+                    *seen = Seen { beat, age: Duration::ZERO };
+                    continue;
+                }
+                seen.age += counted;
+                if beat & 1 == 1 && self.patience.is_over(seen.age) {
+                    report(pulse, beat, seen.age, device, log);
                 }
             }
             if quiet {

@@ -6,7 +6,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -14,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::limited::Kind;
 use super::mailbox::{Command, Mailbox};
 use super::queue::{QueueServer, Shared, Turn, Vring};
-use super::watchdog::{Pulse, Watch};
+use super::watchdog::{Looks, Pulse, Watch};
 use crate::checker;
 use crate::clock;
 use crate::device::Lane;
@@ -53,8 +52,8 @@ impl Worker {
                 Served { index, server, kick: None, hot: false, stopped: None }
             });
             let queues = queues.collect();
-            let (mailbox, looked) = (its_mailbox, Duration::ZERO);
-            QueueThread { queues, mailbox, epoll, lane, watch, pulse, looked, quitting: false }
+            let (mailbox, looks) = (its_mailbox, watch.patience().looks());
+            QueueThread { queues, mailbox, epoll, lane, watch, pulse, looks, quitting: false }
                 .run();
             drop(end);
         };
@@ -114,8 +113,8 @@ struct QueueThread<'d> {
     lane: Lane,
     watch: Arc<Watch>,
     pulse: Arc<Pulse>,
-    /// When parked requests were last looked through, by the coarse clock.
-    looked: Duration,
+    /// The looks through parked requests, by the coarse clock.
+    looks: Looks,
     quitting: bool,
 }
 
@@ -180,12 +179,12 @@ impl QueueThread<'_> {
             return;
         }
         let now = clock::coarse();
-        if now.saturating_sub(self.looked) < interval {
+        if !self.looks.are_due(now, interval) {
             return;
         }
-        self.looked = now;
+        let look = self.looks.at(now);
         for queue in &mut self.queues {
-            queue.hot |= queue.server.look_after(now, &patience);
+            queue.hot |= queue.server.look_after(look, &patience);
         }
     }
 

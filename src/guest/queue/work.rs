@@ -1,6 +1,7 @@
 //! Requests of a queue, from their heads to their statuses.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use vm_memory::GuestMemoryLoadGuard;
 
@@ -80,9 +81,9 @@ impl<'d> QueueServer<'d> {
                 match self.shared.device.request(op, sector, bytes, payload) {
                     Ok(io) => {
                         let extent = Extent { op, sector, bytes };
-                        let (since, reported) = (None, false);
+                        let (since, age, reported) = (None, Duration::ZERO, false);
                         let begun =
-                            InFlight { taken, io, reply, extent, since, reported, segments };
+                            InFlight { taken, io, reply, extent, since, age, reported, segments };
                         let ended = self.poll(begun, lane);
                         return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                     }

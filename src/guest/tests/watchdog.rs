@@ -13,7 +13,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::super::account::Account;
 use super::super::mailbox::Command;
 use super::super::parked::{Bound, Extent};
-use super::super::watchdog::{Patience, Pulse, Watch, Watchdog};
+use super::super::queue::QueueServer;
+use super::super::watchdog::{Looks, Patience, Pulse, Watch, Watchdog};
 use super::super::worker::Worker;
 use super::rig::Rig;
 use crate::clock;
@@ -37,22 +38,23 @@ fn figures(rig: &Rig) -> Report {
 #[test]
 fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     let rig = Rig::new();
+    let mut looks = Looks::new(Duration::MAX);
     let held = rig.offer_to_held(3);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     let before = clock::coarse();
     rig.settle(&mut server, &mut lane);
     let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
-    assert!(!server.look_after(before + 9 * SECOND, &patience));
+    assert!(!server.look_after(looks.at(before + 9 * SECOND), &patience));
     assert_eq!(figures(&rig).stalled_requests, 0);
     let later = clock::coarse() + 10 * SECOND;
     for times in 0..3 {
-        assert!(!server.look_after(later + times * 100 * SECOND, &patience));
+        assert!(!server.look_after(looks.at(later + times * 100 * SECOND), &patience));
         assert_eq!(figures(&rig).stalled_requests, 3);
     }
     // Woken and parked again it is the same request.
     server.wake(0);
     rig.settle(&mut server, &mut lane);
-    server.look_after(later + 100 * SECOND, &patience);
+    server.look_after(looks.at(later + 100 * SECOND), &patience);
     assert_eq!(figures(&rig).stalled_requests, 3);
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -60,12 +62,13 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     assert!((0..3).all(|n| rig.status(n) == 0));
     assert_eq!((figures(&rig).expired_requests, figures(&rig).failed_reads), (0, 0));
     // A request that takes the same head later has its own time.
+    let mut looks = Looks::new(Duration::MAX);
     let held = rig.shared.device.hold(0);
     rig.offer(0, VIRTIO_BLK_T_IN, 0, 4096);
     rig.settle(&mut server, &mut lane);
-    server.look_after(clock::coarse() + 9 * SECOND, &patience);
+    server.look_after(looks.at(clock::coarse() + 9 * SECOND), &patience);
     assert_eq!(figures(&rig).stalled_requests, 3);
-    server.look_after(clock::coarse() + 10 * SECOND, &patience);
+    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &patience);
     assert_eq!(figures(&rig).stalled_requests, 4);
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -74,6 +77,7 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
 #[test]
 fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
     let rig = Rig::new();
+    let mut looks = Looks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     rig.settle(&mut server, &mut lane);
@@ -82,7 +86,7 @@ fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
     server.wake(0);
     rig.settle(&mut server, &mut lane);
     let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
-    server.look_after(parked + 10 * SECOND, &patience);
+    server.look_after(looks.at(parked + 10 * SECOND), &patience);
     assert_eq!(figures(&rig).stalled_requests, 1);
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -91,15 +95,16 @@ fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
 #[test]
 fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     let rig = Rig::new();
+    let mut looks = Looks::new(Duration::MAX);
     let patience = Patience { report: 10 * SECOND, fail: 20 * SECOND };
     let mut held = rig.offer_to_held(4);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
-    assert!(!server.look_after(clock::coarse() + 19 * SECOND, &patience));
+    assert!(!server.look_after(looks.at(clock::coarse() + 19 * SECOND), &patience));
     assert_eq!(rig.used().len(), 4);
     // The two that are parked fail, are published, and make room: the queue is to have a turn.
-    assert!(server.look_after(clock::coarse() + 20 * SECOND, &patience));
+    assert!(server.look_after(looks.at(clock::coarse() + 20 * SECOND), &patience));
     assert_eq!(rig.used()[4..], [0, 1]);
     assert_eq!([rig.status(0), rig.status(1)], [IOERR; 2]);
     assert_eq!(figures(&rig).expired_requests, 2);
@@ -115,9 +120,55 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     assert!(rig.shared.device.hold(0).is_some());
 }
 
+/// The process was stopped, frozen or asleep: it could not have served anybody.
+#[test]
+fn time_in_which_the_daemon_was_not_there_does_not_count() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let rig = Rig::new();
+    let patience = Patience { report: 10 * SECOND, fail: 20 * SECOND };
+    let (interval, mut looks) = (patience.interval().unwrap(), patience.looks());
+    assert_eq!(interval, SECOND * 5 / 2);
+    let held = rig.offer_to_held(2);
+    let (mut server, mut lane) = (rig.server(), rig.lane());
+    rig.settle(&mut server, &mut lane);
+    let mut now = clock::coarse();
+    let mut look = |server: &mut QueueServer<'_>, after| {
+        now += after;
+        server.look_after(looks.at(now), &patience)
+    };
+    // Whatever is there already when it is first looked at is as old as a look may be late.
+    assert!(!look(&mut server, HOUR));
+    for _ in 0..2 {
+        assert!(!look(&mut server, HOUR));
+        assert!(!look(&mut server, Duration::ZERO));
+    }
+    // Three absences of two intervals each: 15 seconds.
+    assert_eq!((figures(&rig).stalled_requests, figures(&rig).expired_requests), (2, 0));
+    assert!(!look(&mut server, interval));
+    assert!(look(&mut server, interval));
+    assert_eq!((figures(&rig).stalled_requests, figures(&rig).expired_requests), (2, 2));
+    drop(held);
+    rig.settle(&mut server, &mut lane);
+}
+
+#[test]
+fn looks_count_from_one_to_the_next_and_no_more_than_they_may_be_late() {
+    let mut looks = Looks::new(4 * SECOND);
+    assert_eq!(looks.at(100 * SECOND).counted(99 * SECOND), SECOND);
+    let look = looks.at(103 * SECOND);
+    assert_eq!(look.counted(99 * SECOND), 3 * SECOND);
+    assert_eq!(look.counted(102 * SECOND), SECOND);
+    assert_eq!(look.counted(104 * SECOND), Duration::ZERO);
+    let look = looks.at(1000 * SECOND);
+    assert_eq!(look.counted(99 * SECOND), 4 * SECOND);
+    assert_eq!(look.counted(998 * SECOND), 2 * SECOND);
+    assert!(looks.are_due(1002 * SECOND, 2 * SECOND) && !looks.are_due(1001 * SECOND, 2 * SECOND));
+}
+
 #[test]
 fn a_write_that_was_given_up_leaves_what_was_there() {
     let rig = Rig::new();
+    let mut looks = Looks::new(Duration::MAX);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     rig.write(0, 5, 4096);
     rig.settle(&mut server, &mut lane);
@@ -126,7 +177,7 @@ fn a_write_that_was_given_up_leaves_what_was_there() {
     rig.settle(&mut server, &mut lane);
     let stored = figures(&rig).compr_data_size;
     let patience = Patience { report: SECOND, fail: 2 * SECOND };
-    assert!(server.look_after(clock::coarse() + 2 * SECOND, &patience));
+    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &patience));
     assert_eq!((rig.status(1), figures(&rig).failed_writes), (IOERR, 1));
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -239,6 +290,7 @@ fn a_thread_that_does_not_leave_a_poll_is_reported_once() {
 #[test]
 fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported() {
     let rig = Rig::new();
+    let mut looks = Looks::new(Duration::MAX);
     let held = rig.offer_to_held(2);
     let pulse = Arc::<Pulse>::default();
     let (mut server, mut lane) = (rig.server_with(Arc::clone(&pulse)), rig.lane());
@@ -250,7 +302,7 @@ fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported()
     rig.settle(&mut server, &mut lane);
     assert_eq!(pulse.last(), (3, "0 0 read of 4096 bytes from sector 0 false".into()));
     let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
-    server.look_after(clock::coarse() + 10 * SECOND, &patience);
+    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &patience);
     assert_eq!(figures(&rig).stalled_requests, 1, "one was counted by the watchdog");
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -287,12 +339,13 @@ fn the_watchdog_sleeps_while_the_threads_do_and_wakes_up_with_them() {
 #[test]
 fn a_watchdog_that_is_off_says_nothing() {
     let rig = Rig::new();
+    let mut looks = Looks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     rig.settle(&mut server, &mut lane);
     let off = Patience { report: Duration::ZERO, fail: Duration::ZERO };
     assert_eq!(off.interval(), None);
-    assert!(!server.look_after(clock::coarse() + 1_000_000 * SECOND, &off));
+    assert!(!server.look_after(looks.at(clock::coarse() + 1_000_000 * SECOND), &off));
     assert_eq!(figures(&rig).stalled_requests, 0);
     drop(held);
     rig.settle(&mut server, &mut lane);
