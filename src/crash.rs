@@ -35,6 +35,10 @@ pub const STEPS: &[&str] = &[
     "compact.published",
     "compact.vacated",
     "compact.trimmed",
+    // Giving a page of the slot table back.
+    "table.hidden",
+    "table.punched",
+    "table.gone",
     // Making a state.
     "create.superblock",
     "create.table",

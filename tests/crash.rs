@@ -160,6 +160,8 @@ enum Way {
     Load(Mix),
     /// A load, and now and then a compaction.
     Compaction,
+    /// The same, when nothing is left on the disk or half of it: a page of the slot table each.
+    EmptyTable,
     /// The start of a daemon on a state that is there.
     Open,
     /// The start that makes a state.
@@ -173,6 +175,7 @@ fn way_to(step: &str) -> Way {
         "discard" => Way::Load(Mix::DISCARDS),
         "ring" => Way::Load(Mix::ALL),
         "compact" => Way::Compaction,
+        "table" => Way::EmptyTable,
         "open" => Way::Open,
         "create" => Way::Create,
         _ => panic!("{step}: this test has to be told how to get there"),
@@ -184,16 +187,34 @@ fn needs_region(step: &str) -> bool {
     matches!(step, "ring.marked" | "ring.chained" | "ring.cleared" | "ring.synced")
 }
 
+/// When a load has the daemon compact.
+#[derive(Clone, Copy)]
+enum Compact {
+    Never,
+    NowAndThen,
+    /// When the disk was discarded, and not before that is done.
+    Emptied,
+}
+
 /// Has the daemon die where it comes to `step` for the `nth` time under load.
-fn die_under_load(life: &mut Life, step: &str, nth: u64, mode: Mode, mix: Mix, compact: bool) {
+fn die_under_load(life: &mut Life, step: &str, nth: u64, mode: Mode, mix: Mix, compact: Compact) {
     let tracked = mode == Mode::Resume || needs_region(step);
     life.renew(Some(&format!("{step}:{nth}")), tracked);
     life.load.mix = mix;
     let end = life.load.completed + LONG;
     while life.load.run(&mut life.client, 100, || life.daemon.is_alive()) {
         assert!(life.load.completed < end, "{step}:{nth}: nobody comes there");
-        if compact {
-            life.daemon.signal(Signal::SIGUSR2);
+        match compact {
+            Compact::Never => {}
+            Compact::NowAndThen => life.daemon.signal(Signal::SIGUSR2),
+            Compact::Emptied => {
+                // So many that none but these are in flight in the end.
+                life.load.mix = Mix::SWEEPS;
+                if life.load.run(&mut life.client, 600, || life.daemon.is_alive()) {
+                    life.compact();
+                }
+                life.load.mix = mix;
+            }
         }
     }
     life.bury();
@@ -246,8 +267,14 @@ fn nothing_acknowledged_is_lost_at_any_named_step() {
             eprintln!("{step}:{nth}, then {mode:?}, setup {setup}");
             let life = &mut lives[setup];
             match way_to(step) {
-                Way::Load(mix) => die_under_load(life, step, nth, mode, mix, false),
-                Way::Compaction => die_under_load(life, step, nth, mode, Mix::DISCARDS, true),
+                Way::Load(mix) => die_under_load(life, step, nth, mode, mix, Compact::Never),
+                Way::Compaction => {
+                    die_under_load(life, step, nth, mode, Mix::DISCARDS, Compact::NowAndThen);
+                }
+                Way::EmptyTable => {
+                    // Each time comes to a step once.
+                    die_under_load(life, step, nth.min(8), mode, Mix::ALL, Compact::Emptied);
+                }
                 // A start comes to each of its steps once.
                 Way::Open => die_at_open(life, step, nth.min(3), mode),
                 Way::Create => {

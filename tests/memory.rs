@@ -67,6 +67,44 @@ fn freed_memory_comes_back_by_itself() {
     }
 }
 
+/// Same-filled pages all over a large disk take table and nothing else: the limit bounds that, and it
+/// comes back.
+#[test]
+fn the_table_of_a_large_disk_is_bounded_and_comes_back() {
+    const NUMBER: u64 = 40_000;
+    let mut daemon = Daemon::start("1T", &["--mem-limit", "1M", "--host-reserve", "0"]);
+    let before = memory(&daemon, "RssShmem");
+    let mut client = daemon.client();
+    let blk = client.blk();
+    let spread = |number: u64| number * ((1 << 28) / NUMBER) * PAGE;
+    let mut write = |number: u64| {
+        let done = blk.run_with(Op::Out, spread(number), &[7; 4096]).unwrap().status;
+        assert!(matches!(done, Status::Ok | Status::IoErr), "{done:?}");
+        done == Status::Ok
+    };
+    // A part of them: a write that is refused takes its time, since it looks for room everywhere.
+    assert_eq!((0..NUMBER / 20).filter(|number| write(*number)).count(), 256);
+    let stats = daemon.stats();
+    assert_eq!(stats["table_bytes"] + stats["mem_used_total"], MIB);
+    let now = memory(&daemon, "RssShmem");
+    assert!(now <= before + 2 * MIB, "{before} {now}");
+    // All of the disk, of which a discard takes 1 GiB at a time.
+    (0..1024).for_each(|gib| client.blk().discard(gib << 21, 1 << 21).unwrap());
+    let began = Instant::now();
+    while daemon.stats()["table_bytes"] > 0 {
+        assert!(began.elapsed() < LIMIT, "the table does not come back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(daemon.stats()["mem_used_total"], 0);
+    // As good as new.
+    for number in NUMBER - 256..NUMBER {
+        client.blk().write(spread(number), &[9; 4096]).unwrap();
+        let mut data = [0; 4096];
+        client.blk().read(spread(number), &mut data).unwrap();
+        assert_eq!(data, [9; 4096]);
+    }
+}
+
 #[test]
 fn sigusr2_compacts_at_once() {
     let mut daemon = Daemon::start("64M", &[]);

@@ -2,13 +2,15 @@
 
 use std::sync::Mutex;
 use std::task::Waker;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Device, IoError};
 use crate::checker::Class;
 use crate::crash;
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
-use crate::store::Place;
+use crate::slot::{GivenBack, Reader};
+use crate::store::{HOST_PAGE, Place};
 use crate::sync;
 
 /// Bytes that a writer who meets a limit gives back at least, before it stores its own page.
@@ -16,6 +18,11 @@ const RECLAIM_BYTES: u64 = 64 * 1024;
 
 /// Objects that it looks at for that at most: some hundred microseconds.
 const RECLAIM_MOVES: u64 = 1024;
+
+/// How long upkeep waits for threads to leave the slots they look at, before it takes no part of the
+/// table away; and how long a writer that meets a limit does.
+const UPKEEP_WAITS: Duration = Duration::from_millis(50);
+const WRITER_WAITS: Duration = Duration::from_millis(2);
 
 /// Times that it tries, as long as anybody gives memory back.
 const RECLAIM_ROUNDS: usize = 4;
@@ -27,9 +34,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 static RECLAIMING: Class = Class::mutex("reclaiming");
 
 /// What a series of compactions remembers.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Compactor {
     last: LastRound,
+    reader: Option<Reader>,
 }
 
 /// Why there is no memory to be had.
@@ -46,16 +54,33 @@ pub(super) struct HostWatch {
 }
 
 impl Device {
-    /// Moves objects out of sparse pages and gives the pages back to the host, while requests go
-    /// on. Slots in use are passed over, not waited for. `go_on` is asked every now and then.
+    /// Moves objects out of sparse pages and gives the pages back to the host, and parts of the table
+    /// without content, while requests go on. Slots in use are passed over, not waited for. `go_on` is
+    /// asked every now and then.
     pub fn compact(
         &self,
         compactor: &mut Compactor,
         effort: Effort,
-        go_on: impl FnMut() -> bool,
+        mut go_on: impl FnMut() -> bool,
     ) -> Compaction {
-        let relocate = |owner, from| self.relocate(owner, from);
-        self.pool.compact(effort, &mut compactor.last, relocate, go_on)
+        let reader = compactor.reader.get_or_insert_with(|| self.table.reader());
+        let relocate = |owner, from| reader.inside(|| self.relocate(owner, from));
+        let mut done = self.pool.compact(effort, &mut compactor.last, relocate, &mut go_on);
+        let began = Instant::now();
+        let wait = || {
+            thread::sleep(Duration::from_micros(100));
+            began.elapsed() < UPKEEP_WAITS && go_on()
+        };
+        let table = self.give_table_back(true, wait);
+        done.pages += table.bytes / HOST_PAGE;
+        done.more |= table.more;
+        done
+    }
+
+    fn give_table_back(&self, all: bool, wait: impl FnMut() -> bool) -> GivenBack {
+        let given = self.table.give_back(all, wait);
+        self.pool.release_table(given.bytes);
+        given
     }
 
     /// Who is woken when something was stored or freed, once for each [`Device::answer`].
@@ -95,35 +120,45 @@ impl Device {
     }
 
     /// Makes the slot `index` exist.
-    pub(super) fn ensure(&self, index: u64) -> Result<(), IoError> {
-        if self.table.exists(index) { Ok(()) } else { self.grow(index) }
+    pub(super) fn ensure(&self, index: u64, reader: &Reader) -> Result<(), IoError> {
+        if self.table.exists(index) { Ok(()) } else { self.grow(index, reader) }
     }
 
     /// Has the table grow by the part of the slot `index`. Where there is no room, it first compacts.
     #[cold]
-    fn grow(&self, index: u64) -> Result<(), IoError> {
+    fn grow(&self, index: u64, reader: &Reader) -> Result<(), IoError> {
         let reserve = |bytes| self.pool.reserve_table(bytes).map_err(IoError::from);
         let release = |bytes| self.pool.release_table(bytes);
         let refused = |error: &IoError| match error {
             IoError::Pool(error) => Short { of_the_host: matches!(error, PoolError::HostShort) },
             _ => Short { of_the_host: false },
         };
-        self.make_room(|| self.table.ensure(index, reserve, release), refused)
+        let grown = self.make_room(reader, || self.table.ensure(index, reserve, release), refused);
+        // It may stay without content, and the host has less.
+        self.pool.ring();
+        grown
     }
 
     /// Stores an object for the slot `index`. Where there is no room, it first compacts.
-    pub(super) fn store(&self, index: u64, bytes: &[u8]) -> Result<Place, PoolError> {
+    pub(super) fn store(
+        &self,
+        index: u64,
+        bytes: &[u8],
+        reader: &Reader,
+    ) -> Result<Place, PoolError> {
         // Slots are numbered in 32 bits: a disk has less than 16 TiB.
         let owner = index as u32;
         let refused =
             |error: &PoolError| Short { of_the_host: matches!(error, PoolError::HostShort) };
-        self.make_room(|| self.pool.store(bytes, owner), refused)
+        self.make_room(reader, || self.pool.store(bytes, owner), refused)
     }
 
     /// Does something that takes memory. If it is refused, memory is given back first, and it is done
-    /// again, as long as that gives anything.
+    /// again, as long as that gives anything. The thread is inside of `reader`, with no slot that it
+    /// found and does not hold.
     fn make_room<T, E>(
         &self,
+        reader: &Reader,
         take: impl Fn() -> Result<T, E>,
         why: impl Fn(&E) -> Short,
     ) -> Result<T, E> {
@@ -135,7 +170,7 @@ impl Device {
             if why(&refused).of_the_host {
                 self.look_again();
             }
-            let progress = self.reclaim();
+            let progress = reader.outside(|| self.reclaim(reader));
             // Also without: what other threads had at hand is free now, and they free more.
             match take() {
                 Ok(taken) => return Ok(taken),
@@ -149,16 +184,22 @@ impl Device {
     }
 
     /// Gives back what can be had without much work. True if that was anything, or if another
-    /// writer was at it.
-    fn reclaim(&self) -> bool {
+    /// writer was at it. The thread is outside of `reader`: others may wait for it to be.
+    fn reclaim(&self, reader: &Reader) -> bool {
         let Some(mut last) = sync::try_lock_as(&RECLAIMING, &self.reclaiming) else {
             // Waiting for the other one costs no more than working beside it.
             drop(sync::lock_as(&RECLAIMING, &self.reclaiming));
             return true;
         };
         let effort = Effort::Enough { bytes: RECLAIM_BYTES, moves: RECLAIM_MOVES };
-        let relocate = |owner, from| self.relocate(owner, from);
-        self.pool.compact(effort, &mut last, relocate, || true).pages > 0
+        let relocate = |owner, from| reader.inside(|| self.relocate(owner, from));
+        let progress = self.pool.compact(effort, &mut last, relocate, || true).pages > 0;
+        let began = Instant::now();
+        let wait = || {
+            thread::yield_now();
+            began.elapsed() < WRITER_WAITS
+        };
+        progress || self.give_table_back(false, wait).bytes > 0
     }
 
     /// Moves the object at `from` to a lower place, if `owner` names it and is not locked.

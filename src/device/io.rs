@@ -242,6 +242,9 @@ impl Device {
         // Not before: whoever does not doubt the slot may look at it without its lock.
         self.table.settle(index);
         self.account(old, new.content);
+        if new.content == Content::Empty && self.table.note_empty(index) {
+            self.pool.ring();
+        }
         if let Some(object) = old.object() {
             self.free(object);
             crash::point(steps.freed);
@@ -271,7 +274,10 @@ impl<'d, P: Payload> Io<'d, P> {
     /// See [`IoError`]. The request is over then.
     pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
         let _turn = self.task.enter();
-        let done = ready!(self.work(lane, cx));
+        lane.reader.enter();
+        let done = self.work(lane, cx);
+        lane.reader.leave();
+        let done = ready!(done);
         match &done {
             Ok(()) => self.device.count_success(self.op),
             Err(_) => self.device.figures().failed(self.op),
@@ -428,7 +434,7 @@ impl<'d, P: Payload> Io<'d, P> {
             // The guest may change its buffer at any time: one copy, and all that follows from it.
             self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
             crash::point("write.fetched");
-            device.ensure(index)?;
+            device.ensure(index, &lane.reader)?;
             let same = device.encode_same(index, lane)?;
             if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
                 self.offload.compress(lane.compress_later(), index, cx);
@@ -437,10 +443,14 @@ impl<'d, P: Payload> Io<'d, P> {
             let stored = same.map_or_else(|| device.encode_page(index, lane), Ok)?;
             self.prepared = Some(Prepared::new(device, index, stored));
         }
-        let ticket = ready!(device.table.poll_lock(index, &mut self.waiter, cx));
-        let (Some(ticket), Some(prepared)) = (ticket, self.prepared.take()) else {
-            unreachable!("the slot was made to exist, and the page was prepared");
+        let ticket = loop {
+            match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
+                Some(ticket) => break ticket,
+                // Nothing was in its part of the table, so that went meanwhile.
+                None => device.ensure(index, &lane.reader)?,
+            }
         };
+        let Some(prepared) = self.prepared.take() else { unreachable!("the page was prepared") };
         prepared.install(ticket);
         Poll::Ready(Ok(()))
     }

@@ -227,7 +227,7 @@ impl Device {
     /// The codec cannot allocate its contexts.
     pub fn lane(&self) -> Result<Lane, CodecError> {
         let number = self.lanes.fetch_add(1, Ordering::Relaxed) % MOST_LANES;
-        Lane::new(&self.codec, number)
+        Lane::new(&self.codec, number, self.table.reader())
     }
 
     /// The calling thread's counters.

@@ -49,9 +49,11 @@ impl<'d, P: Payload> Io<'d, P> {
             self.waiter = None;
             return Poll::Ready(Ok(()));
         }
-        device.ensure(index)?;
-        let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx)) else {
-            unreachable!("the slot was made to exist");
+        let ticket = loop {
+            match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
+                Some(ticket) => break ticket,
+                None => device.ensure(index, &lane.reader)?,
+            }
         };
         // An early return drops the ticket: the slot keeps what it has.
         crash::point("modify.locked");

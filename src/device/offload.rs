@@ -184,12 +184,15 @@ impl<P: Payload> Io<'_, P> {
             }
         }
         let Stage::Install { prepared, waiter } = &mut page.stage else { return Ok(false) };
-        let Poll::Ready(ticket) = device.table.poll_lock(index, waiter, cx) else {
-            return Ok(false);
+        let ticket = loop {
+            match device.table.poll_lock(index, waiter, cx) {
+                Poll::Ready(Some(ticket)) => break ticket,
+                // Nothing was in its part of the table, so that went meanwhile.
+                Poll::Ready(None) => device.ensure(index, &lane.reader)?,
+                Poll::Pending => return Ok(false),
+            }
         };
-        let (Some(ticket), Some(prepared)) = (ticket, prepared.take()) else {
-            unreachable!("the slot was made to exist, and the page was stored");
-        };
+        let Some(prepared) = prepared.take() else { unreachable!("the page was stored") };
         prepared.install(ticket);
         Ok(true)
     }
@@ -208,8 +211,10 @@ impl Device {
         match result {
             Ok(output) => {
                 let stored = match output.length {
-                    Some(length) => self.store_compressed(index, &output.bytes[..length]),
-                    None => self.store_raw(index, job.page()),
+                    Some(length) => {
+                        self.store_compressed(index, &output.bytes[..length], &lane.reader)
+                    }
+                    None => self.store_raw(index, job.page(), &lane.reader),
                 };
                 lane.spares.keep(output.bytes);
                 stored

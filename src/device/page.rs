@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Device, IoError};
 use crate::codec::{Codec, CodecError, Workspace};
 use crate::engine::{Job, Sampler, Spares, Work};
-use crate::slot::{Content, Mismatch, Object, Ticket};
+use crate::slot::{Content, Mismatch, Object, Reader, Ticket};
 use crate::units::{PAGE_SIZE, Page};
 
 /// Longest object that is worth its decompression: 15/16 of a page. What compresses worse is
@@ -24,10 +24,12 @@ pub struct Lane {
     object: Box<[u8; MAX_OBJECT]>,
     sampler: Sampler,
     pub(super) spares: Spares,
+    /// Its thread's way to the slots.
+    pub(super) reader: Reader,
 }
 
 impl Lane {
-    pub(super) fn new(codec: &Codec, number: usize) -> Result<Self, CodecError> {
+    pub(super) fn new(codec: &Codec, number: usize, reader: Reader) -> Result<Self, CodecError> {
         Ok(Self {
             number,
             workspace: codec.workspace()?,
@@ -35,6 +37,7 @@ impl Lane {
             object: Box::new([0; MAX_OBJECT]),
             sampler: Sampler::default(),
             spares: Spares::default(),
+            reader,
         })
     }
 }
@@ -72,7 +75,7 @@ impl Device {
         if [a, b, c, d] == rest {
             return Ok(Some(Content::Same(u32::from_le_bytes(rest)).into()));
         }
-        let place = self.store(index, &word)?;
+        let place = self.store(index, &word, &lane.reader)?;
         let content = Content::SameWide(Object { place, length: word.len() });
         Ok(Some(Stored { content, body: self.table.body_sum(&word) }))
     }
@@ -86,19 +89,29 @@ impl Device {
             .inline(work, sampler, || self.codec.compress(workspace, page, &mut object[..]))
             .map_err(IoError::Compress)?;
         match compressed {
-            Some(length) => self.store_compressed(index, &lane.object[..length]),
-            None => self.store_raw(index, &lane.page),
+            Some(length) => self.store_compressed(index, &lane.object[..length], &lane.reader),
+            None => self.store_raw(index, &lane.page, &lane.reader),
         }
     }
 
-    pub(super) fn store_compressed(&self, index: u64, bytes: &[u8]) -> Result<Stored, IoError> {
-        let place = self.store(index, bytes)?;
+    pub(super) fn store_compressed(
+        &self,
+        index: u64,
+        bytes: &[u8],
+        reader: &Reader,
+    ) -> Result<Stored, IoError> {
+        let place = self.store(index, bytes, reader)?;
         let content = Content::Object(PRIMARY, Object { place, length: bytes.len() });
         Ok(Stored { content, body: self.table.body_sum(bytes) })
     }
 
-    pub(super) fn store_raw(&self, index: u64, page: &Page) -> Result<Stored, IoError> {
-        let place = self.store(index, page)?;
+    pub(super) fn store_raw(
+        &self,
+        index: u64,
+        page: &Page,
+        reader: &Reader,
+    ) -> Result<Stored, IoError> {
+        let place = self.store(index, page, reader)?;
         let content = Content::Object(0, Object { place, length: page.len() });
         Ok(Stored { content, body: self.table.body_sum(page) })
     }

@@ -166,6 +166,11 @@ impl Pool {
         self.bell.set_waker(waker);
     }
 
+    /// There may be something to give back beside the arena.
+    pub fn ring(&self) {
+        self.bell.ring();
+    }
+
     /// Whether anything was allocated or freed since the last call.
     pub fn answer(&self) -> bool {
         self.bell.answer()

@@ -119,6 +119,10 @@ impl<'a> Slot<'a> {
         if waiter.as_ref().is_some_and(|place| place.slot.index != self.index) {
             *waiter = None;
         }
+        // The slot was gone meanwhile, and this is one that was made since.
+        if waiter.as_ref().is_some_and(Waiter::is_dismissed) {
+            *waiter = None;
+        }
         if let Some(place) = waiter.as_mut() {
             let Some(ticket) = place.poll(cx) else { return Poll::Pending };
             *waiter = None;
@@ -164,9 +168,33 @@ impl<'a> Slot<'a> {
         }
     }
 
+    /// Whether the slot holds anything.
+    #[cfg(not(shuttle))]
+    pub(super) fn has_content(self) -> bool {
+        Word(self.word.load(Ordering::Relaxed)).data() != Word::EMPTY
+    }
+
+    /// Takes the lock, if the slot is empty and free and nobody waits for it, to take the slot away
+    /// with the page it lies in. Without a ticket: whoever comes to need the page may put the slot back.
+    #[cfg(not(shuttle))]
+    pub(super) fn take_away(self) -> bool {
+        let taken = self.word.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok()
+    }
+
+    /// Releases a slot that was to be taken away.
+    #[cfg(not(shuttle))]
+    pub(super) fn put_back(self) {
+        self.release(Word::EMPTY, Word::EMPTY);
+    }
+
     /// Publishes `data` and lets go of the lock.
     fn unlock(self, held: Word, data: Word) {
         checker::released(self.checked());
+        self.release(held, data);
+    }
+
+    fn release(self, held: Word, data: Word) {
         let expected = held.0 | LOCKED;
         let free = data.data().0;
         // Release: the object's bytes are visible to whoever sees the word that names it.
@@ -241,6 +269,11 @@ impl Drop for Ticket<'_> {
 }
 
 impl<'a> Waiter<'a> {
+    /// Whether its slot does not exist any more.
+    fn is_dismissed(&self) -> bool {
+        self.sleeper.as_ref().is_some_and(|sleeper| sleeper.fate() == Fate::Dismissed)
+    }
+
     /// Takes the lock if it is this waiter's turn and nobody was faster; else `cx` is who will be
     /// woken.
     fn poll(&mut self, cx: &Context<'_>) -> Option<Ticket<'a>> {
@@ -253,6 +286,7 @@ impl<'a> Waiter<'a> {
             }
         }
         let mut bucket = self.slot.lot.bucket(self.slot.index);
+        debug_assert!(sleeper.fate() != Fate::Dismissed, "its slot exists");
         let ticket = if sleeper.fate() == Fate::Granted {
             let word = self.slot.word.load(Ordering::Acquire);
             debug_assert!(word & LOCKED != 0, "a granted lock is held");
@@ -277,6 +311,7 @@ impl Drop for Waiter<'_> {
         let mut bucket = self.slot.lot.bucket(self.slot.index);
         match sleeper.fate() {
             Fate::Queued => bucket.remove(&sleeper),
+            Fate::Dismissed => {}
             Fate::Granted => {
                 drop(bucket);
                 let word = self.slot.word.load(Ordering::Acquire);

@@ -8,6 +8,8 @@ mod lock;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod parking;
+#[cfg(not(shuttle))]
+mod readers;
 #[cfg(all(test, shuttle))]
 mod shuttle_tests;
 #[cfg(not(any(loom, shuttle)))]
@@ -16,9 +18,16 @@ mod sums;
 mod table;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
+#[cfg(not(shuttle))]
+mod vacant;
+#[cfg(all(test, loom))]
+mod vacant_loom_tests;
 mod word;
 
 pub use self::lock::{Ticket, Waiter};
 #[cfg(not(any(loom, shuttle)))]
-pub use table::{Mismatch, SlotTable, TableUsage};
+#[cfg(not(shuttle))]
+pub use readers::Reader;
+#[cfg(not(any(loom, shuttle)))]
+pub use table::{GivenBack, Mismatch, SlotTable, TableUsage};
 pub use word::{Content, Object, Word};

@@ -30,6 +30,8 @@ pub(super) enum Fate {
     Woken = 1,
     /// Taken off the queue, and the lock was handed to it.
     Granted = 2,
+    /// Taken off the queue, since the slot does not exist any more.
+    Dismissed = 3,
 }
 
 /// One sleeper, shared between its task and the queue.
@@ -49,7 +51,8 @@ impl Sleeper {
         match self.fate.load(Ordering::Acquire) {
             0 => Fate::Queued,
             1 => Fate::Woken,
-            _ => Fate::Granted,
+            2 => Fate::Granted,
+            _ => Fate::Dismissed,
         }
     }
 
@@ -139,6 +142,25 @@ impl ParkingLot {
         // Fibonacci hashing: neighbours, which are used together, land in different buckets.
         let hash = slot.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         sync::lock_as(&QUEUE, &self.buckets[hash as usize % BUCKETS])
+    }
+
+    /// Takes all waiters of some slots off their queues. Nobody can queue for these slots any more. The
+    /// waiters are returned to be woken, and look for their slots anew.
+    #[cfg(not(shuttle))]
+    pub(super) fn dismiss(&self, of_these: impl Fn(u64) -> bool) -> Vec<Arc<Sleeper>> {
+        let mut dismissed = Vec::new();
+        for bucket in &self.buckets {
+            let mut bucket = sync::lock_as(&QUEUE, bucket);
+            bucket.queue.retain(|entry| {
+                let goes = of_these(entry.slot);
+                if goes {
+                    entry.sleeper.settle(Fate::Dismissed);
+                    dismissed.push(Arc::clone(&entry.sleeper));
+                }
+                !goes
+            });
+        }
+        dismissed
     }
 
     /// What the lock checker knows the table by.

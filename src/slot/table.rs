@@ -6,15 +6,13 @@ use std::task::{Context, Poll};
 use super::doubts::{Doubts, GROUP};
 use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
+use super::readers::{Reader, Readers};
 use super::sums::{self, Intents};
+use super::vacant::{Coming, Pages};
 use super::word::{Content, Word};
-use crate::checker::Class;
 use crate::crash;
-use crate::store::{State, StateError, StoreError, Words};
-use crate::sync::{self, Mutex, Ordering};
-
-/// The mutexes of growing tables, to the lock checker.
-static GROWING: Class = Class::mutex("growing");
+use crate::store::{State, StateError, StoreError, WORDS_PER_PAGE, Words};
+use crate::sync::{AtomicU64, Ordering};
 
 /// One slot for each page of a disk.
 ///
@@ -23,8 +21,9 @@ static GROWING: Class = Class::mutex("growing");
 pub struct SlotTable {
     words: Words,
     lot: ParkingLot,
-    /// Held by who changes what exists of the words.
-    growing: Mutex<()>,
+    readers: Readers,
+    /// Pages of words that come or go.
+    coming: Coming,
     kept: Option<Kept>,
 }
 
@@ -39,6 +38,15 @@ struct Kept {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mismatch;
 
+/// What became of parts of the table without content.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// Bytes that went back to the host, those of check sums with them.
+    pub bytes: u64,
+    /// Whether there is more to be had later: somebody was at a slot.
+    pub more: bool,
+}
+
 /// What a table takes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableUsage {
@@ -51,7 +59,8 @@ pub struct TableUsage {
 impl SlotTable {
     /// The table over `words`, all of it empty unless the mapping says otherwise.
     pub fn new(words: Words) -> Self {
-        Self { words, lot: ParkingLot::new(), growing: Mutex::default(), kept: None }
+        let (lot, readers, coming) = (ParkingLot::new(), Readers::new(), Coming::default());
+        Self { words, lot, readers, coming, kept: None }
     }
 
     /// The table of a state, of `len` slots. If there is anything in it, [`Self::take_over`] has to
@@ -87,6 +96,7 @@ impl SlotTable {
         if let Some(kept) = &mut self.kept {
             kept.doubts = doubts;
         }
+        self.note_vacant_parts();
         if let Err(error) = self.words.drop_bare_sums() {
             log::warn!("a part of the table that is not used cannot be given back: {error}");
         }
@@ -112,6 +122,19 @@ impl SlotTable {
             }
         }
         sums::clear(state);
+    }
+
+    /// Notes the parts in which nothing is left.
+    fn note_vacant_parts(&self) {
+        let mut index = self.next_existing(0);
+        while index < self.len() {
+            let slots = self.words.slots(index / WORDS_PER_PAGE);
+            let is_empty = |index| self.peek(index) == Some(Content::Empty);
+            if slots.clone().all(is_empty) {
+                self.note_empty(index);
+            }
+            index = self.next_existing(slots.end);
+        }
     }
 
     /// Clears the lock bits of all slots.
@@ -216,6 +239,7 @@ impl SlotTable {
     /// The content of a slot that can be had without its lock: empty and same-filled pages, of
     /// which the word says everything. `None` if there is an object to be read under the lock.
     pub fn peek(&self, index: u64) -> Option<Content> {
+        self.readers.looks();
         let Some(word) = self.words.get(index) else { return Some(Content::Empty) };
         let content = Word(word.load(Ordering::Acquire)).content();
         content.object().is_none().then_some(content)
@@ -229,9 +253,14 @@ impl SlotTable {
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
     ) -> Poll<Option<Ticket<'a>>> {
+        self.readers.looks();
         match self.slot(index) {
             Some(slot) => slot.poll_lock(waiter, cx).map(Some),
-            None => Poll::Ready(None),
+            None => {
+                // It may have been waiting for the slot when that was there.
+                *waiter = None;
+                Poll::Ready(None)
+            }
         }
     }
 
@@ -252,22 +281,56 @@ impl SlotTable {
         reserve: impl Fn(u64) -> Result<(), E>,
         release: impl Fn(u64),
     ) -> Result<(), E> {
-        // Others that need the same part have it when they get here.
-        let _growing = sync::lock_as(&GROWING, &self.growing);
-        if self.exists(index) {
-            return Ok(());
-        }
-        let grow = |count| {
-            let bytes = self.words.growth_bytes(index, count);
-            reserve(bytes)?;
-            self.words.populate(index, count).map_err(|error| {
-                release(bytes);
-                error.into()
-            })
+        let make = || {
+            let grow = |count| {
+                let bytes = self.words.growth_bytes(index, count);
+                reserve(bytes)?;
+                self.words.populate(index, count).map_err(|error| {
+                    release(bytes);
+                    error.into()
+                })
+            };
+            let count = self.words.growth(index);
+            // There may be room for what is needed where there is none for more.
+            grow(count).or_else(|error| if count > 1 { grow(1) } else { Err(error) })
         };
-        let count = self.words.growth(index);
-        // There may be room for what is needed where there is none for more.
-        grow(count).or_else(|error| if count > 1 { grow(1) } else { Err(error) })
+        self.coming.ensure(&self.words, &self.lot, index / WORDS_PER_PAGE, make)
+    }
+
+    /// What a thread needs to look at slots while parts of the table go. [`Self::peek`],
+    /// [`Self::poll_lock`] and [`Self::try_lock`] are called inside of one, if anybody calls
+    /// [`Self::give_back`] meanwhile.
+    pub fn reader(&self) -> Reader {
+        self.readers.reader()
+    }
+
+    /// The slot is empty from now on, so the part of the table it lies in may be. True if that was not
+    /// known.
+    pub fn note_empty(&self, index: u64) -> bool {
+        self.words.note_vacant(index)
+    }
+
+    /// Gives parts of the table in which nothing is left back to the host: all, or some of them. Called
+    /// outside of all readers of the thread. `wait` is called while others are at slots that they
+    /// may have found before; it says whether to wait on. Nothing happens if somebody else is at it.
+    pub fn give_back(&self, all: bool, mut wait: impl FnMut() -> bool) -> GivenBack {
+        let mut candidates = self.words.take_vacant();
+        let (mut bytes, mut busy) = (0, Vec::new());
+        loop {
+            let mut looked_at = 0;
+            let some = candidates.by_ref().inspect(|_| looked_at += 1);
+            let gone =
+                self.coming.give_back(&self.words, &self.lot, &self.readers, some, &mut wait);
+            bytes += gone.bytes;
+            busy.extend(gone.busy);
+            if !all || looked_at == 0 {
+                break;
+            }
+        }
+        for page in &busy {
+            self.words.note_vacant(page * WORDS_PER_PAGE);
+        }
+        GivenBack { bytes, more: !busy.is_empty() }
     }
 
     /// Makes the slot exist, whatever that takes.
@@ -327,5 +390,35 @@ impl SlotTable {
     fn slot(&self, index: u64) -> Option<Slot<'_>> {
         let word = self.words.get(index)?;
         Some(Slot { word, lot: &self.lot, index })
+    }
+}
+
+impl Pages for Words {
+    fn slots(&self, page: u64) -> std::ops::Range<u64> {
+        page * WORDS_PER_PAGE..((page + 1) * WORDS_PER_PAGE).min(self.len())
+    }
+
+    fn word(&self, index: u64) -> &AtomicU64 {
+        self.hidden(index)
+    }
+
+    fn is_bare(&self, index: u64) -> bool {
+        !self.has_sum(index)
+    }
+
+    fn is_shown(&self, page: u64) -> bool {
+        self.has_page(page)
+    }
+
+    fn show(&self, page: u64) {
+        self.set_existing(page, true);
+    }
+
+    fn hide(&self, page: u64) {
+        self.set_existing(page, false);
+    }
+
+    fn give_back(&self, run: std::ops::Range<u64>) -> std::io::Result<u64> {
+        Words::give_back(self, run.start, run.end - run.start)
     }
 }

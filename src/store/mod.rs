@@ -7,6 +7,8 @@
 // Under loom the slot lock alone is built, which needs no more than a place.
 #[cfg(not(any(loom, shuttle)))]
 mod arena;
+#[cfg(not(any(loom, shuttle)))]
+mod barrier;
 mod error;
 #[cfg(not(any(loom, shuttle)))]
 mod home;
@@ -32,6 +34,8 @@ mod words;
 
 #[cfg(not(any(loom, shuttle)))]
 pub use arena::Arena;
+#[cfg(not(any(loom, shuttle)))]
+pub use barrier::Barrier;
 pub use error::StoreError;
 #[cfg(not(any(loom, shuttle)))]
 pub use kind::MemoryKind;
@@ -43,7 +47,7 @@ pub use state::State;
 #[cfg(not(any(loom, shuttle)))]
 pub use superblock::{CodecEntry, Format, INTENTS, VERSION};
 #[cfg(not(any(loom, shuttle)))]
-pub use words::Words;
+pub use words::{WORDS_PER_PAGE, Words};
 
 /// Bytes of a page of host memory, the grain in which mappings come and go.
 #[cfg(not(any(loom, shuttle)))]

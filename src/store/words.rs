@@ -4,10 +4,11 @@ use std::io;
 
 use super::mapping::Mapping;
 use super::{HOST_PAGE, MemoryKind, State, StateError, StoreError};
+use crate::crash;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Words of one host page.
-const WORDS_PER_PAGE: u64 = HOST_PAGE / 8;
+pub const WORDS_PER_PAGE: u64 = HOST_PAGE / 8;
 
 /// Host pages of words for each host page of check sums.
 const PAGES_PER_SUMS: u64 = 2;
@@ -23,8 +24,11 @@ pub struct Words {
     /// One for each word. Where a word exists its sum does.
     sums: Option<Mapping>,
     len: u64,
-    /// One bit for each host page of the words; set after the page was populated.
+    /// One bit for each host page of the words; set after the page was populated, cleared before it is
+    /// given back.
     existing: Box<[AtomicU64]>,
+    /// One bit for each host page that may have no content.
+    vacant: Box<[AtomicU64]>,
 }
 
 /// Bytes of the two parts of a state's table file: of `len` words, and of their sums after them.
@@ -34,7 +38,7 @@ pub(super) fn parts(len: u64) -> Option<[u64; 2]> {
 }
 
 impl Words {
-    /// `len` words, all zero; costs no memory but a bit for each 512 words.
+    /// `len` words, all zero; costs no memory but two bits for each 512 words.
     ///
     /// # Errors
     /// The host refuses the mapping.
@@ -60,8 +64,8 @@ impl Words {
 
     fn over(mapping: Mapping, sums: Option<Mapping>, len: u64) -> Self {
         let pages = mapping.len() / HOST_PAGE;
-        let existing = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { mapping, sums, len, existing }
+        let bits = || (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self { mapping, sums, len, existing: bits(), vacant: bits() }
     }
 
     /// Has the part of `index` exist, as a table does; returns the bytes that it takes more.
@@ -181,9 +185,11 @@ impl Words {
         let page = index / WORDS_PER_PAGE;
         let made = self.try_populate(page, count);
         if made.is_ok() {
-            let bits = (u64::MAX >> (64 - count)) << (page % 64);
-            self.existing[(page / 64) as usize].fetch_or(bits, Ordering::Release);
-        } else if let Err(error) = self.punch(page, count) {
+            let (group, bits) = ((page / 64) as usize, (u64::MAX >> (64 - count)) << (page % 64));
+            self.existing[group].fetch_or(bits, Ordering::Release);
+            // Who asked for them may fail before it writes, and some are for others to come.
+            self.vacant[group].fetch_or(bits, Ordering::Relaxed);
+        } else if let Err(error) = self.give_back(page, count) {
             log::warn!("a part of the table that is not used cannot be given back: {error}");
         }
         made
@@ -200,11 +206,74 @@ impl Words {
     }
 
     /// Gives pages of words back that count as not existing, and the sums that no page needs then.
-    fn punch(&self, page: u64, count: u64) -> io::Result<()> {
-        // After the words, so that no word is without one.
+    /// Returns the bytes. The caller keeps others from populating.
+    ///
+    /// # Errors
+    /// The file system refuses. The words are still there then.
+    pub fn give_back(&self, page: u64, count: u64) -> io::Result<u64> {
         self.mapping.punch(page * HOST_PAGE, count * HOST_PAGE)?;
-        let Some(sums) = &self.sums else { return Ok(()) };
-        self.bare_sums(page, count).try_for_each(|bare| sums.punch(bare * HOST_PAGE, HOST_PAGE))
+        crash::point("table.punched");
+        let mut bytes = count * HOST_PAGE;
+        let Some(sums) = &self.sums else { return Ok(bytes) };
+        // After the words, so that no word is without one.
+        for bare in self.bare_sums(page, count) {
+            match sums.punch(bare * HOST_PAGE, HOST_PAGE) {
+                Ok(()) => bytes += HOST_PAGE,
+                Err(error) => log::warn!("check sums cannot be given back: {error}"),
+            }
+        }
+        crash::point("table.gone");
+        Ok(bytes)
+    }
+
+    /// A page counts as not existing from now on, or again as existing.
+    pub fn set_existing(&self, page: u64, exists: bool) {
+        let (group, bit) = (&self.existing[(page / 64) as usize], 1 << (page % 64));
+        if exists {
+            group.fetch_or(bit, Ordering::Release);
+        } else {
+            group.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a page exists, and counts as existing.
+    pub fn has_page(&self, page: u64) -> bool {
+        let group = self.existing.get((page / 64) as usize);
+        group.is_some_and(|bits| bits.load(Ordering::Acquire) >> (page % 64) & 1 == 1)
+    }
+
+    /// The word of an index below `len()` whose page exists, also if it does not count as existing.
+    pub fn hidden(&self, index: u64) -> &AtomicU64 {
+        self.mapping.word(index)
+    }
+
+    /// Whether a word whose page exists, counted or not, has a sum other than 0.
+    pub fn has_sum(&self, index: u64) -> bool {
+        let sum = self.sums.as_ref().map(|sums| sums.half_word(index * 4));
+        sum.is_some_and(|sum| sum.load(Ordering::Relaxed) != 0)
+    }
+
+    /// The page of this index may have no content any more: what made it so was done before. True if
+    /// that was not known.
+    pub fn note_vacant(&self, index: u64) -> bool {
+        let page = index / WORDS_PER_PAGE;
+        let bit = 1 << (page % 64);
+        self.vacant[(page / 64) as usize].fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// Pages that may have no content, from the lowest up; each is forgotten when it is returned, before
+    /// anybody looks at it.
+    pub fn take_vacant(&self) -> impl Iterator<Item = u64> {
+        (0..).zip(&self.vacant).flat_map(|(group, bits)| {
+            std::iter::from_fn(move || {
+                // Most groups have none, and are not written to.
+                let bit = bits.load(Ordering::Relaxed).trailing_zeros();
+                (bit < 64).then(|| {
+                    bits.fetch_and(!(1 << bit), Ordering::AcqRel);
+                    group * 64 + u64::from(bit)
+                })
+            })
+        })
     }
 
     /// The pages of sums beside some pages of words of which no word exists, if there are sums.
@@ -250,11 +319,6 @@ impl Words {
         self.existing.iter().map(count).sum::<u64>() * HOST_PAGE
     }
 
-    fn has_page(&self, page: u64) -> bool {
-        let group = self.existing.get((page / 64) as usize);
-        group.is_some_and(|bits| bits.load(Ordering::Acquire) >> (page % 64) & 1 == 1)
-    }
-
     /// The first index at or after `index` that lies in a part that exists, or `len()`.
     pub fn next_existing(&self, index: u64) -> u64 {
         if index >= self.len {
@@ -278,9 +342,9 @@ impl Words {
         self.mapping.file_bytes()
     }
 
-    /// Bytes of the bits that say what exists.
+    /// Bytes of the bits that say what exists, and what may be vacant.
     pub fn index_bytes(&self) -> u64 {
-        size_of_val(&*self.existing) as u64
+        (size_of_val(&*self.existing) + size_of_val(&*self.vacant)) as u64
     }
 }
 

@@ -240,6 +240,26 @@ mod tests {
         }
     }
 
+    /// A page of zeroes, which is same-filled.
+    struct Zeroes;
+
+    impl Payload for Zeroes {
+        fn fetch(&mut self, _: u64, into: &mut [u8]) -> Result<(), PayloadFault> {
+            into.fill(0);
+            Ok(())
+        }
+
+        fn deliver(&mut self, _: u64, _: &[u8]) -> Result<(), PayloadFault> {
+            Err(PayloadFault)
+        }
+    }
+
+    fn write(device: &Device, lane: &mut Lane, page: u64, payload: impl Payload) -> bool {
+        let sector = page * SECTORS_PER_PAGE;
+        let mut io = device.request(Op::Write, sector, PAGE_SIZE as u64, payload).unwrap();
+        sync::block_on(|cx| io.poll(lane, cx)).is_ok()
+    }
+
     fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, pages: u64) -> bool {
         let sector = page * SECTORS_PER_PAGE;
         let bytes = pages * PAGE_SIZE as u64;
@@ -309,6 +329,25 @@ mod tests {
         assert_eq!(device.report().mem_used_total, 0);
         // At once would make the same pages come and go all the time.
         assert!(time >= Duration::from_millis(100), "{time:?}");
+        assert!(time <= Duration::from_secs(2), "{time:?}");
+    }
+
+    /// Same-filled pages take table alone, which comes back as the arena does, and wakes upkeep too.
+    #[test]
+    fn parts_of_the_table_without_content_go_back_within_two_seconds() {
+        let device = device();
+        let mut lane = device.lane().unwrap();
+        for page in (0..16384).step_by(512) {
+            assert!(write(&device, &mut lane, page, Zeroes));
+        }
+        assert_eq!(device.report().table_bytes, 32 * 4096);
+        rounds_after_a_change(&device);
+        assert_eq!(device.report().table_bytes, 32 * 4096);
+        assert!(!device.answer(), "nothing happened since");
+        assert!(request(&device, &mut lane, Op::Discard, 0, 16384));
+        assert!(device.answer(), "upkeep is woken");
+        let (time, _) = rounds_after_a_change(&device);
+        assert_eq!(device.report().table_bytes, 0);
         assert!(time <= Duration::from_secs(2), "{time:?}");
     }
 

@@ -140,6 +140,21 @@ impl Life {
         self.bury()
     }
 
+    /// Has the daemon compact, and waits until that is done, or the daemon dead.
+    pub fn compact(&mut self) {
+        let lines = |daemon: &Daemon| {
+            let lines = daemon.stdout.all();
+            lines.iter().filter(|line| line.starts_with("compacted:")).count()
+        };
+        let before = lines(&self.daemon);
+        self.daemon.signal(Signal::SIGUSR2);
+        let began = Instant::now();
+        while lines(&self.daemon) == before && self.daemon.is_alive() {
+            assert!(began.elapsed() < LIMIT, "it does not compact");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits until the daemon, which was killed, is dead, and takes what it has completed.
     pub fn bury(&mut self) -> Left {
         died_by_kill(self.daemon.join());

@@ -31,17 +31,21 @@ pub struct Mix {
     pub zeroes: u64,
     pub reads: u64,
     pub flushes: u64,
+    /// Discards of half of the disk.
+    pub sweeps: u64,
 }
 
 impl Mix {
     pub const ALL: Self =
-        Self { writes: 40, parts: 15, discards: 12, zeroes: 8, reads: 22, flushes: 3 };
+        Self { writes: 40, parts: 15, discards: 12, zeroes: 8, reads: 22, flushes: 3, sweeps: 0 };
     pub const WRITES: Self =
-        Self { writes: 70, parts: 5, discards: 5, zeroes: 5, reads: 14, flushes: 1 };
+        Self { writes: 70, parts: 5, discards: 5, zeroes: 5, reads: 14, flushes: 1, sweeps: 0 };
     pub const PARTS: Self =
-        Self { writes: 20, parts: 60, discards: 5, zeroes: 5, reads: 9, flushes: 1 };
+        Self { writes: 20, parts: 60, discards: 5, zeroes: 5, reads: 9, flushes: 1, sweeps: 0 };
+    pub const SWEEPS: Self =
+        Self { writes: 0, parts: 0, discards: 0, zeroes: 0, reads: 0, flushes: 0, sweeps: 1 };
     pub const DISCARDS: Self =
-        Self { writes: 50, parts: 5, discards: 25, zeroes: 10, reads: 9, flushes: 1 };
+        Self { writes: 50, parts: 5, discards: 25, zeroes: 10, reads: 9, flushes: 1, sweeps: 0 };
 }
 
 enum Pending {
@@ -117,6 +121,7 @@ impl Load {
             (Op::WriteZeroes, mix.zeroes),
             (Op::In, mix.reads),
             (Op::Flush, mix.flushes),
+            (Op::Other(1), mix.sweeps),
         ];
         let mut at = random.below(shares.iter().map(|(_, share)| share).sum());
         let mut op = Op::Flush;
@@ -127,8 +132,13 @@ impl Load {
             }
             at -= share;
         }
+        let disk = self.model.len();
         if op == Op::Flush {
             return (op, 0..0);
+        }
+        if op == Op::Other(1) {
+            let half = random.below(2) as usize;
+            return (Op::Discard, half * disk / 2..(half + 1) * disk / 2);
         }
         let part = op == Op::Other(0);
         let ragged = part || matches!(op, Op::Discard | Op::WriteZeroes) && random.below(4) == 0;
@@ -142,7 +152,6 @@ impl Load {
         };
         // A part of the disk is hot, so that requests meet.
         let hot = if random.below(3) == 0 { 16 } else { 1 };
-        let disk = self.model.len();
         let mut start = random.below((disk / hot) as u64) as usize;
         if !ragged && op != Op::In {
             start -= start % PAGE;

@@ -1,5 +1,8 @@
 //! What the slot table takes: it counts against the limit, and comes back.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
+
 use super::revive::Home;
 use super::*;
 
@@ -108,4 +111,203 @@ fn at_the_limit_a_wide_same_filled_page_is_taken_where_it_needs_no_new_page() {
         assert_eq!(read(&device, &mut lane, page * 8, 8), noise(page, PAGE_SIZE));
     }
     device.check().unwrap();
+}
+
+#[test]
+fn parts_of_the_table_without_content_go_back() {
+    let mut home = Home::new(1 << 20, "lz4");
+    home.config.mem_limit = 0;
+    // With sums of a state beside, and without.
+    for device in [home.make(), device(1 << 20)] {
+        let mut lane = device.lane().unwrap();
+        let seal = if device.state().is_some() { 4096 } else { 0 };
+        // Far apart; a run, of which more is made than is used; and a page beside another.
+        let far = (0..64).map(|number| 1000 * GROUP + number * 3 * GROUP);
+        let run = 0..20 * GROUP;
+        let pages: Vec<_> = far.chain(run).chain([500 * GROUP, 501 * GROUP]).collect();
+        for page in &pages {
+            run_one(&device, &mut lane, *page);
+        }
+        compact(&device);
+        device.check().unwrap();
+        assert!(device.report().table_bytes >= 86 * 4096 + seal);
+        // What has content stays, also where all others go.
+        free(&device, &mut lane, Op::Discard, 8, device.sectors() - 8);
+        compact(&device);
+        device.check().unwrap();
+        let sums = if seal > 0 { 4096 } else { 0 };
+        assert_eq!(device.report().table_bytes, 4096 + sums + seal);
+        assert_eq!(read(&device, &mut lane, 0, 8), same(0));
+        free(&device, &mut lane, Op::Discard, 0, 8);
+        compact(&device);
+        let report = device.report();
+        assert_eq!((report.table_bytes, report.mem_used_total), (seal, 0));
+        // Reading makes nothing exist, writing does.
+        for page in &pages {
+            assert_eq!(read(&device, &mut lane, page * 8, 8), vec![0; PAGE_SIZE]);
+        }
+        assert_eq!(device.report().table_bytes, seal);
+        for page in &pages {
+            run_one(&device, &mut lane, *page);
+            assert_eq!(read(&device, &mut lane, page * 8, 8), same(*page));
+        }
+        device.check().unwrap();
+    }
+}
+
+fn run_one(device: &Device, lane: &mut Lane, page: u64) {
+    run(device, lane, Op::Write, page * 8, same(page)).unwrap();
+}
+
+/// Without upkeep, which would have to come first: the writer that needs the room takes it.
+#[test]
+fn at_the_limit_what_was_discarded_makes_room_at_once() {
+    let device = device_with(1 << 20, "lz4", MIB);
+    let mut lane = device.lane().unwrap();
+    let spread = |number: u64| number * 4 * GROUP;
+    let done = stored(&device, &mut lane, (0..300).map(spread), same);
+    assert_eq!(done.len(), 256);
+    free(&device, &mut lane, Op::Discard, 0, spread(200) * 8);
+    let done = stored(&device, &mut lane, (300..600).map(spread), same);
+    assert_eq!(done.len(), 200);
+    device.check().unwrap();
+    // For objects too, which need a page of table and another two.
+    free(&device, &mut lane, Op::Discard, 0, device.sectors());
+    let done = stored(&device, &mut lane, 0..300, |page| noise(page, PAGE_SIZE));
+    assert!(done.len() > 240, "{} pages", done.len());
+    device.check().unwrap();
+}
+
+#[test]
+fn a_write_that_fails_leaves_no_table() {
+    let device = device_with(1 << 20, "lz4", 4 * PAGE_SIZE as u64);
+    let mut lane = device.lane().unwrap();
+    let mut io = device.request(Op::Write, 0, PAGE_SIZE as u64, Gone).unwrap();
+    sync::block_on(|cx| io.poll(&mut lane, cx)).unwrap_err();
+    drop(io);
+    run(&device, &mut lane, Op::Write, 5 * GROUP * 8, noise(1, PAGE_SIZE)).unwrap();
+    for page in 6..100 {
+        run(&device, &mut lane, Op::Write, page * GROUP * 8, noise(1, PAGE_SIZE)).unwrap_err();
+    }
+    compact(&device);
+    device.check().unwrap();
+    assert_eq!(device.report().table_bytes, 4096);
+}
+
+/// Slots that are held, or whose lock somebody waits for, keep their part of the table, empty or not.
+#[test]
+fn slots_in_use_keep_their_part_of_the_table() {
+    let device = device(1 << 20);
+    let mut lane = device.lane().unwrap();
+    run_one(&device, &mut lane, 7);
+    free(&device, &mut lane, Op::Discard, 0, GROUP * 8);
+    let held = device.hold(9).unwrap();
+    let mut compactor = Compactor::default();
+    let done = device.compact(&mut compactor, Effort::Full, || true);
+    assert_eq!((done.pages, done.more), (0, true));
+    // A writer that waits, and one that comes while the part is there.
+    let mut io = device.request(Op::Write, 9 * 8, 4096, Buffer::new(same(1))).unwrap();
+    let cx = Context::from_waker(Waker::noop());
+    assert!(io.poll(&mut lane, &cx).is_pending());
+    drop(held);
+    let done = device.compact(&mut compactor, Effort::Full, || true);
+    assert_eq!((done.pages, done.more), (0, true), "it was woken, and has not looked yet");
+    assert!(io.poll(&mut lane, &cx).is_ready());
+    drop(io);
+    let done = device.compact(&mut compactor, Effort::Full, || true);
+    assert_eq!((done.pages, done.more), (0, false));
+    assert_eq!(read(&device, &mut lane, 9 * 8, 8), same(1));
+    free(&device, &mut lane, Op::Discard, 0, GROUP * 8);
+    let done = device.compact(&mut compactor, Effort::Full, || true);
+    assert_eq!((done.pages, done.more), (1, false));
+    device.check().unwrap();
+}
+
+/// Threads write, discard and read pages of a few parts of the table, most of them empty at most times,
+/// while two others take the parts away; all that they know of is there. It goes on until some went.
+fn beside_each_other(device: &Device, rounds: u64) {
+    const PARTS: u64 = 8;
+    const ENOUGH: u64 = 100;
+    let gone = AtomicU64::new(0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let takers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut compactor = Compactor::default();
+                    while !over.load(Ordering::Relaxed) {
+                        let done = device.compact(&mut compactor, Effort::Full, || true);
+                        gone.fetch_add(done.pages, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let users: Vec<_> = (0..2_u64)
+            .map(|thread| {
+                let gone = &gone;
+                scope.spawn(move || {
+                    let mut lane = device.lane().unwrap();
+                    let mut known = [const { None }; PARTS as usize];
+                    let more = |round| round < rounds || gone.load(Ordering::Relaxed) < ENOUGH;
+                    for round in (0..).take_while(|round| more(*round)) {
+                        let random = (round ^ thread << 50).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                        let part = random >> 40 & (PARTS - 1);
+                        // Each thread has a slot of its own in each part, and they share the part.
+                        let page = part * 2 * GROUP + 100 + thread;
+                        let known = &mut known[part as usize];
+                        match random >> 50 & 3 {
+                            0 => {
+                                free(device, &mut lane, Op::Discard, page * 8, 8);
+                                *known = None;
+                            }
+                            1 => {
+                                // With the neighbours, which nobody uses.
+                                free(device, &mut lane, Op::WriteZeroes, page * 8 + 2, 1);
+                                if let Some(bytes) = known.as_mut() {
+                                    let bytes: &mut Vec<u8> = bytes;
+                                    bytes[2 * SECTOR..3 * SECTOR].fill(0);
+                                }
+                            }
+                            2 => {
+                                let bytes =
+                                    if random & 1 == 0 { same(random) } else { wide(random) };
+                                if run(device, &mut lane, Op::Write, page * 8, bytes.clone())
+                                    .is_ok()
+                                {
+                                    *known = Some(bytes);
+                                }
+                            }
+                            _ => {
+                                let zeroes = || vec![0; PAGE_SIZE];
+                                let expected = known.clone().unwrap_or_else(zeroes);
+                                assert_eq!(read(device, &mut lane, page * 8, 8), expected);
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let users: Vec<_> = users.into_iter().map(ScopedJoinHandle::join).collect();
+        // Also if one of them failed.
+        over.store(true, Ordering::Relaxed);
+        users.into_iter().for_each(|user| user.unwrap());
+        takers.into_iter().for_each(|taker| taker.join().unwrap());
+    });
+}
+
+#[test]
+fn parts_of_the_table_go_beside_requests_and_nothing_is_lost() {
+    const ROUNDS: u64 = if cfg!(debug_assertions) { 10_000 } else { 200_000 };
+    let home = Home::new(1 << 14, "lz4");
+    for device in [home.make(), device(1 << 14)] {
+        let seal = if device.state().is_some() { 4096 } else { 0 };
+        beside_each_other(&device, ROUNDS);
+        device.check().unwrap();
+        let mut lane = device.lane().unwrap();
+        free(&device, &mut lane, Op::Discard, 0, device.sectors());
+        compact(&device);
+        device.check().unwrap();
+        let report = device.report();
+        assert_eq!((report.table_bytes, report.mem_used_total), (seal, 0), "{report}");
+    }
 }
