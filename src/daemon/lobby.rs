@@ -26,6 +26,10 @@ const DEAF: u16 = 100;
 /// Token of the listening socket; those of front ends are from 1 on.
 const LISTENER: u64 = 0;
 
+/// What is waited for on the listening socket. One that was shut down, as whoever handed it down can do,
+/// is readable for ever, and nobody comes.
+const LISTENING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
+
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer(Option<i32>);
@@ -65,8 +69,10 @@ pub(super) struct Lobby {
     listener: Bound,
     waiting: Vec<Waiting>,
     epoll: Epoll,
-    /// New front ends are waited for. Not while there is no descriptor for any.
+    /// New front ends are waited for. Not while there is no descriptor for any, or the socket fails.
     listens: bool,
+    /// That the socket fails was said.
+    failed: bool,
     /// A descriptor for a front end that is turned away because there is no other.
     spare: Option<EventFd>,
     tokens: u64,
@@ -78,13 +84,14 @@ pub(super) struct Lobby {
 impl Lobby {
     pub(super) fn new(listener: Bound, log: Arc<Limiter>) -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        epoll.add(&listener, EpollEvent::new(LISTENING, LISTENER))?;
         let (waiting, spare) = (Vec::new(), EventFd::new().ok());
         Ok(Self {
             listener,
             waiting,
             epoll,
             listens: true,
+            failed: false,
             spare,
             tokens: LISTENER,
             served: None,
@@ -149,7 +156,11 @@ impl Lobby {
                         }
                     }
                     // The peer was faster to leave.
-                    _ => log::debug!("accept: {error}"),
+                    Some(Errno::ECONNABORTED | Errno::EINTR) => {}
+                    _ => {
+                        self.stop_listening(&error);
+                        return;
+                    }
                 },
             }
         }
@@ -205,10 +216,18 @@ impl Lobby {
         }
         self.spare = EventFd::new().ok();
         if !nobody && (!turned_away || self.spare.is_none()) {
-            self.listens = self.epoll.delete(&self.listener).is_err();
+            self.listens = self.listens && self.epoll.delete(&self.listener).is_err();
             return false;
         }
         turned_away
+    }
+
+    /// Waits for nobody until the session has ended.
+    fn stop_listening(&mut self, why: &dyn fmt::Display) {
+        if !std::mem::replace(&mut self.failed, true) {
+            log::error!("front ends cannot be accepted: {why}");
+        }
+        self.listens = self.listens && self.epoll.delete(&self.listener).is_err();
     }
 
     fn listen_again(&mut self) {
@@ -216,7 +235,7 @@ impl Lobby {
             self.spare = EventFd::new().ok();
         }
         if !self.listens {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
+            let event = EpollEvent::new(LISTENING, LISTENER);
             self.listens = self.epoll.add(&self.listener, event).is_ok();
         }
     }
@@ -263,8 +282,12 @@ impl Others for Lobby {
                 self.look_at(event.data(), event.events());
             }
         }
-        if events[..count].iter().any(|event| event.data() == LISTENER) {
+        if let Some(event) = events[..count].iter().find(|event| event.data() == LISTENER) {
             self.let_in();
+            let shut = EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR;
+            if event.events().intersects(shut) {
+                self.stop_listening(&"the socket was shut down");
+            }
         }
     }
 

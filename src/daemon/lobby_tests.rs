@@ -117,3 +117,23 @@ fn a_session_knows_since_when_somebody_waits() {
     house.lobby.look();
     assert_eq!(house.lobby.waiting_since(), None);
 }
+
+/// A socket that was handed down may be shut down by whoever did: it is readable for ever, and nobody comes.
+#[test]
+fn a_listening_socket_that_fails_hangs_nothing() {
+    let mut house = House::new("fails");
+    let mut waits = house.comes();
+    nix::sys::socket::shutdown(
+        house.lobby.listener.as_fd().as_raw_fd(),
+        nix::sys::socket::Shutdown::Both,
+    )
+    .unwrap();
+    house.lobby.look();
+    assert!(!house.lobby.listens);
+    let mut event = [PollFd::new(house.lobby.event(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut event, PollTimeout::ZERO), Ok(0), "it would be looked at for ever");
+    waits.write_all(&[1; WORD]).unwrap();
+    assert_eq!(house.next(), [1; WORD]);
+    house.stop.write(1).unwrap();
+    assert!(house.lobby.next(house.stop.as_fd()).is_none());
+}

@@ -342,6 +342,9 @@ fn a_cleared_ring_does_not_make_a_region_forget() {
     let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
     let memory = rig.map.shared().memory().clone();
     memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
+    // Those in flight are taken again, and wait; the two behind them follow.
+    rig.settle(&mut server, &mut lane);
+    assert_eq!((rig.next_avail(), server.is_at_rest()), (10, false));
     drop(held);
     rig.settle(&mut server, &mut lane);
     assert_eq!((rig.next_avail(), rig.used().len(), marked(&region)), (10, 10, vec![]));
