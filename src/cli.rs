@@ -57,7 +57,7 @@ pub struct Args {
     print_capabilities: bool,
 
     /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024). Rounded up to
-    /// 4096 bytes.
+    /// 4096 bytes; at most 16376G, which is 8G less than 16T.
     #[arg(long, value_name = "SIZE", value_parser = parse_disk_size)]
     size: NonZeroU64,
 
@@ -165,7 +165,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["state_dir", "fd_store"])]
     memory_dir: Option<PathBuf>,
 
-    /// Lock the disk's pages in memory, so that the host never swaps them out.
+    /// Lock the disk's pages in memory, so that the host never swaps them out. RLIMIT_MEMLOCK has to
+    /// allow all of their address space: set it to infinity.
     #[arg(long)]
     mlock: bool,
 

@@ -13,7 +13,7 @@ use std::{
 use common::{
     LIMIT,
     daemon::{BINARY, Daemon, TempDir, client_options, refusal},
-    disk::{SECTOR_LEN, pattern},
+    disk::{SECTOR_LEN, expect_pattern, pattern},
     wait_until,
 };
 use nix::{
@@ -93,6 +93,79 @@ fn without_descriptors_there_is_a_line_and_no_daemon() {
         assert!(code == 1 || code == 127, "{most}: {code} {line}");
         assert!(code == 127 || line.contains("Too many open files"), "{most}: {line}");
     }
+}
+
+/// The kernel counts address space, so a small disk needs a large limit.
+#[test]
+fn memory_that_may_not_be_locked_is_a_line_with_the_limit_and_the_remedy() {
+    let dir = TempDir::new();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let binary = dir.join("daemon");
+    fs::copy(BINARY, &binary).unwrap();
+    let binary = binary.to_str().unwrap();
+    let mut command = limited("--memlock=4194304", binary, &dir, &["--mlock"]);
+    if geteuid().is_root() {
+        // Root may lock what it likes.
+        command.uid(2_000_000_012);
+    }
+    let (code, line) = refusal(command);
+    assert_eq!(code, 1, "{line}");
+    for word in ["RLIMIT_MEMLOCK is 4194304 bytes", "ulimit -l", "LimitMEMLOCK=infinity"] {
+        assert!(line.contains(word), "{line}");
+    }
+}
+
+#[test]
+fn a_host_that_does_not_say_what_memory_it_has_is_told_of() {
+    let is_told = |daemon: Daemon| {
+        let (status, _, stderr) = daemon.terminate();
+        assert!(status.success(), "{stderr:?}");
+        stderr.iter().filter(|line| line.contains("--host-reserve")).count()
+    };
+    assert_eq!(is_told(Daemon::start("1M", &[])), 0);
+    let may_hide = Command::new("unshare").args(["--mount", "true"]).output();
+    if !may_hide.is_ok_and(|output| output.status.success()) {
+        eprintln!("/proc cannot be hidden here: skipped");
+        return;
+    }
+    for (more, lines) in
+        [(&[][..], 1), (&["--host-reserve", "1M"], 1), (&["--host-reserve", "0"], 0)]
+    {
+        let dir = TempDir::new();
+        let mut command = Command::new("unshare");
+        let script = "mount -t tmpfs none /proc && exec \"$@\"";
+        command.args(["--mount", "sh", "-c", script, "sh", BINARY, "--size", "1M"]);
+        command.arg("--socket-path").arg(dir.join("socket")).args(more);
+        assert_eq!(is_told(Daemon::spawn(command, dir)), lines, "{more:?}");
+    }
+}
+
+/// As `--help` says: 8 GiB less than 16 TiB.
+#[test]
+fn the_largest_disk_is_the_documented_one() {
+    const LARGEST: u64 = (16 << 40) - (8 << 30);
+    let dir = TempDir::in_memory();
+    let state = dir.join("state");
+    let with_state = ["--create", "--state-dir", state.to_str().unwrap()];
+    for more in [&[][..], &with_state] {
+        let mut daemon = Daemon::start(&LARGEST.to_string(), more);
+        let mut client = daemon.client();
+        let last = LARGEST / 512 - 8;
+        client.blk().write(last, &pattern(last, 8, 1)).expect("write");
+        expect_pattern(client.blk(), last, 8, 1);
+        client.blk().write(last + 1, &pattern(last, 8, 1)).expect_err("behind the end");
+        assert_eq!(daemon.stats()["orig_data_size"], 4096);
+    }
+    let mut command = Command::new(BINARY);
+    command.arg("--socket-path").arg(dir.join("socket"));
+    command.args(["--size", &(LARGEST + 1).to_string()]);
+    let (code, line) = refusal(command);
+    assert_eq!(code, 1, "{line}");
+    assert!(line.contains(&format!("to {LARGEST} bytes")), "{line}");
+    let help = Command::new(BINARY).arg("--help").output().expect("help");
+    let help = String::from_utf8(help.stdout).expect("text");
+    let words: Vec<_> = help.split_whitespace().collect();
+    assert!(words.join(" ").contains(&format!("at most {}G", LARGEST >> 30)), "{help}");
 }
 
 /// Each number of threads from none up to where a guest is served.

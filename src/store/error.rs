@@ -2,6 +2,17 @@
 
 use std::io;
 
+/// What to do where not everything may be locked. The kernel counts the address space, not what
+/// exists of it.
+fn advice(limit: Option<u64>) -> String {
+    limit.map_or_else(String::new, |limit| {
+        format!(
+            ", for RLIMIT_MEMLOCK is {limit} bytes: raise it (ulimit -l unlimited, \
+             LimitMEMLOCK=infinity)"
+        )
+    })
+}
+
 /// What can go wrong with the mappings.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -16,10 +27,14 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A mapping could not be locked in memory.
-    #[error("the {what} cannot be locked in memory")]
+    #[error("the {what} ({bytes} bytes of address space) cannot be locked in memory{}", advice(*limit))]
     Lock {
         /// Which mapping.
         what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// Bytes that the process may lock, if that is limited.
+        limit: Option<u64>,
         /// Why.
         source: io::Error,
     },

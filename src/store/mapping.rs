@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::unistd::{Whence, lseek64};
 
 use super::{HOST_PAGE, MemoryKind, StoreError};
@@ -73,9 +74,9 @@ impl Mapping {
             // SAFETY: locking pages of our own mapping, as they come to exist, changes no byte.
             let locked = unsafe { libc::mlock2(base.as_ptr(), size.get(), libc::MLOCK_ONFAULT) };
             if locked != 0 {
-                return Err(StoreError::Lock { what, source: io::Error::last_os_error() });
+                return Err(lock_error(what, len, io::Error::last_os_error()));
             }
-            mapping.fault_in().map_err(|source| StoreError::Lock { what, source })?;
+            mapping.fault_in().map_err(|source| lock_error(what, len, source))?;
         }
         Ok(mapping)
     }
@@ -199,6 +200,12 @@ impl Mapping {
         // SAFETY: just checked to lie within the mapping.
         unsafe { self.base.add(offset as usize) }
     }
+}
+
+fn lock_error(what: &'static str, bytes: u64, source: io::Error) -> StoreError {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).ok().map(|(soft, _)| soft);
+    let limit = limit.filter(|limit| *limit != RLIM_INFINITY);
+    StoreError::Lock { what, bytes, limit, source }
 }
 
 impl Drop for Mapping {
