@@ -7,6 +7,8 @@
 
 DAEMON_PID='' GUEST_PID='' CONSOLE='' SEQ=0 MARK=0
 ANSWER=''
+# Seconds that things may take are times this: a busy machine is no failure, and a hang has no end.
+PATIENCE=4
 # How often QEMU looks for a daemon that went away.
 RECONNECT_MS=1000
 # More for run-guest, and what the daemon is told of queues.
@@ -18,7 +20,7 @@ MONITOR=''
 
 start_daemon() { # ALGORITHM [OPTION...]
     spawn_daemon "$@"
-    wait_line "$DAEMON_LOG" '^ready: ' 30 "$DAEMON_PID" && return
+    wait_line "$DAEMON_LOG" '^ready: ' $((30 * PATIENCE)) "$DAEMON_PID" && return
     ANSWER="the daemon did not get ready: $(tail -n 1 "$DAEMON_LOG")"
     stop_daemon || true
     return 1
@@ -44,7 +46,7 @@ kill_daemon() {
 stop_daemon() {
     local late=
     [ -n "$DAEMON_PID" ] || return 0
-    stop_pid "$DAEMON_PID" 10 || late=1
+    stop_pid "$DAEMON_PID" $((10 * PATIENCE)) || late=1
     DAEMON_STATUS=0
     wait "$DAEMON_PID" 2>/dev/null || DAEMON_STATUS=$?
     DAEMON_PID=
@@ -145,7 +147,7 @@ qmp() {
 
 # await_qmp WORD SECONDS: waits for a line with WORD; an error is none.
 await_qmp() {
-    local end=$((SECONDS + $2)) line
+    local end=$((SECONDS + $2 * PATIENCE)) line
     while [ $SECONDS -lt $end ]; do
         IFS= read -r -t 1 -u "$MONITOR" line || continue
         case $line in
@@ -153,13 +155,13 @@ await_qmp() {
         *'"error"'*) ANSWER="QEMU: $line"; return 1 ;;
         esac
     done
-    ANSWER="QEMU's monitor did not say $1 within $2 s"
+    ANSWER="QEMU's monitor did not say $1 within $(($2 * PATIENCE)) s"
     return 1
 }
 
 # expect REGEX SECONDS: waits for a line in what the guest said since MARK; sets ANSWER to it.
 expect() {
-    local end=$((SECONDS + $2)) dead=
+    local end=$((SECONDS + $2 * PATIENCE)) dead=
     while :; do
         # A dead guest's last words still count, so death is looked at first.
         alive "$GUEST_PID" || dead=1
@@ -175,7 +177,7 @@ expect() {
             ANSWER="the daemon died: $(tail -n 1 "$DAEMON_LOG")"
             return 1
         elif [ $SECONDS -ge $end ]; then
-            ANSWER="nothing after $2 s: a request that is never answered, or a hang"
+            ANSWER="nothing after $(($2 * PATIENCE)) s: a request that is never answered, or a hang"
             return 1
         fi
         sleep 0.1

@@ -120,7 +120,7 @@ load_images() {
         "$DAEMON" --socket-path "$RUN/$name.sock" --size "$(stat -c %s "$RUN/$name.img")" --algorithm "$ALGORITHM" \
             --load "$RUN/$name.img" --serial "$name" >"$log" 2>&1 </dev/null &
         SIDE_PIDS+=($!)
-        wait_line "$log" '^ready: ' 60 $! || { ANSWER="no daemon for $name: $(tail -n 1 "$log")"; return 1; }
+        wait_line "$log" '^ready: ' $((60 * PATIENCE)) $! || { ANSWER="no daemon for $name: $(tail -n 1 "$log")"; return 1; }
         args+=(-chardev "socket,id=$name,path=$RUN/$name.sock"
             -device "vhost-user-blk-pci,chardev=$name,num-queues=1")
         IMAGE_LIST+=("$name:${fields[1]}:${fields[2]}")

@@ -114,7 +114,7 @@ t_unshared() {
     GUEST_ARGS=(--unshared)
     launch_guest
     GUEST_ARGS=()
-    wait_line "$DAEMON_LOG" 'WARN.*share=on' 60 "$DAEMON_PID" || rc=1
+    wait_line "$DAEMON_LOG" 'WARN.*share=on' $((60 * PATIENCE)) "$DAEMON_PID" || rc=1
     ANSWER=$(grep -am1 'share=on' "$DAEMON_LOG" | sed 's/^[^]]*\] *//') || ANSWER="no warning that names share=on"
     stop_guest
     # The next guest, whose memory is, is served.
