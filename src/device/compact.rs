@@ -11,7 +11,7 @@ use crate::crash;
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
 use crate::slot::{GivenBack, Reader};
 use crate::store::{HOST_PAGE, Place};
-use crate::sync;
+use crate::sync::{self, AtomicBool, Ordering};
 
 /// Bytes that a writer who meets a limit gives back at least, before it stores its own page.
 const RECLAIM_BYTES: u64 = 64 * 1024;
@@ -27,7 +27,7 @@ const WRITER_WAITS: Duration = Duration::from_millis(2);
 /// Times that it tries, as long as anybody gives memory back.
 const RECLAIM_ROUNDS: usize = 4;
 
-/// Least time between two looks at the host because it was short.
+/// Least time between two looks at a host that had nothing to spare.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The mutexes of writers that reclaim, to the lock checker.
@@ -51,6 +51,8 @@ pub(super) struct HostWatch {
     spare: Box<dyn Fn() -> Option<u64> + Send + Sync>,
     /// When it was last done.
     looked: Mutex<Instant>,
+    /// Whether there was anything to spare then.
+    roomy: AtomicBool,
 }
 
 impl Device {
@@ -93,11 +95,12 @@ impl Device {
         self.pool.answer()
     }
 
-    /// From now on the disk takes no more than `spare` says, in bytes, each time that somebody
-    /// looks. Writes that need more fail. To be set once.
+    /// From now on the disk asks `spare` for the bytes that the host can spare, and takes a share of
+    /// them until it asks again. Writes fail for which there is none. To be set once.
     pub fn watch_host(&self, spare: impl Fn() -> Option<u64> + Send + Sync + 'static) {
         let looked = Mutex::new(Instant::now());
-        if self.host.set(HostWatch { spare: Box::new(spare), looked }).is_ok() {
+        let roomy = AtomicBool::new(true);
+        if self.host.set(HostWatch { spare: Box::new(spare), looked, roomy }).is_ok() {
             self.look_at_host();
         }
     }
@@ -106,17 +109,31 @@ impl Device {
     pub fn look_at_host(&self) {
         let Some(host) = self.host.get() else { return };
         *sync::lock(&host.looked) = Instant::now();
+        // What others of this process take meanwhile counts as ours.
+        let before = self.pool.committed();
         if let Some(bytes) = (host.spare)() {
-            self.pool.allow_more(bytes);
+            let roomy = self.pool.share(before, bytes);
+            host.roomy.store(roomy, Ordering::Relaxed);
         }
     }
 
-    /// Looks again, since it was short when somebody last did, unless that was just now.
-    fn look_again(&self) {
-        let due = |host: &HostWatch| sync::lock(&host.looked).elapsed() >= LOOK_AGAIN;
-        if self.host.get().is_some_and(due) {
+    /// Nothing is stored at present. Others may take what the host can spare, so the disk's share
+    /// shrinks to what it may take without a look.
+    pub fn rest(&self) {
+        self.pool.rest();
+    }
+
+    /// Looks again, since the disk has taken its share, or there was none when somebody last looked
+    /// and that was not just now. False if it did not look.
+    fn look_again(&self) -> bool {
+        let due = |host: &HostWatch| {
+            host.roomy.load(Ordering::Relaxed) || sync::lock(&host.looked).elapsed() >= LOOK_AGAIN
+        };
+        let due = self.host.get().is_some_and(due);
+        if due {
             self.look_at_host();
         }
+        due
     }
 
     /// Makes the slot `index` exist.
@@ -167,8 +184,11 @@ impl Device {
             Err(refused) => refused,
         };
         for _ in 0..RECLAIM_ROUNDS {
-            if why(&refused).of_the_host {
-                self.look_again();
+            if why(&refused).of_the_host
+                && reader.outside(|| self.look_again())
+                && let Ok(taken) = take()
+            {
+                return Ok(taken);
             }
             let progress = reader.outside(|| self.reclaim(reader));
             // Also without: what other threads had at hand is free now, and they free more.

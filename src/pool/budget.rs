@@ -6,6 +6,17 @@ use crate::sync::{AtomicU64, Ordering};
 /// Memory is taken ahead only where there is room for so many times as much.
 const ROOMY: u64 = 64;
 
+/// Before the host is asked again, a disk takes one part of so many of what the host can spare. So
+/// disks that were asked at the same time, as many as this, cannot take more than there is; and the
+/// less there is, the more often they ask.
+const SHARE: u64 = 64;
+/// Most bytes between two looks, however much there is.
+const MOST: u64 = 4 << 20;
+/// A share smaller than this is none: a page of the disk may need pages of arena, table and sums.
+const LEAST: u64 = 16 << 10;
+/// What a disk at rest may take before the host is asked again. What was seen of it is old by then.
+const AT_REST: u64 = 64 << 10;
+
 /// Committed bytes of a disk and their limits, shared by all classes and the slot table.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -17,8 +28,10 @@ pub(super) struct Budget {
     arena_max: AtomicU64,
     /// The user's limit in bytes; `u64::MAX` is none.
     limit: u64,
-    /// What the host can bear, in bytes; moved by whoever watches the host.
+    /// What may be taken until the host is asked again, in bytes; moved by whoever watches the host.
     ceiling: AtomicU64,
+    /// What the host could bear when it was asked, in bytes.
+    horizon: AtomicU64,
 }
 
 impl Budget {
@@ -30,6 +43,7 @@ impl Budget {
             arena_max: AtomicU64::new(0),
             limit: if limit == 0 { u64::MAX } else { limit },
             ceiling: AtomicU64::new(u64::MAX),
+            horizon: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -103,14 +117,33 @@ impl Budget {
         if self.limit == u64::MAX { 0 } else { self.limit }
     }
 
-    /// The host can bear `bytes` more than are committed now.
+    /// The host could spare `spare` bytes when `before` were committed: a share of that may be taken
+    /// until it is asked again. False if it is too little to be any.
+    pub(super) fn share(&self, before: u64, spare: u64) -> bool {
+        let share = (spare / SHARE).min(MOST);
+        let share = if share < LEAST { 0 } else { share };
+        self.horizon.store(before.saturating_add(spare), Ordering::Relaxed);
+        self.ceiling.store(before.saturating_add(share), Ordering::Relaxed);
+        share > 0
+    }
+
+    /// Nothing will be taken for a while: little of the share is left then, if the host was ever asked.
+    pub(super) fn rest(&self) {
+        if self.horizon.load(Ordering::Relaxed) != u64::MAX {
+            self.ceiling.fetch_min(self.total().saturating_add(AT_REST), Ordering::Relaxed);
+        }
+    }
+
+    /// `bytes` more than are committed now may be taken.
+    #[cfg(any(test, loom))]
     pub(super) fn allow_more(&self, bytes: u64) {
+        self.horizon.store(self.total().saturating_add(bytes), Ordering::Relaxed);
         self.ceiling.store(self.total().saturating_add(bytes), Ordering::Relaxed);
     }
 
     /// Whether there is so much room that bytes which are not needed yet keep nobody out.
     pub(super) fn is_roomy(&self, bytes: u64) -> bool {
         let end = self.total().saturating_add(bytes.saturating_mul(ROOMY));
-        end <= self.limit && end <= self.ceiling.load(Ordering::Relaxed)
+        end <= self.limit && end <= self.horizon.load(Ordering::Relaxed)
     }
 }

@@ -176,8 +176,25 @@ impl Pool {
         self.bell.answer()
     }
 
-    /// The host can bear `bytes` more than are committed now; writes that need more are refused.
-    pub fn allow_more(&self, bytes: u64) {
+    /// Bytes of arena and table that are committed, or reserved to be.
+    pub fn committed(&self) -> u64 {
+        self.budget.total()
+    }
+
+    /// The host could spare `spare` bytes when `before` were committed. Until it is asked again the
+    /// pool takes a share of that, and refuses what needs more. False if it will not take anything.
+    pub fn share(&self, before: u64, spare: u64) -> bool {
+        self.budget.share(before, spare)
+    }
+
+    /// Nothing is stored at present: what was seen of the host will be old when something is.
+    pub fn rest(&self) {
+        self.budget.rest();
+    }
+
+    /// `bytes` more than are committed now may be taken.
+    #[cfg(test)]
+    pub(crate) fn allow_more(&self, bytes: u64) {
         self.budget.allow_more(bytes);
     }
 

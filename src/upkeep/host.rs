@@ -57,6 +57,11 @@ impl Host {
         Self { proc, groups, reserve }
     }
 
+    /// Whether there is a reserve to be kept, and nothing that says what is left.
+    pub fn is_blind(&self) -> bool {
+        self.reserve.is_some() && self.spare().is_none()
+    }
+
     /// Bytes that may still be used; `None` if nothing is watched, or nothing can be read.
     pub fn spare(&self) -> Option<u64> {
         let reserve = self.reserve?;
@@ -208,6 +213,20 @@ mod tests {
         assert_eq!(fake.host(0).spare(), Some(4 * MIB));
         fake.file("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(fake.host(0).spare(), Some(800 * MIB));
+    }
+
+    #[test]
+    fn a_reserve_that_cannot_be_kept_is_known() {
+        let fake = Fake::new("blind");
+        assert!(!fake.host(0).is_blind());
+        fs::remove_file(fake.0.join("proc/meminfo")).unwrap();
+        assert!(fake.host(0).is_blind());
+        assert!(!Host::unlimited().is_blind());
+        // A group that has a limit is enough.
+        fake.file("proc/self/cgroup", "0::/vm\n");
+        fake.file("sys/fs/cgroup/vm/memory.max", &format!("{}\n", 64 * MIB));
+        fake.file("sys/fs/cgroup/vm/memory.current", "0\n");
+        assert!(!fake.host(0).is_blind());
     }
 
     #[test]

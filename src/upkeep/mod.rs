@@ -62,6 +62,11 @@ impl Upkeep {
     /// No thread can be started.
     pub fn start(device: Arc<Device>, host: Host) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
+        if host.is_blind() {
+            log::warn!(
+                "nothing says how much memory the host has to spare (/proc/meminfo): no reserve is kept"
+            );
+        }
         device.watch_host(move || host.spare());
         device.set_upkeep_waker(Waker::from(Arc::clone(&shared)));
         let its_shared = Arc::clone(&shared);
@@ -180,6 +185,9 @@ impl<'d> Rounds<'d> {
             Some(last) if !progress => Some((last * 2).min(LONGEST_PAUSE)),
             _ => Some(SETTLE),
         };
+        if self.pause.is_none() {
+            self.device.rest();
+        }
         (done, self.pause)
     }
 }
@@ -424,6 +432,25 @@ mod tests {
         device.look_at_host();
         let refused = (1..64).filter(|page| !request(&device, &mut lane, Op::Write, *page, 1));
         assert!(refused.count() > 50);
+    }
+
+    #[test]
+    fn the_host_is_looked_at_while_the_disk_is_in_use_and_not_at_the_start_alone() {
+        let device = device();
+        let spare = Arc::new(AtomicU64::new(1 << 30));
+        let its_spare = Arc::clone(&spare);
+        device.watch_host(move || Some(its_spare.load(Ordering::Relaxed)));
+        let mut lane = device.lane().unwrap();
+        let mut rounds = Rounds::new(&device);
+        for (page, left, stored) in [(0, 1 << 30, true), (64, 0, false), (128, 1 << 30, true)] {
+            spare.store(left, Ordering::Relaxed);
+            rounds.begin(Wakened::Rung);
+            assert_eq!(request(&device, &mut lane, Op::Write, page, 32), stored, "page {page}");
+        }
+        // When there is nothing more to do it counts on nothing that it saw.
+        spare.store(0, Ordering::Relaxed);
+        while rounds.work(Wakened::TimeOut, false, || true).1.is_some() {}
+        assert!(!request(&device, &mut lane, Op::Write, 192, 32));
     }
 
     #[test]

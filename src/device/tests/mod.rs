@@ -2,6 +2,7 @@ mod compact;
 mod contention;
 mod damage;
 mod engine;
+mod host;
 mod refused;
 mod revive;
 mod sleepers;
