@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     io::{PipeReader, PipeWriter, Write, pipe},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -213,6 +213,27 @@ fn under_nohup_a_terminal_may_go() {
     assert!(daemon.is_alive());
     let (status, stdout, _) = daemon.terminate();
     assert!(status.success(), "{stdout:?}");
+}
+
+/// A full socket of the manager holds what it holds, and no more.
+#[test]
+fn a_service_manager_that_does_not_read_keeps_no_daemon_from_ending() {
+    let dir = TempDir::new();
+    let manager = UnixDatagram::bind(dir.join("notify")).unwrap();
+    let mut command = Command::new(BINARY);
+    command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "1M"]);
+    command.env("NOTIFY_SOCKET", dir.join("notify"));
+    let notify = dir.join("notify");
+    let daemon = Daemon::spawn(command, dir);
+    write_pattern(daemon.client().blk(), 0, 8, 1);
+    let mut text = [0; 64];
+    let length = manager.recv(&mut text).unwrap();
+    assert!(text[..length].starts_with(b"READY=1"));
+    let others = UnixDatagram::unbound().unwrap();
+    others.set_nonblocking(true).unwrap();
+    while others.send_to(b"X=1", &notify).is_ok() {}
+    let (status, stdout, stderr) = daemon.terminate();
+    assert_eq!(status.code(), Some(0), "{stdout:?} {stderr:?}");
 }
 
 /// RLIMIT_FSIZE is for files of all kinds, also those in memory.

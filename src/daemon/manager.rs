@@ -4,6 +4,10 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +22,8 @@ const NAME: &str = "vhost-user-zram";
 const DESCRIPTORS: u32 = 3;
 /// How long it may take over what it was sent, in milliseconds.
 const PATIENCE: u16 = 10_000;
+/// How long it may take over what is said aside.
+const ASIDE: Duration = Duration::from_secs(1);
 
 /// Why nothing can be left with the service manager.
 #[derive(Debug, thiserror::Error)]
@@ -127,23 +133,37 @@ pub(super) fn forget() -> Result<(), ManagerError> {
 
 /// Front ends can come. No manager, or one that cannot be reached, is no reason not to serve them.
 pub(super) fn say_ready() {
-    say(NotifyState::Ready);
+    // One that is busy with a host that boots has time, for it waits for this.
+    say(NotifyState::Ready, Duration::from_millis(PATIENCE.into()));
 }
 
 /// The start takes its time: a manager that waits for [`say_ready`] has to wait for another minute.
 pub(super) fn say_busy() {
-    say(NotifyState::ExtendTimeoutUsec(60_000_000));
+    say(NotifyState::ExtendTimeoutUsec(60_000_000), ASIDE);
 }
 
 /// The daemon ends.
 pub(super) fn say_stopping() {
-    say(NotifyState::Stopping);
+    say(NotifyState::Stopping, ASIDE);
 }
 
-fn say(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn say(state: NotifyState<'_>, patience: Duration) {
+    if let Err(error) = send(&state.to_string(), patience) {
         log::debug!("the service manager cannot be told: {error}");
     }
+}
+
+/// Sends a message to the manager, if there is one. A manager that does not read is waited for no
+/// longer than `patience`.
+fn send(text: &str, patience: Duration) -> io::Result<()> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(patience))?;
+    socket.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
 /// Waits until everything that was sent is worked off: it closes what comes with a barrier.
