@@ -198,6 +198,29 @@ fn requests_in_flight_are_done_first_in_their_order_and_once() {
     expect_served(&mut daemon);
 }
 
+/// A region that has no room for larger rings is one of a daemon of the version before, or of another one.
+#[test]
+fn a_region_of_just_the_size_that_was_asked_for_is_taken_over() {
+    let mut daemon = Daemon::start("16M", &[]);
+    mark(&daemon);
+    let mut hand = Hand::new(&daemon, 4096);
+    let info = VhostUserInflight::new(stride(SIZE), 0, 1, SIZE);
+    hand.inflight = Inflight::new(info, memfd(stride(SIZE))).unwrap();
+    hand.queue.ring().set_used_idx(STAND).unwrap();
+    hand.offer(STAND, &[3, 1, 0]);
+    hand.mark(&[3, 1]);
+    hand.start(STAND).unwrap();
+    hand.wait_used(STAND + 3);
+    assert_eq!(hand.used(STAND), [3, 1, 0]);
+    daemon.wait_for_log("queue 0: takes up again 2 requests in flight, 0 later ones");
+    hand.session.stop(0).unwrap();
+    let header = hand.inflight.header(0);
+    assert_eq!((header.version, header.desc_num, header.used_idx), (1, SIZE, STAND + 3));
+    assert_eq!(hand.inflight.in_flight(0), [0; 0]);
+    hand.expect_done(&daemon, &[0, 1, 3]);
+    expect_served(&mut daemon);
+}
+
 /// What the daemon does for a batch of two, 2 and then 0, stopped behind each of its stores.
 #[test]
 fn a_batch_that_was_given_back_by_half_is_finished_once() {
