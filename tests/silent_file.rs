@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
+
 use common::{
     LIMIT,
     daemon::Daemon,
@@ -15,6 +17,7 @@ use common::{
     wait_until,
 };
 use nix::sys::signal::Signal;
+use vhost::vhost_user::message::FrontendReq;
 
 #[test]
 fn a_silent_file_system_in_user_space_holds_up_nobody() {
@@ -26,6 +29,15 @@ fn a_silent_file_system_in_user_space_holds_up_nobody() {
         assert!(!hand_over(&daemon, code, silent.file(), MEMORY, 0), "{code:?}");
         // Also with what else is wrong.
         assert!(!hand_over(&daemon, code, silent.file(), MEMORY, 1), "{code:?}");
+        expect_served(&mut daemon);
+    }
+    // Where another kind of descriptor is meant, and where none is.
+    for code in [FrontendReq::SET_VRING_KICK, FrontendReq::SET_VRING_CALL, FrontendReq::SET_OWNER] {
+        let session = daemon.session();
+        let body: &[u8] = if code == FrontendReq::SET_OWNER { &[] } else { &[0; 8] };
+        let answer = session.wire().ask(code, body, &[silent.file().as_raw_fd()], LIMIT);
+        assert!(answer.expect("an answer").is_refusal(), "{code:?}");
+        drop(session);
         expect_served(&mut daemon);
     }
     daemon.signal(Signal::SIGTERM);

@@ -161,40 +161,79 @@ impl Handed {
 
 /// Whether a file is memory, asked of the kernel and never of a file system in user space.
 fn check_kind(file: &File) -> Result<(), HandedError> {
-    // Memory can be sealed, even where it was not made to be; nothing else can.
-    if fcntl(file, FcntlArg::F_GET_SEALS).is_ok() {
-        return Ok(());
+    match kind(file.as_fd()) {
+        Kind::Memory => Ok(()),
+        Kind::Kernel(what) | Kind::Foreign(what) => Err(HandedError::Kind(what)),
     }
-    let Some((kind, device)) = cached(file.as_fd()) else {
-        return Err(HandedError::Kind("not to be looked at"));
-    };
-    if kind == FileType::RegularFile && secret_device() == Some(device) {
-        return Ok(());
-    }
-    Err(HandedError::Kind(match kind {
-        FileType::RegularFile => "of another file system",
-        FileType::Directory => "a directory",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        FileType::Fifo => "a pipe",
-        FileType::Socket => "a socket",
-        _ => "of no kind that can be mapped",
-    }))
 }
 
-/// Type and device number of a file, as far as the kernel knows them by itself.
-fn cached(file: BorrowedFd<'_>) -> Option<(FileType, (u32, u32))> {
+/// What a descriptor is, if it is of a file system that may have a server in user space: whoever asks
+/// it for more, or closes it, may wait without end.
+pub(super) fn foreign(file: BorrowedFd<'_>) -> Option<&'static str> {
+    match kind(file) {
+        Kind::Memory | Kind::Kernel(_) => None,
+        Kind::Foreign(what) => Some(what),
+    }
+}
+
+/// What a descriptor is, in this order of trust.
+enum Kind {
+    Memory,
+    /// Not memory, and the kernel's own.
+    Kernel(&'static str),
+    /// Not memory, and perhaps of a file system in user space.
+    Foreign(&'static str),
+}
+
+/// Major number of the kernel's memory devices: null, zero and others.
+const MEMORY_DEVICES: u32 = 1;
+
+fn kind(file: BorrowedFd<'_>) -> Kind {
+    // Memory can be sealed, even where it was not made to be; nothing else can.
+    if fcntl(file, FcntlArg::F_GET_SEALS).is_ok() {
+        return Kind::Memory;
+    }
+    let Some(Cached { kind, device, major }) = cached(file) else {
+        return Kind::Foreign("not to be looked at");
+    };
+    match kind {
+        FileType::RegularFile if secret_device() == Some(device) => Kind::Memory,
+        FileType::CharacterDevice if major == MEMORY_DEVICES => Kind::Kernel("a device"),
+        FileType::RegularFile => Kind::Foreign("of another file system"),
+        FileType::Directory => Kind::Foreign("a directory"),
+        FileType::Symlink => Kind::Foreign("a symbolic link"),
+        // CUSE has servers in user space for devices.
+        FileType::CharacterDevice | FileType::BlockDevice => Kind::Foreign("a device"),
+        FileType::Fifo => Kind::Kernel("a pipe"),
+        FileType::Socket => Kind::Kernel("a socket"),
+        // An anonymous inode.
+        FileType::Unknown => Kind::Kernel("of no kind that can be mapped"),
+    }
+}
+
+/// What the kernel knows of a file by itself.
+struct Cached {
+    kind: FileType,
+    /// Major and minor number of the device that the file lies on.
+    device: (u32, u32),
+    /// Major number of the device that the file is.
+    major: u32,
+}
+
+fn cached(file: BorrowedFd<'_>) -> Option<Cached> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = statx(file, c"", flags, StatxFlags::TYPE).ok()?;
-    Some((
-        FileType::from_raw_mode(found.stx_mode.into()),
-        (found.stx_dev_major, found.stx_dev_minor),
-    ))
+    Some(Cached {
+        kind: FileType::from_raw_mode(found.stx_mode.into()),
+        device: (found.stx_dev_major, found.stx_dev_minor),
+        major: found.stx_rdev_major,
+    })
 }
 
 /// The number of the device on which all secret memory of this host lies, if it has any.
 fn secret_device() -> Option<(u32, u32)> {
     let own: OwnedFd = sys::secret_memory().ok()?;
-    Some(cached(own.as_fd())?.1)
+    Some(cached(own.as_fd())?.device)
 }
 
 /// Closes a file that may belong to anybody, without waiting for it: the last writer of a FUSE file

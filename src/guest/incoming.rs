@@ -4,19 +4,22 @@
 //! read only what is there as a whole, and to write only where there is room. One more thing makes it
 //! wait: descriptors that do not arrive, because the message has more than the crate takes, or the
 //! process has none left. Then the kernel throws them away with the header, and the crate reads on.
+//!
+//! And a file of a file system in user space may wait for its server whoever asks it for anything, or
+//! closes it, which the crate does with what it does not want. A message with such a file stays unread:
+//! what a socket still holds when it is closed is let go without a word to the server.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, recvmsg};
-use nix::unistd::close;
 
 use super::session::SessionError;
-use super::sys;
+use super::{handed, sys};
 
 /// Bytes of a message's header: le32 request, le32 flags, le32 size of the body.
 pub(super) const HEADER_BYTES: usize = 12;
@@ -67,18 +70,25 @@ pub(super) fn look_at(stream: &UnixStream) -> Result<Incoming, SessionError> {
     }
 }
 
-/// Makes sure that the descriptors of the next message can be received.
+/// Makes sure that the descriptors of the next message can be received, and are of a kind that holds
+/// up nobody.
 pub(super) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError> {
     let (descriptors, cut_off) = peek_descriptors(stream).map_err(SessionError::Connection)?;
     let count = descriptors.len();
     // While they are open, so that there is room for as many and some more.
     let margin: io::Result<Vec<UnixStream>> =
         (0..if count > 0 { MARGIN } else { 0 }).map(|_| stream.try_clone()).collect();
+    let mut foreign = None;
     for descriptor in descriptors {
-        // It was open a moment ago, and is nobody else's.
-        let _ = close(descriptor);
+        let kind = handed::foreign(descriptor.as_fd());
+        if kind.is_some() {
+            handed::discard(descriptor.into());
+        }
+        foreign = foreign.or(kind);
     }
-    if count > MAX_DESCRIPTORS {
+    if let Some(kind) = foreign {
+        Err(SessionError::Foreign(kind))
+    } else if count > MAX_DESCRIPTORS {
         Err(SessionError::Descriptors { count, max: MAX_DESCRIPTORS })
     } else if cut_off || margin.is_err() {
         Err(SessionError::NoDescriptors)
@@ -88,7 +98,7 @@ pub(super) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError>
 }
 
 /// Duplicates of the descriptors that the next message has, and whether some could not be had.
-fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<RawFd>, bool)> {
+fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<OwnedFd>, bool)> {
     // A header (a length of 8 bytes, level and type of 4 each) and the descriptors (cmsg(3)). It is
     // taken apart here: of one that is cut off, nix gives none of those that did arrive.
     const HEADER: usize = 16;
@@ -105,7 +115,8 @@ fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<RawFd>, bool)> {
         return Ok((Vec::new(), cut_off));
     }
     let count = length.saturating_sub(HEADER) / 4;
-    Ok(((0..count).map(|n| number(HEADER + 4 * n)).collect(), cut_off))
+    let descriptors = (0..count).filter_map(|n| sys::received(number(HEADER + 4 * n)));
+    Ok((descriptors.collect(), cut_off))
 }
 
 /// Whether there is room for a reply: the vhost crate writes replies in a loop that a peer which

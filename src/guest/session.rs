@@ -99,6 +99,12 @@ pub enum SessionError {
         /// How many there may be.
         max: usize,
     },
+    /// A message carries a file for which somebody may have to wait.
+    #[error(
+        "a message has a descriptor that is {0}: guest memory is a memfd, a file on tmpfs or hugetlbfs, \
+         or secret memory (memfd_secret), and all else an eventfd"
+    )]
+    Foreign(&'static str),
     /// The process has no descriptors left for those of a message.
     #[error("there are no descriptors left for those of a message (ulimit -n)")]
     NoDescriptors,

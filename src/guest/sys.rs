@@ -38,3 +38,9 @@ pub(super) fn secret_memory() -> io::Result<OwnedFd> {
     // SAFETY: a descriptor that the kernel just made, which nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Takes over a descriptor that a message brought.
+pub(super) fn received(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the kernel has just made it for this process, and its number is kept nowhere else.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
