@@ -311,3 +311,47 @@ fn parts_of_the_table_go_beside_requests_and_nothing_is_lost() {
         assert_eq!((report.table_bytes, report.mem_used_total), (seal, 0), "{report}");
     }
 }
+
+#[test]
+fn what_an_earlier_process_left_without_content_goes_back() {
+    let home = Home::new(1 << 14, "lz4");
+    let device = home.make();
+    let mut lane = device.lane().unwrap();
+    for page in [0, 3 * GROUP, 4 * GROUP, 9 * GROUP] {
+        run_one(&device, &mut lane, page);
+    }
+    free(&device, &mut lane, Op::Discard, 0, 9 * GROUP * 8);
+    drop((lane, device));
+    let device = home.open().unwrap();
+    device.check().unwrap();
+    compact(&device);
+    device.check().unwrap();
+    // The last one with its sums, and the seal.
+    assert_eq!(device.report().table_bytes, 3 * 4096);
+    let mut lane = device.lane().unwrap();
+    assert_eq!(read(&device, &mut lane, 9 * GROUP * 8, 8), same(9 * GROUP));
+}
+
+/// A slot whose word was lost reads as damaged, and not as empty, also when all others are empty.
+#[test]
+fn damage_keeps_its_part_of_the_table() {
+    let home = Home::new(1 << 14, "lz4");
+    let device = home.make();
+    let mut lane = device.lane().unwrap();
+    run_one(&device, &mut lane, 0);
+    run_one(&device, &mut lane, 7);
+    drop((lane, device));
+    home.set_word(7, 0);
+    let device = home.open().unwrap();
+    let mut lane = device.lane().unwrap();
+    free(&device, &mut lane, Op::Discard, 0, 8);
+    compact(&device);
+    device.check().unwrap();
+    let damaged = run(&device, &mut lane, Op::Read, 7 * 8, vec![0; PAGE_SIZE]);
+    assert!(matches!(damaged, Err(IoError::Damaged { index: 7 })), "{damaged:?}");
+    free(&device, &mut lane, Op::Discard, 7 * 8, 8);
+    assert_eq!(read(&device, &mut lane, 7 * 8, 8), vec![0; PAGE_SIZE]);
+    compact(&device);
+    device.check().unwrap();
+    assert_eq!(device.report().table_bytes, 4096, "the seal");
+}
