@@ -67,8 +67,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES")]
     block_size: Option<BlockSize>,
 
-    /// Keep the disk in files in DIR, which has to be on a tmpfs such as /run or /dev/shm, so that it
-    /// outlives the daemon: the next one with the same DIR goes on with it.
+    /// Keep the disk in files in DIR, which has to be on a tmpfs such as /run, so that it outlives the
+    /// daemon: the next one with the same DIR goes on with it. DIR and files are the daemon's user's alone.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 

@@ -27,8 +27,9 @@ fn a_silent_file_system_in_user_space_holds_up_nobody() {
     let Some(silent) = SilentFile::new() else { return };
     for code in ALL {
         assert!(!hand_over(&daemon, code, silent.file(), MEMORY, 0), "{code:?}");
-        // Also with what else is wrong.
+        // Also with what else is wrong, so that the message is refused before its file is looked at.
         assert!(!hand_over(&daemon, code, silent.file(), MEMORY, 1), "{code:?}");
+        assert!(!hand_over(&daemon, code, silent.file(), 0, 0), "{code:?}");
         expect_served(&mut daemon);
     }
     // Where another kind of descriptor is meant, and where none is.

@@ -105,6 +105,8 @@ fn options_that_make_no_sense_together_are_refused() {
         (&["--memory-dir", state, "--state-dir", state], ["--memory-dir", "--state-dir"]),
         (&["--memory-dir", state, "--fd-store"], ["--memory-dir", "--fd-store"]),
         (&["--fd-store", "--state-dir", state], ["--fd-store", "--state-dir"]),
+        (&["--state-owner", "0"], ["--state-dir", "required"]),
+        (&["--state-dir", state, "--state-owner", "root"], ["--state-owner", "root"]),
     ] {
         let mut command = Command::new(BINARY);
         command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "16M"]).args(options);
