@@ -81,3 +81,44 @@ fn holes_of_an_image_cost_nothing() {
     expect_zeroes(client.blk(), SECTORS - 16, 8);
     expect_pattern(client.blk(), SECTORS - 8, 8, 2);
 }
+
+/// A loop device, which goes with its value.
+struct Loop(String);
+
+impl Loop {
+    /// `None` where there can be none.
+    fn over(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let name = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| Self(name.trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // Left behind at worst.
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Its metadata say that it has no bytes.
+#[test]
+fn a_block_device_is_loaded_to_its_end() {
+    let dir = TempDir::new();
+    let image = dir.join("image");
+    let sectors = 2 << 11;
+    let file = File::create(&image).unwrap();
+    file.write_all_at(&pattern(0, sectors, 4), 0).unwrap();
+    file.sync_all().unwrap();
+    let Some(device) = Loop::over(&image) else {
+        eprintln!("there are no loop devices here: skipped");
+        return;
+    };
+    let daemon = Daemon::start("16M", &["--load", &device.0]);
+    expect_pattern(daemon.client().blk(), 0, sectors, 4);
+    drop(daemon);
+    file.set_len(17 << 20).unwrap();
+    drop(device);
+    let Some(device) = Loop::over(&image) else { return };
+    refuses(Path::new(&device.0), &["17825792 bytes do not fit"]);
+}
