@@ -171,7 +171,6 @@ impl Handler {
         }
     }
 
-    /// The thread of a ring that was started.
     /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
     fn refuse<T>(&self, why: impl std::fmt::Display) -> Result<T> {
         let line = format_args!("the front end is refused: {why}");
@@ -179,6 +178,7 @@ impl Handler {
         Err(Error::InvalidParam)
     }
 
+    /// The thread of a ring that was started.
     fn worker(&self, ring: usize) -> Result<&Worker> {
         self.workers.running_for(ring).ok_or(Error::BackendInternalError)
     }
