@@ -126,7 +126,7 @@ pub(super) fn left(heads: &[u16], used: u16) -> Inflight {
     region
 }
 
-fn contents(region: &Inflight) -> Contents {
+pub(super) fn contents(region: &Inflight) -> Contents {
     region.part(0).unwrap().read(0).unwrap()
 }
 
@@ -298,6 +298,7 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
     for tracked in [false, true] {
         for stale in [2, 5, 40_000] {
             let rig = Rig::new();
+            let held = rig.offer_to_held(2);
             let region = region(1, SIZE);
             let memory = rig.map.shared().memory().clone();
             let set = |used: u16, available: u16| {
@@ -319,6 +320,13 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
             set(0, 0);
             // As many as make the available index what it was.
             (0..2).for_each(|n| rig.write(n, n.into(), 4096));
+            rig.settle(&mut server, &mut lane);
+            assert_eq!((rig.used(), rig.next_avail()), (vec![], 2));
+            if tracked {
+                // A process that dies now leaves a region that goes with the cleared ring.
+                assert_eq!((contents(&region).used_index, marked(&region)), (0, vec![0, 3]));
+            }
+            drop(held);
             rig.settle(&mut server, &mut lane);
             assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1], 2));
             if tracked {
