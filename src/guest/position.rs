@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::account::Account;
 use super::inflight::{Contents, Part, Parts};
-use super::memory::Memory;
+use super::memory::{Memory, Region};
 use super::order::Order;
 use super::recovery::{RecoveryError, Standing};
 use super::ring;
@@ -17,7 +17,7 @@ use super::ring;
 pub(super) enum PositionError {
     #[error("its rings lie outside of its memory")]
     Outside,
-    #[error("its used ring cannot be read")]
+    #[error("its rings cannot be read")]
     Unreadable,
     #[error(
         "it is in use already (base {base}, used index {used}{}), and this disk never served a \
@@ -101,14 +101,17 @@ pub(super) fn find(
     let base = queue.next_avail();
     // A daemon that died may have published nothing of what it took.
     let tracked = known.elsewhere || contents.iter().chain(&others).any(Contents::shows_use);
-    if !known.may_be_used {
-        let trace = match tracked {
-            true => Some(Trace::Region),
-            false => went_around(queue, memory).then_some(Trace::UsedRing),
-        };
-        if base != 0 || used != 0 || trace.is_some() {
-            return Err(PositionError::NeverServed { base, used, trace });
-        }
+    let trace = match tracked {
+        _ if known.may_be_used => None,
+        true => Some(Trace::Region),
+        false => went_around(queue, memory).then_some(Trace::UsedRing),
+    };
+    if is_lost(queue, memory) {
+        // What was read may be zeroes, and they must not go into the region.
+        return Err(PositionError::Unreadable);
+    }
+    if !known.may_be_used && (base != 0 || used != 0 || trace.is_some()) {
+        return Err(PositionError::NeverServed { base, used, trace });
     }
     if others.iter().any(Contents::is_marked) {
         return Err(RecoveryError::RingSize { ring: size }.into());
@@ -142,6 +145,12 @@ fn went_around(queue: &Queue, memory: &Memory) -> bool {
     })
 }
 
+/// Whether the memory is gone that a ring's indexes lie in. Asked after they were read.
+fn is_lost(queue: &Queue, memory: &Memory) -> bool {
+    let mut rings = [queue.used_ring(), queue.avail_ring()].into_iter().map(GuestAddress);
+    rings.any(|ring| memory.find_region(ring).is_none_or(Region::is_lost))
+}
+
 /// Whether the guest has cleared a ring since it was started, and begins anew: a start may come while
 /// the driver is about to zero what another one has left in the memory. Asked before the first head is
 /// taken, when all indexes in the ring are the driver's.
@@ -150,4 +159,6 @@ pub(super) fn was_cleared(queue: &Queue, memory: &Memory) -> bool {
     queue.next_used() != 0
         && queue.avail_idx(memory, Ordering::Acquire).is_ok()
         && ring::used_index(queue, memory) == Some(0)
+        // Lost memory reads as zeroes too.
+        && !is_lost(queue, memory)
 }

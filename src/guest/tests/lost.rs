@@ -13,7 +13,8 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::super::account::Account;
 use super::super::memory::Layout;
-use super::resume::{account, left, marked};
+use super::super::position::{self, Known, PositionError};
+use super::resume::{account, contents, left, marked};
 use super::rig::{AVAIL, DATA, HEADERS, ROOM, Rig, USED};
 use super::{NEXT, TABLE, WRITE, desc, put};
 
@@ -173,6 +174,47 @@ fn a_used_ring_in_lost_memory_gives_nothing_back() {
     assert_eq!((marked(&region), server.is_drained()), (vec![0, 3], true));
     assert_eq!(rig.shared.device.report().broken_queues, 1);
     assert_eq!(region.part(0).unwrap().read(0).unwrap().used_index, 2);
+}
+
+/// The indexes of a ring that is lost read as those of a new one. The region, which is not lost, keeps
+/// what it says of the ring.
+#[test]
+fn a_ring_in_lost_memory_is_not_taken_for_a_new_one_at_its_start() {
+    for (used_ring, available_ring) in [(SECOND, AVAIL), (USED, SECOND)] {
+        let (rig, file) = rig();
+        let memory = rig.map.shared().memory().clone();
+        for ring in [used_ring, available_ring] {
+            memory.write_obj(3_u16, GuestAddress(ring + 2)).unwrap();
+        }
+        rig.vring.set_queue_info(TABLE, available_ring, used_ring).unwrap();
+        let region = left(&[], 3);
+        cut(&file);
+        for may_be_used in [true, false] {
+            rig.vring.set_queue_next_avail(0);
+            let known = Known { may_be_used, elsewhere: false, outlives: false };
+            let state = rig.vring.get_ref();
+            let found = position::find(state.get_queue(), &memory, region.parts(0), known);
+            assert_eq!(found.map(|_| ()), Err(PositionError::Unreadable));
+        }
+        assert_eq!(contents(&region).used_index, 3);
+    }
+}
+
+/// The same when the ring is lost after its start, before the first head.
+#[test]
+fn a_ring_in_lost_memory_is_not_taken_for_one_that_the_guest_has_cleared() {
+    let (rig, file) = rig();
+    let memory = rig.map.shared().memory().clone();
+    for ring in [SECOND, AVAIL] {
+        memory.write_obj(3_u16, GuestAddress(ring + 2)).unwrap();
+    }
+    rig.vring.set_queue_info(TABLE, AVAIL, SECOND).unwrap();
+    let region = left(&[], 3);
+    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    cut(&file);
+    rig.settle(&mut server, &mut lane);
+    assert_eq!((contents(&region).used_index, rig.next_avail()), (3, 3));
+    assert_eq!(rig.shared.device.report().broken_queues, 1);
 }
 
 /// What is read from an available ring that is lost is zeroes: head 0, which nobody offered again.
