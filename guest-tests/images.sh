@@ -82,16 +82,16 @@ make_disk() {
     dd if="$2" of="$3" bs=1M seek=$PARTITION_MIB conv=notrunc,sparse status=none
 }
 
-# make_image NAME LABEL TYPE [OPTION...]: $RUN/NAME.img.
+# make_image NAME LABEL TYPE [OPTION...]: $RUN/images/NAME.img.
 make_image() {
     local name=$1 label=$2 type=$3
     shift 3
-    make_fs "$type" "$RUN/$name.fs" "$RUN/content" "$@" || return
+    make_fs "$type" "$RUN/images/$name.fs" "$RUN/content" "$@" || return
     if [ "$label" = none ]; then
-        mv "$RUN/$name.fs" "$RUN/$name.img"
+        mv "$RUN/images/$name.fs" "$RUN/images/$name.img"
     else
-        make_disk "$label" "$RUN/$name.fs" "$RUN/$name.img" || return
-        rm "$RUN/$name.fs"
+        make_disk "$label" "$RUN/images/$name.fs" "$RUN/images/$name.img" || return
+        rm "$RUN/images/$name.fs"
     fi
 }
 
@@ -103,7 +103,7 @@ t_images() {
     load_images && ask_images || rc=$?
     stop_guest
     stop_side_daemons
-    rm -rf "$RUN"/*.img "$RUN"/*.fs "$RUN/content"
+    rm -rf "$RUN/images" "$RUN/content"
     return $rc
 }
 
@@ -111,14 +111,15 @@ t_images() {
 load_images() {
     local image name fields log args=()
     IMAGE_LIST=()
+    mkdir -p "$RUN/images"
     make_content "$RUN/content"
     for image in "${IMAGES[@]}"; do
         read -r -a fields <<<"$image"
         name=${fields[0]}
         make_image "${fields[@]}" >"$RUN/make.log" 2>&1 || { ANSWER="cannot make $name: $(tail -n 1 "$RUN/make.log")"; return 1; }
         log=$LOGS/daemon-$name.log
-        "$DAEMON" --socket-path "$RUN/$name.sock" --size "$(stat -c %s "$RUN/$name.img")" --algorithm "$ALGORITHM" \
-            --load "$RUN/$name.img" --serial "$name" >"$log" 2>&1 </dev/null &
+        "$DAEMON" --socket-path "$RUN/$name.sock" --size "$(stat -c %s "$RUN/images/$name.img")" --algorithm "$ALGORITHM" \
+            --load "$RUN/images/$name.img" --serial "$name" >"$log" 2>&1 </dev/null &
         SIDE_PIDS+=($!)
         wait_line "$log" '^ready: ' $((60 * PATIENCE)) $! || { ANSWER="no daemon for $name: $(tail -n 1 "$log")"; return 1; }
         args+=(-chardev "socket,id=$name,path=$RUN/$name.sock"
@@ -138,8 +139,8 @@ ask_images() {
 }
 
 # A disk as an installer leaves it: a boot loader, and a kernel on a partition. The firmware finds all of
-# it by itself. GRUB, as it loads nothing over code that ran: what a back end writes there QEMU's TCG does
-# not see (syslinux's MBR hangs on any vhost-user disk, and boots under KVM).
+# it by itself. GRUB, as it loads nothing over code that ran: syslinux's MBR, which does, hangs here under
+# TCG and boots with a disk of QEMU's own. TCG seems not to see that a back end wrote there.
 t_bios() {
     local rc=0
     stop_guest
