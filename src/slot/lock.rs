@@ -168,6 +168,13 @@ impl<'a> Slot<'a> {
         }
     }
 
+    /// Clears the WAITERS bit of a free slot, which was `seen`, since nobody waits any more. The caller
+    /// has the bucket's mutex. A newcomer that is faster clears it at its release.
+    fn withdraw(self, seen: u64) {
+        let _ =
+            self.word.compare_exchange(seen, seen & !WAITERS, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// Whether the slot holds anything.
     #[cfg(not(shuttle))]
     pub(super) fn has_content(self) -> bool {
@@ -320,15 +327,19 @@ impl Drop for Waiter<'_> {
             Fate::Woken => {
                 bucket.remove(&sleeper);
                 // Somebody counts on this waiter to carry on: the owner, if there is one now,
-                // wakes the next one at its release; else nobody would.
-                if self.slot.word.load(Ordering::Relaxed) & LOCKED == 0
-                    && let Some(next) = bucket.first(self.slot.index)
-                {
-                    let next = Arc::clone(&next.sleeper);
-                    next.settle(Fate::Woken);
-                    drop(bucket);
-                    next.wake();
+                // looks into the queue at its release; else nobody would.
+                let seen = self.slot.word.load(Ordering::Relaxed);
+                if seen & LOCKED != 0 {
+                    return;
                 }
+                let Some(next) = bucket.first(self.slot.index) else {
+                    self.slot.withdraw(seen);
+                    return;
+                };
+                let next = Arc::clone(&next.sleeper);
+                next.settle(Fate::Woken);
+                drop(bucket);
+                next.wake();
             }
         }
     }

@@ -11,7 +11,7 @@ use loom::thread;
 use super::doubts::Doubts;
 use super::lock::{Slot, Ticket, Waiter};
 use super::parking::ParkingLot;
-use super::word::{Content, Word};
+use super::word::{Content, LOCKED, WAITERS, Word};
 use crate::sync::{self, AtomicU64, Ordering};
 
 /// A slot and something that its lock protects; loom reports any two accesses that race.
@@ -46,6 +46,8 @@ impl Shared {
     /// To be called when all threads are done: the lock is free and nobody is queued.
     #[allow(unsafe_code)]
     fn finish(&self) -> u32 {
+        let word = self.word.load(Ordering::Relaxed);
+        assert_eq!(word & (LOCKED | WAITERS), 0, "a lock bit is left at the end");
         let ticket = self.slot().try_lock().expect("the lock is free at the end");
         drop(ticket);
         assert!(!self.lot.bucket(0).waits(0), "nobody waits at the end");
@@ -180,6 +182,40 @@ fn a_waiter_that_gives_up_takes_nobodys_turn_with_it() {
         quitter.join().unwrap();
         waiter.join().unwrap();
         assert_eq!(shared.finish(), 1);
+    });
+}
+
+/// The last waiter leaves, at any moment, beside an owner that comes and goes.
+#[test]
+fn a_waiter_that_leaves_does_not_leave_its_bit() {
+    model(|| {
+        let shared = Shared::new();
+        let held = shared.slot().try_lock().unwrap();
+        let quitter = {
+            let other = Arc::clone(&shared);
+            thread::spawn(move || {
+                let mut place: Option<Waiter<'_>> = None;
+                let cx = std::task::Context::from_waker(std::task::Waker::noop());
+                if let Poll::Ready(ticket) = other.slot().poll_lock(&mut place, &cx) {
+                    drop(ticket);
+                }
+            })
+        };
+        let newcomer = {
+            let other = Arc::clone(&shared);
+            thread::spawn(move || {
+                if let Some(ticket) = other.slot().try_lock() {
+                    other.add_one();
+                    ticket.release(Word::new(Content::Same(1)));
+                }
+            })
+        };
+        drop(held);
+        quitter.join().unwrap();
+        newcomer.join().unwrap();
+        let content = Word(shared.word.load(Ordering::Relaxed)).content();
+        let came = shared.finish() == 1;
+        assert_eq!(content, if came { Content::Same(1) } else { Content::Empty });
     });
 }
 

@@ -139,6 +139,29 @@ fn a_woken_waiter_that_leaves_passes_its_turn_on() {
     assert!(table.poll_lock(0, &mut b, &cx).is_ready());
 }
 
+/// A word that says that somebody waits keeps its part of the table.
+#[test]
+fn a_woken_waiter_that_leaves_does_not_keep_its_part_of_the_table() {
+    for leaves in [false, true] {
+        let table = table(512);
+        let held = table.try_lock(3).unwrap();
+        let (bell, waker) = bell();
+        let mut place = None;
+        assert!(table.poll_lock(3, &mut place, &Context::from_waker(&waker)).is_pending());
+        drop(held);
+        assert_eq!(rings(&bell), 1);
+        if !leaves {
+            // Its turn is used instead, which is what a request does that goes on.
+            assert!(table.poll_lock(3, &mut place, &Context::from_waker(&waker)).is_ready());
+        }
+        drop(place);
+        table.note_empty(3);
+        let given = table.give_back(true, || false);
+        assert_eq!(given, GivenBack { bytes: 4096, more: false }, "leaves: {leaves}");
+        assert_eq!(table.give_back(true, || false), GivenBack::default());
+    }
+}
+
 #[test]
 fn a_waiter_that_loses_too_many_races_is_handed_the_lock() {
     let table = table(1);
