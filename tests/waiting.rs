@@ -6,6 +6,7 @@ mod common;
 use std::{
     os::{fd::AsRawFd, unix::net::UnixStream},
     process::Command,
+    thread,
 };
 
 use common::{
@@ -120,6 +121,33 @@ fn one_for_whom_there_is_no_descriptor_is_turned_away() {
     wait_until("the crowd to be let go", || daemon.open_fds() <= before);
     expect_served(&mut daemon);
     daemon.end(Signal::SIGTERM);
+}
+
+/// There is always one more to accept, while another one is served and while nobody is.
+#[test]
+fn those_who_come_without_end_keep_nobody_waiting() {
+    for served in [true, false] {
+        let daemon = Daemon::start("16M", &[]);
+        let session = served.then(|| daemon.session());
+        let socket = daemon.socket();
+        let flood: Vec<_> = (0..3)
+            .map(|_| {
+                let socket = socket.clone();
+                // Until the daemon's end.
+                thread::spawn(move || while UnixStream::connect(&socket).is_ok() {})
+            })
+            .collect();
+        if let Some(session) = &session {
+            for _ in 0..100 {
+                let code = FrontendReq::GET_FEATURES;
+                session.wire().ask(code, &[], &[], LIMIT).unwrap();
+            }
+        }
+        daemon.end(Signal::SIGTERM);
+        for peer in flood {
+            peer.join().unwrap();
+        }
+    }
 }
 
 /// Whatever a front end does or leaves undone, and however many wait: SIGTERM ends the daemon.

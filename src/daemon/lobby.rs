@@ -1,5 +1,5 @@
-//! Front ends that wait to be served. All of them are accepted and looked at together, so that one
-//! that says nothing keeps nobody waiting, and one that waits is seen.
+//! Front ends that wait to be served. They are accepted and looked at together, so that one that says
+//! nothing keeps nobody waiting, and one that waits is seen. A look is bounded, however many come.
 
 use std::fmt;
 use std::io;
@@ -13,18 +13,30 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::socket::Bound;
 use crate::guest::{Kind, Limiter, Others};
 
-/// Most front ends that wait in here; others are turned away unless one in here has said nothing yet.
-const MOST: usize = 32;
+/// Most front ends that wait in here. When one more comes, one that has said nothing for [`SILENCE`] makes
+/// room. If there is none, the newcomer stays in the socket's own queue, which the kernel bounds by its
+/// backlog: a connection there costs no descriptor and loses nothing, and a front end that is cut off may
+/// give its disk up, as QEMU 7.2 does.
+const MOST: usize = 128;
+/// Most front ends that one look accepts. They may come as fast as they are accepted, and whoever looks has
+/// more to do: a signal to end at, a guest's memory, a front end that is served.
+const AT_ONCE: usize = 16;
+/// For how long a front end may say nothing before it makes room for another.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Bytes of a message's header. Whoever has sent as many has said something.
 const WORD: usize = 12;
 /// How often it is tried again to listen, in milliseconds, if there was no descriptor for anybody.
 const DEAF: u16 = 100;
-/// Token of the listening socket; those of front ends are from 1 on.
+/// Token of the listening socket.
 const LISTENER: u64 = 0;
+/// Token of the timer; those of front ends come after it.
+const TIMER: u64 = 1;
 
 /// What is waited for on the listening socket. One that was shut down, as whoever handed it down can do,
 /// is readable for ever, and nobody comes.
@@ -63,14 +75,30 @@ struct Waiting {
     behind: bool,
 }
 
+/// Whether new front ends are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// They are.
+    Open,
+    /// They stay in the socket's queue until there is room.
+    Full,
+    /// There is no descriptor for any, or the socket fails: not until the session has ended.
+    Shut,
+}
+
 /// The listening socket, and who has come by it and is not served yet.
 pub(super) struct Lobby {
     // First: whoever sees its connection close must not be let in again by a daemon that ends.
     listener: Bound,
     waiting: Vec<Waiting>,
     epoll: Epoll,
-    /// New front ends are waited for. Not while there is no descriptor for any, or the socket fails.
-    listens: bool,
+    /// The listening socket is in `epoll` only while it is open: it stays readable as long as somebody is in
+    /// its queue, and whoever waits for it would spin.
+    door: Door,
+    /// Expires when somebody in here has been silent for long enough to make room. Set while full.
+    timer: TimerFd,
+    /// [`SILENCE`], except in tests.
+    silence: Duration,
     /// That the socket fails was said.
     failed: bool,
     /// A descriptor for a front end that is turned away because there is no other.
@@ -85,15 +113,20 @@ impl Lobby {
     pub(super) fn new(listener: Bound, log: Arc<Limiter>) -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(LISTENING, LISTENER))?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         let (waiting, spare) = (Vec::new(), EventFd::new().ok());
         Ok(Self {
             listener,
             waiting,
             epoll,
-            listens: true,
+            door: Door::Open,
+            timer,
+            silence: SILENCE,
             failed: false,
             spare,
-            tokens: LISTENER,
+            tokens: TIMER,
             served: None,
             log,
         })
@@ -109,10 +142,10 @@ impl Lobby {
                 PollFd::new(stop, PollFlags::POLLIN),
                 PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN),
             ];
-            let timeout = match (self.has_spoken(), self.listens) {
+            let timeout = match (self.has_spoken(), self.door) {
                 (true, _) => PollTimeout::ZERO,
-                (false, true) => PollTimeout::NONE,
-                (false, false) => PollTimeout::from(DEAF),
+                (false, Door::Open | Door::Full) => PollTimeout::NONE,
+                (false, Door::Shut) => PollTimeout::from(DEAF),
             };
             if let Err(errno) = poll(&mut fds, timeout) {
                 log::debug!("poll: {errno}");
@@ -140,49 +173,112 @@ impl Lobby {
         if let Err(errno) = self.epoll.delete(&one.stream) {
             log::debug!("a front end cannot be taken out of epoll: {errno}");
         }
+        self.open_if_due();
         one
     }
 
-    /// Lets all in who have come.
-    fn let_in(&mut self) {
-        loop {
+    /// Lets some in who have come. False if there may be more.
+    fn let_in(&mut self) -> bool {
+        for _ in 0..AT_ONCE {
+            if self.waiting.len() >= MOST {
+                let mut came = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut came, PollTimeout::ZERO) == Ok(0) {
+                    return true;
+                }
+                if !self.make_room() {
+                    let line = format_args!(
+                        "{MOST} front ends wait: those who come are left in the socket's queue"
+                    );
+                    self.log.warn(Kind::Connections, line);
+                    self.close(Door::Full);
+                    return false;
+                }
+            }
             match self.listener.accept() {
                 Ok(stream) => self.receive(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
                         if !self.turn_away(&error) {
-                            return;
+                            return true;
                         }
                     }
                     // The peer was faster to leave.
                     Some(Errno::ECONNABORTED | Errno::EINTR) => {}
                     _ => {
                         self.stop_listening(&error);
-                        return;
+                        return true;
                     }
                 },
             }
+        }
+        false
+    }
+
+    /// Lets one go that has left, or that has been silent for long enough. False if there is none.
+    fn make_room(&mut self) -> bool {
+        let mut at = 0;
+        while at < self.waiting.len() {
+            // It may have said something since epoll was asked.
+            if self.waiting[at].spoke.is_none() && !self.is_here(at, false) {
+                return true;
+            }
+            let one = &self.waiting[at];
+            if one.spoke.is_none() && one.since.elapsed() >= self.silence {
+                let one = self.remove(at);
+                let waited = one.since.elapsed().as_secs_f64();
+                let line = format_args!(
+                    "a front end ({}) that has sent no message header for {waited:.1} s makes room for \
+                     another",
+                    one.peer
+                );
+                self.log.warn(Kind::Connections, line);
+                return true;
+            }
+            at += 1;
+        }
+        false
+    }
+
+    /// Opens the door of a full house if there is room, or if somebody can make room; else sets the
+    /// timer to when somebody can.
+    fn open_if_due(&mut self) {
+        if self.door != Door::Full {
+            return;
+        }
+        let silent = self.waiting.iter().filter(|one| one.spoke.is_none());
+        let left = silent.map(|one| self.silence.saturating_sub(one.since.elapsed())).min();
+        let room = self.waiting.len() < MOST;
+        // Both make the timer unreadable, if it has expired.
+        let set = match left.filter(|left| !room && !left.is_zero()) {
+            Some(left) => {
+                let left = Expiration::OneShot(TimeSpec::from_duration(left));
+                self.timer.set(left, TimerSetTimeFlags::empty())
+            }
+            None => self.timer.unset(),
+        };
+        if let Err(errno) = set {
+            log::debug!("the timer cannot be set: {errno}");
+        }
+        if room || left.is_some_and(|left| left.is_zero()) {
+            self.open();
+        }
+    }
+
+    fn open(&mut self) {
+        let event = EpollEvent::new(LISTENING, LISTENER);
+        let open = self.epoll.add(&self.listener, event).is_ok();
+        self.door = if open { Door::Open } else { Door::Shut };
+    }
+
+    fn close(&mut self, door: Door) {
+        if self.door == Door::Open && self.epoll.delete(&self.listener).is_ok() {
+            self.door = door;
         }
     }
 
     fn receive(&mut self, stream: UnixStream) {
         let peer = Peer::of(&stream);
-        let silent = self.waiting.iter().position(|one| one.spoke.is_none());
-        if self.waiting.len() >= MOST {
-            let Some(silent) = silent else {
-                let line = format_args!("a front end ({peer}) is turned away: {MOST} wait already");
-                self.log.warn(Kind::Connections, line);
-                return;
-            };
-            let one = self.remove(silent);
-            let waited = one.since.elapsed().as_secs_f64();
-            let line = format_args!(
-                "a front end ({}) that has said nothing for {waited:.1} s makes room for another",
-                one.peer
-            );
-            self.log.warn(Kind::Connections, line);
-        }
         self.tokens += 1;
         let token = self.tokens;
         // Edges alone: what it says stays where it is until it is served.
@@ -216,7 +312,7 @@ impl Lobby {
         }
         self.spare = EventFd::new().ok();
         if !nobody && (!turned_away || self.spare.is_none()) {
-            self.listens = self.listens && self.epoll.delete(&self.listener).is_err();
+            self.close(Door::Shut);
             return false;
         }
         turned_away
@@ -227,33 +323,30 @@ impl Lobby {
         if !std::mem::replace(&mut self.failed, true) {
             log::error!("front ends cannot be accepted: {why}");
         }
-        self.listens = self.listens && self.epoll.delete(&self.listener).is_err();
+        self.close(Door::Shut);
     }
 
     fn listen_again(&mut self) {
         if self.spare.is_none() {
             self.spare = EventFd::new().ok();
         }
-        if !self.listens {
-            let event = EpollEvent::new(LISTENING, LISTENER);
-            self.listens = self.epoll.add(&self.listener, event).is_ok();
+        if self.door == Door::Shut {
+            self.open();
         }
     }
 
-    /// Looks at a front end that has done something.
-    fn look_at(&mut self, token: u64, events: EpollFlags) {
-        let Some(at) = self.waiting.iter().position(|one| one.token == token) else { return };
+    /// Looks whether a front end has left, which lets it go, or has said something. True if it is here.
+    fn is_here(&mut self, at: usize, hung_up: bool) -> bool {
         let one = &mut self.waiting[at];
         let mut word = [0; WORD];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         let here = recv(one.stream.as_raw_fd(), &mut word, flags);
-        let gone =
-            events.contains(EpollFlags::EPOLLHUP) || matches!(here, Ok(0) | Err(Errno::ECONNRESET));
+        let gone = hung_up || matches!(here, Ok(0) | Err(Errno::ECONNRESET));
         if !gone {
             if here == Ok(WORD) {
                 one.spoke.get_or_insert_with(Instant::now);
             }
-            return;
+            return true;
         }
         let one = self.remove(at);
         if one.behind {
@@ -262,6 +355,7 @@ impl Lobby {
                 format_args!("a front end ({}) gave up waiting after {waited:.1} s", one.peer);
             self.log.warn(Kind::Connections, line);
         }
+        false
     }
 }
 
@@ -271,24 +365,26 @@ impl Others for Lobby {
     }
 
     fn look(&mut self) {
-        let mut events = [EpollEvent::empty(); MOST + 1];
+        let mut events = [EpollEvent::empty(); MOST + 2];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or_else(|errno| {
             log::debug!("epoll: {errno}");
             0
         });
         // Who has left makes room for who comes.
         for event in &events[..count] {
-            if event.data() != LISTENER {
-                self.look_at(event.data(), event.events());
+            let token = event.data();
+            if let Some(at) = self.waiting.iter().position(|one| one.token == token) {
+                self.is_here(at, event.events().contains(EpollFlags::EPOLLHUP));
             }
         }
         if let Some(event) = events[..count].iter().find(|event| event.data() == LISTENER) {
-            self.let_in();
+            let all = self.let_in();
             let shut = EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR;
-            if event.events().intersects(shut) {
+            if all && event.events().intersects(shut) {
                 self.stop_listening(&"the socket was shut down");
             }
         }
+        self.open_if_due();
     }
 
     fn waiting_since(&self) -> Option<Instant> {
