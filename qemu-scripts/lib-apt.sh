@@ -136,3 +136,33 @@ fetch_unpack() {
     done
     rm -rf "$tmp"
 }
+
+# source_sources SUITE: sets APT_OPTS so that apt-get sees the source packages of a suite, and fetches
+# their lists. A machine without source entries is the usual case; its mirror has them all the same.
+source_sources() {
+    local dir=$VUZ_CACHE/apt/$1-source sources
+    sources=$(suite_sources "$1" | sed 's/^Types:.*/Types: deb-src/')
+    [ -n "$sources" ] || return 1
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/sources.list.d" || return 1
+    printf '%s\n' "$sources" >"$dir/sources.list.d/source.sources"
+    APT_OPTS=(-o APT::Sandbox::User=root -o Acquire::http::Timeout=30 -o Acquire::Retries=2 -o Debug::NoLocking=1
+        -o Acquire::Languages=none -o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache"
+        -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/sources.list.d")
+    say "fetching the lists of $1's source packages (private, in $dir)"
+    apt-get -qq "${APT_OPTS[@]}" update >&2 || warn "apt-get update had errors"
+}
+
+# newest_source PACKAGE: prints the newest source version in what source_sources chose.
+newest_source() {
+    apt-cache "${APT_OPTS[@]}" showsrc --only-source "$1" 2>/dev/null | sed -n 's/^Version: //p' | sort -rV |
+        head -n 1 | grep .
+}
+
+# fetch_source DIR PACKAGE VERSION: what the project itself published of it, without the distribution's
+# patches, unpacked into DIR.
+fetch_source() {
+    mkdir -p "$1" || return 1
+    (cd "$1" && apt-get -qq "${APT_OPTS[@]}" --download-only source "$2=$3" >&2) || return 1
+    tar -C "$1" --strip-components=1 -xf "$1"/*.orig.tar.* || return 1
+    rm -f "$1"/*.orig.tar.* "$1"/*.debian.tar.* "$1"/*.dsc
+}
