@@ -118,6 +118,19 @@ fn a_daemon_that_makes_its_socket_keeps_others_out() {
     }
 }
 
+/// Of what cannot be had, the lock is named, not the socket that is beside it.
+#[test]
+fn a_lock_that_cannot_be_had_is_named() {
+    let dir = TempDir::new();
+    let (socket, lock) = (dir.join("socket"), dir.join("socket.lock"));
+    std::os::unix::fs::symlink(dir.join("elsewhere"), &lock).expect("a link");
+    let (code, line) = refusal(command(&socket, &[]));
+    assert_eq!(code, 1, "{line}");
+    assert!(line.contains(&format!("the lock {}", lock.display())), "{line}");
+    // It is somebody else's.
+    assert!(lock.is_symlink() && !dir.join("elsewhere").exists() && !socket.exists());
+}
+
 #[test]
 fn who_has_the_socket_is_said() {
     let daemon = Daemon::start("1M", &[]);

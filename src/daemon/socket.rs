@@ -38,6 +38,14 @@ pub enum SocketError {
     /// Another daemon is making a socket at the path, and does not end with that.
     #[error("another daemon is making the socket {}, and is stopped ({}.lock)", .0.display(), .0.display())]
     Busy(PathBuf),
+    /// The file whose lock is the right to make the socket cannot be opened or locked.
+    #[error("the lock {} of the socket cannot be had", path.display())]
+    Lock {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// No such user.
     #[error("there is no user {0} for the socket")]
     NoUser(String),
@@ -154,22 +162,22 @@ struct Turn {
 impl Turn {
     /// Waits for the right, as long as `patience`.
     fn wait(socket: &Path, patience: Duration) -> Result<Self, SocketError> {
-        let io = |source| SocketError::Io { path: socket.into(), source };
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
+        let fail = |source| SocketError::Lock { path: path.clone(), source };
         let mut options = OpenOptions::new();
         options.write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let since = Instant::now();
         loop {
-            let file = options.open(&path).map_err(io)?;
+            let file = options.open(&path).map_err(fail)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 // The daemon before us may have removed the file that was opened here.
                 Ok(lock) if is_at(&lock, &path) => return Ok(Self { path, _lock: lock }),
                 Ok(_) => {}
                 Err((_, Errno::EWOULDBLOCK)) if since.elapsed() < patience => thread::sleep(LOOK),
                 Err((_, Errno::EWOULDBLOCK)) => return Err(SocketError::Busy(socket.into())),
-                Err((_, errno)) => return Err(io(errno.into())),
+                Err((_, errno)) => return Err(fail(errno.into())),
             }
         }
     }
