@@ -143,12 +143,6 @@ pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     let (device, origin) = disk::open(settings)?;
     let device = Arc::new(device);
     let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
-    if host.spare().is_none() && settings.host_reserve != Some(0) {
-        log::warn!(
-            "nothing is left free for the host: /proc does not say how much memory it has \
-             (--host-reserve)"
-        );
-    }
     let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
     let upkeep = Arc::new(Mutex::new(Some(upkeep)));
     signals

@@ -57,9 +57,10 @@ impl Host {
         Self { proc, groups, reserve }
     }
 
-    /// Whether there is a reserve to be kept, and nothing that says what is left.
+    /// Whether there is a reserve to be kept, and nothing that says what is left. A reserve of 0 bytes
+    /// is kept in any case.
     pub fn is_blind(&self) -> bool {
-        self.reserve.is_some() && self.spare().is_none()
+        self.reserve.is_some_and(|bytes| bytes > 0) && self.spare().is_none()
     }
 
     /// Bytes that may still be used; `None` if nothing is watched, or nothing can be read.
@@ -218,15 +219,17 @@ mod tests {
     #[test]
     fn a_reserve_that_cannot_be_kept_is_known() {
         let fake = Fake::new("blind");
-        assert!(!fake.host(0).is_blind());
+        assert!(!fake.host(1).is_blind());
         fs::remove_file(fake.0.join("proc/meminfo")).unwrap();
-        assert!(fake.host(0).is_blind());
+        assert!(fake.host(1).is_blind());
+        // Nothing is to be left free, so nothing is missed.
+        assert!(!fake.host(0).is_blind());
         assert!(!Host::unlimited().is_blind());
         // A group that has a limit is enough.
         fake.file("proc/self/cgroup", "0::/vm\n");
         fake.file("sys/fs/cgroup/vm/memory.max", &format!("{}\n", 64 * MIB));
         fake.file("sys/fs/cgroup/vm/memory.current", "0\n");
-        assert!(!fake.host(0).is_blind());
+        assert!(!fake.host(1).is_blind());
     }
 
     #[test]

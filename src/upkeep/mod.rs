@@ -64,7 +64,7 @@ impl Upkeep {
         let shared = Arc::<Shared>::default();
         if host.is_blind() {
             log::warn!(
-                "nothing says how much memory the host has to spare (/proc/meminfo): no reserve is kept"
+                "nothing says how much memory the host has to spare (/proc/meminfo): no reserve is kept (--host-reserve)"
             );
         }
         device.watch_host(move || host.spare());
