@@ -70,6 +70,7 @@ pub fn virtqueue(input: &[u8]) {
         options: options(),
         log: Arc::default(),
         parked: Default::default(),
+        seen: Default::default(),
     };
     let vring = Vring::new(memory.clone(), 64).expect("a valid size");
     vring.set_queue_size(SIZE);

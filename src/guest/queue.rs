@@ -62,6 +62,8 @@ pub(super) struct Shared {
     pub(super) log: Arc<Limiter>,
     /// Bytes of memory that parked requests take.
     pub(super) parked: AtomicUsize,
+    /// A request of this session's guest was seen, so its memory is here.
+    pub(super) seen: AtomicBool,
 }
 
 /// Whether a queue has more to do right away.
@@ -378,7 +380,7 @@ impl<'d> QueueServer<'d> {
             return Ok(Next::Rest(self.rest(over && !full)));
         }
         if again {
-            self.begun = true;
+            self.has_begun();
             self.take_again();
             return Ok(Next::Work);
         }
@@ -401,12 +403,12 @@ impl<'d> QueueServer<'d> {
             }
         } else {
             self.fault = outcome.err();
-            self.begun = true;
             self.scratch.again = false;
             // From now on the disk is one that a guest has seen; this comes before anything else
             // that says so.
             self.shared.device.mark_served();
             self.account.take(taken);
+            self.has_begun();
         }
         Ok(Next::Work)
     }
@@ -426,10 +428,19 @@ impl<'d> QueueServer<'d> {
         }
     }
 
+    /// A head was taken.
+    fn has_begun(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.shared.seen.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// A look at the ring found nothing. Where that happens after each kick, the guest writes its
-    /// ring to memory that is not this one. A ring that was `in_use` when it was started is in this one.
+    /// ring to memory that is not this one. A ring that was `in_use` when it was started is in this one,
+    /// and so is that of a queue that is not used, if the guest uses another: front ends kick those, too.
     fn found_nothing(&mut self, in_use: bool) {
-        if !std::mem::take(&mut self.kicked) || self.begun || in_use {
+        let kicked = std::mem::take(&mut self.kicked);
+        if !kicked || self.begun || in_use || self.shared.seen.load(Ordering::Relaxed) {
             return;
         }
         self.blind_kicks = self.blind_kicks.saturating_add(1);

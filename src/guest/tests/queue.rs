@@ -244,3 +244,26 @@ fn kicks_that_come_late_are_no_reason_to_worry() {
     assert_eq!(rig.printed.take(), [""; 0]);
     assert_eq!(rig.shared.device.report().blind_queues, 0);
 }
+
+/// A front end kicks queues that its guest does not use. Another queue shows that the memory is here.
+#[test]
+fn kicks_of_an_unused_queue_beside_one_in_use_are_no_reason_to_worry() {
+    let rig = Rig::new();
+    let mut lane = rig.lane();
+    rig.write(0, 0, 4096);
+    rig.settle(&mut rig.server(), &mut lane);
+    // The rig has one ring: from here on it is the one that is not used.
+    let memory = rig.map.shared().memory().clone();
+    for ring in [AVAIL, USED] {
+        memory.write_obj(0_u16, GuestAddress(ring + 2)).unwrap();
+    }
+    rig.vring.set_queue_next_avail(0);
+    rig.vring.set_queue_next_used(0);
+    let mut server = rig.server();
+    for _ in 0..5 {
+        server.kicked();
+        rig.settle(&mut server, &mut lane);
+    }
+    assert_eq!(rig.printed.take(), [""; 0]);
+    assert_eq!(rig.shared.device.report().blind_queues, 0);
+}

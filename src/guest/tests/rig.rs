@@ -89,6 +89,7 @@ impl Rig {
             options,
             log,
             parked: Default::default(),
+            seen: Default::default(),
         });
         Self { map, shared, mailbox: Mailbox::new().unwrap(), vring, printed }
     }
