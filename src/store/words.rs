@@ -1,11 +1,13 @@
 //! The mapping of a slot table: 8-byte words of which only the touched parts exist.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::Mutex;
 
 use super::mapping::Mapping;
 use super::{HOST_PAGE, MemoryKind, State, StateError, StoreError};
 use crate::crash;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 
 /// Words of one host page.
 pub const WORDS_PER_PAGE: u64 = HOST_PAGE / 8;
@@ -23,6 +25,9 @@ pub struct Words {
     mapping: Mapping,
     /// One for each word. Where a word exists its sum does.
     sums: Option<Mapping>,
+    /// Pages of sums without words that the file system did not take back. They exist, and whoever
+    /// counts bytes was not told that they went.
+    stranded: Mutex<BTreeSet<u64>>,
     len: u64,
     /// One bit for each host page of the words; set after the page was populated, cleared before it is
     /// given back.
@@ -65,7 +70,8 @@ impl Words {
     fn over(mapping: Mapping, sums: Option<Mapping>, len: u64) -> Self {
         let pages = mapping.len() / HOST_PAGE;
         let bits = || (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { mapping, sums, len, existing: bits(), vacant: bits() }
+        let stranded = Mutex::default();
+        Self { mapping, sums, stranded, len, existing: bits(), vacant: bits() }
     }
 
     /// Has the part of `index` exist, as a table does; returns the bytes that it takes more.
@@ -172,7 +178,9 @@ impl Words {
     /// which exists. The caller keeps others from populating.
     pub fn growth_bytes(&self, index: u64, count: u64) -> u64 {
         let page = index / WORDS_PER_PAGE;
-        let sums = self.bare_sums(page, count).count() as u64;
+        let stranded = sync::lock(&self.stranded);
+        let sums =
+            self.bare_sums(page, count).filter(|sums| !stranded.contains(sums)).count() as u64;
         (count + sums) * HOST_PAGE
     }
 
@@ -185,11 +193,16 @@ impl Words {
         let page = index / WORDS_PER_PAGE;
         let made = self.try_populate(page, count);
         if made.is_ok() {
+            let mut stranded = sync::lock(&self.stranded);
+            for sums in self.bare_sums(page, count) {
+                stranded.remove(&sums);
+            }
+            drop(stranded);
             let (group, bits) = ((page / 64) as usize, (u64::MAX >> (64 - count)) << (page % 64));
             self.existing[group].fetch_or(bits, Ordering::Release);
             // Who asked for them may fail before it writes, and some are for others to come.
             self.vacant[group].fetch_or(bits, Ordering::Relaxed);
-        } else if let Err(error) = self.give_back(page, count) {
+        } else if let Err(error) = self.undo(page, count) {
             log::warn!("a part of the table that is not used cannot be given back: {error}");
         }
         made
@@ -205,6 +218,16 @@ impl Words {
         self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)
     }
 
+    /// Gives back what a populating that failed made, of which nobody counts a byte: no sums that were
+    /// there before.
+    fn undo(&self, page: u64, count: u64) -> io::Result<()> {
+        self.mapping.punch(page * HOST_PAGE, count * HOST_PAGE)?;
+        let Some(sums) = &self.sums else { return Ok(()) };
+        let stranded = sync::lock(&self.stranded);
+        let mut made = self.bare_sums(page, count).filter(|sums| !stranded.contains(sums));
+        made.try_for_each(|page| sums.punch(page * HOST_PAGE, HOST_PAGE))
+    }
+
     /// Gives pages of words back that count as not existing, and the sums that no page needs then.
     /// Returns the bytes. The caller keeps others from populating.
     ///
@@ -216,12 +239,20 @@ impl Words {
         let mut bytes = count * HOST_PAGE;
         let Some(sums) = &self.sums else { return Ok(bytes) };
         // After the words, so that no word is without one.
+        let mut stranded = sync::lock(&self.stranded);
         for bare in self.bare_sums(page, count) {
             match sums.punch(bare * HOST_PAGE, HOST_PAGE) {
-                Ok(()) => bytes += HOST_PAGE,
-                Err(error) => log::warn!("check sums cannot be given back: {error}"),
+                Ok(()) => {
+                    bytes += HOST_PAGE;
+                    stranded.remove(&bare);
+                }
+                Err(error) => {
+                    log::warn!("check sums cannot be given back: {error}");
+                    stranded.insert(bare);
+                }
             }
         }
+        drop(stranded);
         crash::point("table.gone");
         Ok(bytes)
     }
@@ -316,7 +347,8 @@ impl Words {
                 if self.sums.is_some() { ((bits | bits >> 1) & FIRST).count_ones() } else { 0 };
             u64::from(bits.count_ones() + sums)
         };
-        self.existing.iter().map(count).sum::<u64>() * HOST_PAGE
+        let stranded = sync::lock(&self.stranded).len() as u64;
+        (self.existing.iter().map(count).sum::<u64>() + stranded) * HOST_PAGE
     }
 
     /// The first index at or after `index` that lies in a part that exists, or `len()`.
@@ -351,4 +383,79 @@ impl Words {
 fn too_many() -> StoreError {
     let source = io::ErrorKind::OutOfMemory.into();
     StoreError::Map { what: "table", bytes: u64::MAX, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    const LEN: u64 = 4 * WORDS_PER_PAGE;
+
+    /// A mapping for words, or for their sums, of a file of its own.
+    fn mapping() -> (Arc<File>, Mapping) {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = Arc::new(File::from(memfd_create("table", flags).unwrap()));
+        file.set_len(LEN * 8).unwrap();
+        let mapping = Mapping::over(&file, "table", 0, LEN * 8, false).unwrap();
+        (file, mapping)
+    }
+
+    /// Words whose sums are in a file that takes nothing back, and the words' file.
+    fn stuck() -> (Arc<File>, Words) {
+        let ((words_file, words), (sums_file, sums)) = (mapping(), mapping());
+        // A hole is a change of the file, and one that is mapped already may be written to.
+        fcntl(&*sums_file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE)).unwrap();
+        (words_file, Words::over(words, Some(sums), LEN))
+    }
+
+    fn exist(words: &Words) -> u64 {
+        words.resident_bytes() + words.sums.as_ref().map_or(0, Mapping::file_bytes)
+    }
+
+    #[test]
+    fn sums_that_do_not_go_are_counted_once() {
+        let (_, mut words) = stuck();
+        let mut counted = 0;
+        for _ in 0..3 {
+            counted += words.ensure(0).unwrap();
+            assert_eq!((counted, exist(&words)), (2 * HOST_PAGE, 2 * HOST_PAGE));
+            words.set_existing(0, false);
+            counted -= words.give_back(0, 1).unwrap();
+            assert_eq!((counted, exist(&words)), (HOST_PAGE, HOST_PAGE));
+            assert_eq!(words.existing_bytes(), HOST_PAGE);
+        }
+        // The file takes them back again: then they are gone for whoever counts, too.
+        counted += words.ensure(0).unwrap();
+        let (_, sums) = mapping();
+        sums.populate(0, HOST_PAGE).unwrap();
+        words.sums = Some(sums);
+        words.set_existing(0, false);
+        counted -= words.give_back(0, 1).unwrap();
+        assert_eq!((counted, exist(&words), words.existing_bytes()), (0, 0, 0));
+        assert_eq!(words.growth_bytes(0, 1), 2 * HOST_PAGE);
+    }
+
+    /// Who asked for a part that could not be made takes back what it reserved, and no more.
+    #[test]
+    fn a_part_that_cannot_be_made_leaves_sums_counted_that_were_there() {
+        let (file, mut words) = stuck();
+        let mut counted = words.ensure(0).unwrap();
+        words.set_existing(0, false);
+        counted -= words.give_back(0, 1).unwrap();
+        let (_, sums) = mapping();
+        sums.populate(0, HOST_PAGE).unwrap();
+        words.sums = Some(sums);
+        file.set_len(0).unwrap();
+        words.ensure(0).unwrap_err();
+        assert_eq!((counted, exist(&words)), (HOST_PAGE, HOST_PAGE));
+        file.set_len(LEN * 8).unwrap();
+        counted += words.ensure(0).unwrap();
+        assert_eq!((counted, exist(&words)), (2 * HOST_PAGE, 2 * HOST_PAGE));
+    }
 }

@@ -185,6 +185,10 @@ impl<'d> Rounds<'d> {
             Some(last) if !progress => Some((last * 2).min(LONGEST_PAUSE)),
             _ => Some(SETTLE),
         };
+        // What went back is for whoever needs it, and no longer part of what the disk may take.
+        if done.pages > 0 {
+            self.device.look_at_host();
+        }
         if self.pause.is_none() {
             self.device.rest();
         }
@@ -414,6 +418,40 @@ mod tests {
         let (told, done) = std::sync::mpsc::channel();
         upkeep.compact(move |done| told.send(done).unwrap());
         assert_eq!(done.recv().unwrap().pages, 0);
+    }
+
+    /// Others may have what a disk gave back, so it does not take that again without a look.
+    #[test]
+    fn a_disk_that_gave_memory_back_has_one_share_of_the_host_and_not_what_it_had() {
+        const SHARE: usize = 4 << 20;
+        let device = device();
+        let spare = Arc::new(AtomicU64::new(1 << 30));
+        let its_spare = Arc::clone(&spare);
+        device.watch_host(move || Some(its_spare.load(Ordering::Relaxed)));
+        let mut lane = device.lane().unwrap();
+        for page in 0..4096 {
+            assert!(request(&device, &mut lane, Op::Write, page, 1));
+        }
+        let full = device.report().mem_used_total;
+        for page in (0..4096).filter(|page| page % 16 != 0) {
+            assert!(request(&device, &mut lane, Op::Discard, page, 1));
+        }
+        // These are busy, so there is more to do, and the disk does not come to rest.
+        let held: Vec<_> = (0..4096).step_by(16).filter_map(|page| device.hold(page)).collect();
+        let mut rounds = Rounds::new(&device);
+        rounds.begin(Wakened::Rung);
+        let (_, next) = rounds.work(Wakened::Rung, false, || true);
+        assert_eq!(next, Some(SETTLE));
+        let left = device.report().mem_used_total;
+        assert!(full - left >= 2 * SHARE as u64, "{full} {left}");
+        // Somebody else takes it all.
+        spare.store(0, Ordering::Relaxed);
+        let stored =
+            (4096..16384).take_while(|page| request(&device, &mut lane, Op::Write, *page, 1));
+        let stored = stored.count() * PAGE_SIZE;
+        // What the objects that stayed leave free on their pages costs nothing.
+        assert!(stored <= SHARE + SHARE / 2, "{stored} bytes were stored without a look");
+        drop(held);
     }
 
     /// Also on a disk where nothing happens meanwhile: who is refused has looked first.
