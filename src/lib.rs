@@ -17,12 +17,15 @@
 //! | 1 | [`codec`] | one page in, bytes out |
 //! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
 //! | 0 | [`stats`], [`clock`], [`units`] | counters, time, units |
+//! | 0 | `causes` | an error and its causes as one line |
 //! | 0 | [`crash`] | steps at which tests have a process die |
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
 // Under loom and shuttle only what they explore is built: the lock, its word and its wait queues,
 // and under loom what the pool and the engine share.
+#[cfg(not(any(loom, shuttle)))]
+mod causes;
 pub mod checker;
 #[cfg(not(any(loom, shuttle)))]
 pub mod clock;

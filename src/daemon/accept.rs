@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use super::inherit::{self, Inherited};
 use super::lobby::{self, Lobby};
 use super::socket::{self, Access, Bound, SocketError};
-use super::{DaemonError, Endpoint, chain};
+use super::{DaemonError, Endpoint};
+use crate::causes::with_causes;
 use crate::guest::{Kind, Server, SessionEnd};
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once, if
@@ -90,7 +91,7 @@ pub(super) fn serve(
                 server.log().info(Kind::Connections, line);
             }
             SessionEnd::Refused(error) => {
-                let why = chain(&error);
+                let why = with_causes(&error);
                 let line = format_args!("the front end ({peer}) is disconnected: {why}");
                 server.log().warn(Kind::Disconnections, line);
                 drop(stream);

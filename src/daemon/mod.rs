@@ -182,14 +182,3 @@ pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     stdout.say(format_args!("summary: {}", device.report()));
     ended
 }
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}

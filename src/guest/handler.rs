@@ -32,6 +32,7 @@ use super::position::{self, Known, PositionError};
 use super::queue::{SHARE_IT, Shared, Vring};
 use super::worker::Worker;
 use super::workers::Workers;
+use crate::causes::with_causes;
 
 /// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
 /// be stopped, and checked and started anew, after any change.
@@ -83,17 +84,6 @@ pub(super) struct Handler {
     had_served: bool,
     /// A ring was refused because it is of a guest whose disk this never was.
     strange: bool,
-}
-
-/// An error and its causes.
-fn full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 impl Handler {
@@ -195,7 +185,9 @@ impl Handler {
     /// A descriptor for events of a ring.
     fn event(&self, ring: usize, what: &str, file: File) -> Result<File> {
         let event = events::event(file);
-        event.or_else(|error| self.refuse(format_args!("{what} of queue {ring}: {}", full(&error))))
+        event.or_else(|error| {
+            self.refuse(format_args!("{what} of queue {ring}: {}", with_causes(&error)))
+        })
     }
 
     /// Stops a ring: when this returns, all that was taken from it is published.
@@ -235,7 +227,7 @@ impl Handler {
         }
         // Before anything is changed for the ring: there may be no thread to be had.
         if let Err(error) = self.workers.of(ring) {
-            return self.refuse(format_args!("queue {ring}: {}", full(&error)));
+            return self.refuse(format_args!("queue {ring}: {}", with_causes(&error)));
         }
         vring.set_queue_ready(true);
         let account = match self.position(ring) {
@@ -344,7 +336,7 @@ impl Handler {
                 self.start_if_complete(ring)?;
             }
         }
-        changed.or_else(|error| self.refuse(full(&error)))
+        changed.or_else(|error| self.refuse(with_causes(&error)))
     }
 
     /// Whether a ring's addresses still mean what they meant when it was started.
@@ -542,13 +534,14 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        inflight::create(asked, &self.shared.options).or_else(|error| self.refuse(full(&error)))
+        inflight::create(asked, &self.shared.options)
+            .or_else(|error| self.refuse(with_causes(&error)))
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
         let options = &self.shared.options;
         let inflight = Inflight::map(given, file, options, self.memory.alarm());
-        let inflight = inflight.or_else(|error| self.refuse(full(&error)))?;
+        let inflight = inflight.or_else(|error| self.refuse(with_causes(&error)))?;
         let (queues, size) = (given.num_queues, given.queue_size);
         log::debug!("an in-flight region for {queues} queues of {size}");
         // A front end sends it before its rings. One that does not has them start anew with it.
