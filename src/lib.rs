@@ -18,7 +18,7 @@
 //! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
 //! | 0 | [`stats`], [`clock`], [`units`] | counters, time, units |
 //! | 0 | `causes` | an error and its causes as one line |
-//! | 0 | [`crash`] | steps at which tests have a process die |
+//! | 0 | [`failpoint`] | steps at which tests stop a process or a thread |
 //!
 //! See `docs/architecture.md` for the way of a request through them.
 
@@ -32,13 +32,13 @@ pub mod clock;
 #[cfg(not(any(loom, shuttle)))]
 pub mod codec;
 #[cfg(not(any(loom, shuttle)))]
-pub mod crash;
-#[cfg(not(any(loom, shuttle)))]
 pub mod daemon;
 #[cfg(not(any(loom, shuttle)))]
 pub mod device;
 #[cfg(not(shuttle))]
 pub mod engine;
+#[cfg(not(any(loom, shuttle)))]
+pub mod failpoint;
 #[cfg(not(any(loom, shuttle)))]
 pub mod guest;
 #[cfg(not(shuttle))]

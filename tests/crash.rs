@@ -23,7 +23,7 @@ use common::daemon::TempDir;
 use life::{Life, Mode, Setup};
 use load::Mix;
 use nix::sys::signal::Signal;
-use vhost_user_zram::crash::STEPS;
+use vhost_user_zram::failpoint::STEPS;
 use vhost_user_zram_frontend::Random;
 
 /// Kills that one state has to bear.

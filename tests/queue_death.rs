@@ -1,7 +1,7 @@
 //! A queue thread that dies: the session ends, the daemon lives, and a front end that comes back goes on,
 //! if it can be told what was done.
 //!
-//! The thread is told where to die by `src/crash.rs`, which is there in debug builds only.
+//! The thread is told where to die by `src/failpoint.rs`, which is there in debug builds only.
 #![cfg(debug_assertions)]
 
 mod common;

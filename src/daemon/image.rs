@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use nix::unistd::{Whence, lseek64};
 
-use crate::crash;
+use crate::failpoint;
 use crate::units::PAGE_SIZE;
 
 /// What an image may be.
@@ -172,7 +172,7 @@ impl Image {
     /// # Errors
     /// The file cannot be read, or is shorter by now.
     pub(super) fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), ImageError> {
-        crash::point("load.read");
+        failpoint::reach("load.read");
         let mut done = 0;
         while done < buffer.len() {
             let here = at + done as u64;

@@ -16,7 +16,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Group, User};
 
-use crate::crash;
+use crate::failpoint;
 
 /// How long another daemon that makes the same socket is waited for. It takes no time, unless that
 /// daemon is stopped.
@@ -260,7 +260,7 @@ impl Bound {
         let io = |source| SocketError::Io { path: path.clone(), source };
         let _turn = Turn::wait(&path, PATIENCE)?;
         let stale = check(&path)?;
-        crash::point("socket.checked");
+        failpoint::reach("socket.checked");
         if stale {
             log::info!("the socket {} is of a daemon that is gone", path.display());
             fs::remove_file(&path).map_err(io)?;
@@ -270,7 +270,7 @@ impl Bound {
         // From here on its file is removed if anything fails.
         let bound = Self { listener, file: Some((path.clone(), meta.dev(), meta.ino())) };
         bound.listener.set_nonblocking(true).map_err(io)?;
-        crash::point("socket.bound");
+        failpoint::reach("socket.bound");
         access.apply(&path)?;
         Ok(bound)
     }

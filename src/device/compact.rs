@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Device, IoError};
 use crate::checker::Class;
-use crate::crash;
+use crate::failpoint;
 use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
 use crate::slot::{GivenBack, Reader};
 use crate::store::{HOST_PAGE, Place};
@@ -235,11 +235,11 @@ impl Device {
         };
         let Some(to) = self.pool.relocate(from, object.length) else { return Move::NoPlace };
         // The bytes are complete at the new place before the word names it (invariant J5).
-        crash::point("compact.copied");
+        failpoint::reach("compact.copied");
         self.table.publish_moved(ticket, word.moved_to(to));
-        crash::point("compact.published");
+        failpoint::reach("compact.published");
         self.pool.vacate(from, object.length);
-        crash::point("compact.vacated");
+        failpoint::reach("compact.vacated");
         Move::Moved
     }
 }

@@ -11,8 +11,8 @@ use super::{Device, Lane};
 use crate::checker;
 use crate::clock::Share;
 use crate::codec::CodecError;
-use crate::crash;
 use crate::engine::{Job, Work};
+use crate::failpoint;
 use crate::pool::PoolError;
 use crate::slot::{Content, Ticket, Waiter, Word};
 use crate::store::StoreError;
@@ -144,8 +144,8 @@ impl<'d> Prepared<'d> {
 
     pub(super) fn install(mut self, ticket: Ticket<'_>) {
         let new = std::mem::replace(&mut self.stored, Content::Empty.into());
-        crash::point("write.prepared");
-        self.device.replace(self.index, ticket, new, crash::WRITE);
+        failpoint::reach("write.prepared");
+        self.device.replace(self.index, ticket, new, failpoint::WRITE);
     }
 }
 
@@ -235,10 +235,16 @@ impl Device {
     }
 
     /// Puts `new` in place of what the slot holds, in one step, and frees what it held.
-    pub(super) fn replace(&self, index: u64, ticket: Ticket<'_>, new: Stored, steps: crash::Steps) {
+    pub(super) fn replace(
+        &self,
+        index: u64,
+        ticket: Ticket<'_>,
+        new: Stored,
+        steps: failpoint::Steps,
+    ) {
         let old = ticket.word().content();
         self.table.publish(ticket, Word::new(new.content), new.body);
-        crash::point(steps.published);
+        failpoint::reach(steps.published);
         // Not before: whoever does not doubt the slot may look at it without its lock.
         self.table.settle(index);
         self.account(old, new.content);
@@ -247,7 +253,7 @@ impl Device {
         }
         if let Some(object) = old.object() {
             self.free(object);
-            crash::point(steps.freed);
+            failpoint::reach(steps.freed);
         }
     }
 
@@ -433,7 +439,7 @@ impl<'d, P: Payload> Io<'d, P> {
         if self.prepared.is_none() {
             // The guest may change its buffer at any time: one copy, and all that follows from it.
             self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
-            crash::point("write.fetched");
+            failpoint::reach("write.fetched");
             device.ensure(index, &lane.reader)?;
             let same = device.encode_same(index, lane)?;
             if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
@@ -467,8 +473,8 @@ impl<'d, P: Payload> Io<'d, P> {
             if device.peek(index) != Some(Content::Empty)
                 && let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
             {
-                crash::point("discard.locked");
-                device.replace(index, ticket, Content::Empty.into(), crash::DISCARD);
+                failpoint::reach("discard.locked");
+                device.replace(index, ticket, Content::Empty.into(), failpoint::DISCARD);
             }
             1
         };

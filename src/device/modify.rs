@@ -11,8 +11,8 @@ use std::task::{Context, Poll, ready};
 use super::Lane;
 use super::io::{Io, IoError, Op, Payload};
 use super::page::MAX_OBJECT;
-use crate::crash;
 use crate::engine::{Engine, Job, Pending, Work};
+use crate::failpoint;
 use crate::slot::{Content, Ticket};
 
 /// A page that is being changed, its slot held, while the engine works on it.
@@ -56,7 +56,7 @@ impl<'d, P: Payload> Io<'d, P> {
             }
         };
         // An early return drops the ticket: the slot keeps what it has.
-        crash::point("modify.locked");
+        failpoint::reach("modify.locked");
         device.verify(index, &ticket)?;
         let content = ticket.word().content();
         if let Content::Object(_, object) = content
@@ -94,8 +94,8 @@ impl<'d, P: Payload> Io<'d, P> {
             Stage::Encoding => {
                 let new = self.device.encoded(index, &pending, result, lane)?;
                 pending.recycle(&mut lane.spares);
-                crash::point("modify.prepared");
-                self.device.replace(index, ticket, new, crash::MODIFY);
+                failpoint::reach("modify.prepared");
+                self.device.replace(index, ticket, new, failpoint::MODIFY);
                 Poll::Ready(Ok(()))
             }
         }
@@ -111,7 +111,7 @@ impl<'d, P: Payload> Io<'d, P> {
         cx: &Context<'_>,
     ) -> Poll<Result<(), IoError>> {
         let device = self.device;
-        crash::point("modify.decoded");
+        failpoint::reach("modify.decoded");
         if self.op == Op::WriteZeroes {
             lane.page[part].fill(0);
         } else {
@@ -125,8 +125,8 @@ impl<'d, P: Payload> Io<'d, P> {
             }
             None => device.encode_page(index, lane)?,
         };
-        crash::point("modify.prepared");
-        device.replace(index, ticket, new, crash::MODIFY);
+        failpoint::reach("modify.prepared");
+        device.replace(index, ticket, new, failpoint::MODIFY);
         Poll::Ready(Ok(()))
     }
 

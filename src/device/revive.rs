@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError};
-use crate::crash;
+use crate::failpoint;
 use crate::pool::{Named, Pool};
 use crate::slot::SlotTable;
 use crate::store::{Arena, CodecEntry, Format, State};
@@ -84,7 +84,7 @@ impl Device {
         let device = Self::over(config, table, pool, Some(state))?;
         let figures = device.figures();
         device.table.for_each(|_, word| figures.adopt(word.content()));
-        crash::point("open.counted");
+        failpoint::reach("open.counted");
         Ok(device)
     }
 
@@ -92,7 +92,7 @@ impl Device {
     /// told to make it begins anew.
     pub fn set_complete(&self) {
         if let Some(state) = &self.state {
-            crash::point("create.filled");
+            failpoint::reach("create.filled");
             state.set_complete();
         }
     }

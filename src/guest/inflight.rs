@@ -40,7 +40,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::config::GuestOptions;
 use super::handed::{Handed, HandedError, Mapped};
-use crate::crash;
+use crate::failpoint;
 
 /// The layout that this code writes; 0 is a part that no ring was started with.
 pub(super) const VERSION: u16 = 1;
@@ -347,7 +347,7 @@ impl Part {
         for head in heads {
             self.store(entry_at(head) + IN_FLIGHT, 0_u8);
             if std::mem::take(&mut first) {
-                crash::point("ring.cleared");
+                failpoint::reach("ring.cleared");
             }
         }
         self.store(USED_INDEX, used);

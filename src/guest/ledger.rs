@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::inflight::Part;
 use super::request::{Finished, Taken};
-use crate::crash;
+use crate::failpoint;
 
 /// What one running ring has in flight, kept in its part of the region.
 ///
@@ -38,7 +38,7 @@ impl Ledger {
             self.part.mark(taken.head(), self.counter);
             self.counter = self.counter.wrapping_add(1);
         }
-        crash::point("ring.marked");
+        failpoint::reach("ring.marked");
     }
 
     /// Unmarks the rest of what was taken last, which goes back into the available ring.
@@ -55,13 +55,13 @@ impl Ledger {
             self.part.chain(finished.head, self.last_head);
             self.last_head = finished.head;
         }
-        crash::point("ring.chained");
+        failpoint::reach("ring.chained");
     }
 
     /// Unmarks a batch that is in the used ring, up to the index `used`.
     pub(super) fn end_batch(&mut self, batch: &[Finished], used: u16) {
         self.part.end_batch(batch.iter().map(|finished| finished.head), used);
-        crash::point("ring.synced");
+        failpoint::reach("ring.synced");
     }
 
     /// Whether there are heads to be taken again.

@@ -16,7 +16,7 @@ use super::chain::DescriptorTable;
 use super::ledger::Ledger;
 use super::memory::{self, Memory, Region};
 use super::request::{Finished, Taken, Unanswerable};
-use crate::crash;
+use crate::failpoint;
 
 /// Heads that one batch takes at most.
 pub(super) const BATCH: usize = 32;
@@ -158,7 +158,7 @@ fn publish(
         heads.give_back(finished.head);
     }
     reached?;
-    crash::point("ring.elements");
+    failpoint::reach("ring.elements");
     let index = address(queue.used_ring(), 2)?;
     let stored = memory.store(next.to_le(), index, Ordering::Release);
     stored.map_err(|_| RingError::Unreachable)?;
@@ -167,7 +167,7 @@ fn publish(
         return Err(RingError::Lost);
     }
     queue.set_next_used(next);
-    crash::point("ring.index");
+    failpoint::reach("ring.index");
     Ok(next)
 }
 

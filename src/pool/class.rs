@@ -10,7 +10,7 @@ use super::region::Regions;
 use super::span::Span;
 use super::{PoolError, RebuildError};
 use crate::checker;
-use crate::crash;
+use crate::failpoint;
 use crate::store::{Arena, HOST_PAGE, Place};
 
 /// Pages committed ahead of a growing class, at most: a batch of host pages costs a third a page
@@ -443,7 +443,7 @@ impl Class {
             if !given.is_empty() {
                 let bytes = given.len() as u64 * HOST_PAGE;
                 common.arena.decommit(self.page_offset(number, given.start), bytes)?;
-                crash::point("compact.trimmed");
+                failpoint::reach("compact.trimmed");
                 common.budget.release(bytes);
                 self.pages -= given.len() as u64;
                 self.spans[number].set_committed(given.clone(), false);

@@ -11,7 +11,7 @@ use super::cache::Caches;
 use super::class::{CLASS, Class, Common, Load};
 use super::layout::{Classes, REGION_BYTES, TAG_BYTES};
 use super::region::Regions;
-use crate::crash;
+use crate::failpoint;
 use crate::store::{Arena, Place};
 use crate::sync;
 use crate::units::PAGE_SIZE;
@@ -81,12 +81,12 @@ impl Pool {
     /// changed then.
     pub fn store(&self, object: &[u8], owner: u32) -> Result<Place, PoolError> {
         let place = self.allocate(object.len())?;
-        crash::point("store.allocated");
+        failpoint::reach("store.allocated");
         self.arena.write(place, TAG_BYTES, object);
-        crash::point("store.written");
+        failpoint::reach("store.written");
         // Compaction may look at it at any time, and then finds that the owner does not name it.
         self.arena.tag(place).store(owner, Ordering::Relaxed);
-        crash::point("store.tagged");
+        failpoint::reach("store.tagged");
         Ok(place)
     }
 

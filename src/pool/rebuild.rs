@@ -4,7 +4,7 @@ use super::RebuildError;
 use super::class::CLASS;
 use super::layout::REGION_BYTES;
 use super::objects::Pool;
-use crate::crash;
+use crate::failpoint;
 use crate::store::{Arena, Place, StoreError};
 use crate::sync;
 use crate::units::PAGE_SIZE;
@@ -43,9 +43,9 @@ impl Pool {
         });
         found?;
         pool.check_pages()?;
-        crash::point("open.checked");
+        failpoint::reach("open.checked");
         pool.punch_unused().map_err(|source| StoreError::Release { what: "arena", source })?;
-        crash::point("open.trimmed");
+        failpoint::reach("open.trimmed");
         Ok(pool)
     }
 

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 
 use super::word::{Content, Word};
 use crate::checker::Class;
-use crate::crash;
+use crate::failpoint;
 use crate::stats;
 use crate::store::{INTENTS, State};
 use crate::sync::{self, AtomicU32};
@@ -80,11 +80,11 @@ impl Intents {
         let old = sum.load(Ordering::Relaxed);
         sums.store(u64::from(old) | u64::from(new) << 32, Ordering::Relaxed);
         what.store(index + 1, Ordering::Release);
-        crash::point("sum.intended");
+        failpoint::reach("sum.intended");
         sum.store(new, Ordering::Release);
-        crash::point("sum.stored");
+        failpoint::reach("sum.stored");
         publish();
-        crash::point("sum.published");
+        failpoint::reach("sum.published");
         what.store(0, Ordering::Release);
     }
 }

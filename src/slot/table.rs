@@ -10,7 +10,7 @@ use super::readers::{Reader, Readers};
 use super::sums::{self, Intents};
 use super::vacant::{Coming, Pages};
 use super::word::{Content, Word};
-use crate::crash;
+use crate::failpoint;
 use crate::store::{State, StateError, StoreError, WORDS_PER_PAGE, Words};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -91,7 +91,7 @@ impl SlotTable {
         let Some(kept) = &self.kept else { return };
         self.end_changes(&kept.state, bytes);
         self.unlock_all();
-        crash::point("open.unlocked");
+        failpoint::reach("open.unlocked");
         let doubts = self.doubts();
         if let Some(kept) = &mut self.kept {
             kept.doubts = doubts;

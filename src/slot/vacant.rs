@@ -203,7 +203,7 @@ fn show(pages: &impl Pages, lot: &ParkingLot, page: u64) {
 
 #[cfg(not(any(loom, shuttle)))]
 fn step(name: &'static str) {
-    crate::crash::point(name);
+    crate::failpoint::reach(name);
 }
 
 #[cfg(any(loom, shuttle))]

@@ -33,7 +33,7 @@ use super::home::Home;
 use super::superblock::{self, Format, Id, Superblock, VERSION, le32, le64};
 use super::words;
 use super::{HOST_PAGE, StateError};
-use crate::crash;
+use crate::failpoint;
 use crate::sync::AtomicU64;
 use crate::units::PAGE_SIZE;
 
@@ -152,11 +152,11 @@ impl State {
         let superblock = home.make_file(NEW, SUPERBLOCK)?;
         write(&superblock, &wanted.encode(&id), 0, SUPERBLOCK)?;
         home.rename(NEW, SUPERBLOCK)?;
-        crash::point("create.superblock");
+        failpoint::reach("create.superblock");
         let table = home.make_file(TABLE, TABLE)?;
-        crash::point("create.table");
+        failpoint::reach("create.table");
         let arena = home.make_file(ARENA, ARENA)?;
-        crash::point("create.arena");
+        failpoint::reach("create.arena");
         Self::fill_others([superblock, table, arena], id, &home.name(), wanted, locked)
     }
 
@@ -186,7 +186,7 @@ impl State {
         let [superblock, table, arena] = files;
         seal(&table, TABLE, &id, table_bytes(wanted)?)?;
         seal(&arena, ARENA, &id, wanted.arena_bytes)?;
-        crash::point("create.sealed");
+        failpoint::reach("create.sealed");
         let taken = Taken::new(superblock, home, locked)?;
         let mut state = taken.complete([Some(table), Some(arena)], home, wanted, locked)?;
         state.new = true;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use super::mapping::Mapping;
 use super::{HOST_PAGE, MemoryKind, State, StateError, StoreError};
-use crate::crash;
+use crate::failpoint;
 use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 
 /// Words of one host page.
@@ -235,7 +235,7 @@ impl Words {
     /// The file system refuses. The words are still there then.
     pub fn give_back(&self, page: u64, count: u64) -> io::Result<u64> {
         self.mapping.punch(page * HOST_PAGE, count * HOST_PAGE)?;
-        crash::point("table.punched");
+        failpoint::reach("table.punched");
         let mut bytes = count * HOST_PAGE;
         let Some(sums) = &self.sums else { return Ok(bytes) };
         // After the words, so that no word is without one.
@@ -253,7 +253,7 @@ impl Words {
             }
         }
         drop(stranded);
-        crash::point("table.gone");
+        failpoint::reach("table.gone");
         Ok(bytes)
     }
 

@@ -1,13 +1,15 @@
-//! Named steps at which a process can be told to die, so that tests see what it leaves behind.
+//! Failpoints: named steps at which a test can stop the process or one of its threads.
 //!
-//! A disk that outlives its process has to be true at every instruction. Steps stand between the things
-//! that are done to what survives; where one of those takes several stores (as heads are marked in an
-//! in-flight region), unit tests stop between these. In release builds nobody dies of this.
+//! A disk that outlives its process has to be consistent at every instruction. Steps stand between the
+//! changes to what survives. Where one change takes several stores (marking heads in an in-flight region),
+//! unit tests stop between the stores.
 //!
-//! In debug builds the environment variable `VUZ_CRASH_AT=STEP:N` has the process kill itself by
-//! SIGKILL when it comes to STEP, one of [`STEPS`], for the N-th time; `VUZ_PANIC_AT=STEP:N` has only the
-//! thread that comes there panic, and `VUZ_STALL_AT=STEP:N` has it sleep for ever, as in a system call
-//! that does not return.
+//! Only debug builds have failpoints. There the environment says what happens when the process reaches
+//! STEP, one of [`STEPS`] or [`STALLS`], for the N-th time:
+//!
+//! * `VUZ_CRASH_AT=STEP:N`: the process kills itself by SIGKILL;
+//! * `VUZ_PANIC_AT=STEP:N`: the thread panics;
+//! * `VUZ_STALL_AT=STEP:N`: the thread sleeps for ever, as in a system call that does not return.
 
 /// All steps; a process dies behind what is above the step in the code, and before what is below.
 pub const STEPS: &[&str] = &[
@@ -88,13 +90,13 @@ pub const DISCARD: Steps = Steps { published: "discard.published", freed: "disca
 /// Steps of a change of a part of a page.
 pub const MODIFY: Steps = Steps { published: "modify.published", freed: "modify.freed" };
 
-/// The process comes to a step, one of [`STEPS`] or [`STALLS`].
+/// Marks a step, one of [`STEPS`] or [`STALLS`].
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub fn point(_: &'static str) {}
+pub fn reach(_: &'static str) {}
 
 #[cfg(debug_assertions)]
-pub use active::point;
+pub use active::reach;
 
 #[cfg(debug_assertions)]
 mod active {
@@ -125,9 +127,8 @@ mod active {
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
-    /// The process comes to a step, one of [`STEPS`] or [`STALLS`]; and dies there, or the thread does, if it was
-    /// told to.
-    pub fn point(step: &'static str) {
+    /// Marks a step, one of [`STEPS`] or [`STALLS`], and does what the environment says for it.
+    pub fn reach(step: &'static str) {
         debug_assert!(STEPS.contains(&step) || STALLS.contains(&step), "{step} is not listed");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
         if plan.step != step || plan.left.fetch_sub(1, Ordering::Relaxed) != 1 {
