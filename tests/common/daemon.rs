@@ -2,15 +2,10 @@
 
 use std::{
     collections::HashMap,
-    env, fs,
-    io::{BufRead, BufReader, ErrorKind, Read},
+    fs,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -22,101 +17,10 @@ use nix::{
 use vhost_user_zram_frontend::{Client, ClientOptions, Options, Session};
 
 use super::LIMIT;
+pub use super::process::{Lines, TempDir, figures};
 
 /// The daemon's executable.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-zram");
-
-/// A directory that goes away with its value.
-pub struct TempDir(PathBuf);
-
-impl TempDir {
-    pub fn new() -> Self {
-        Self::within(&env::temp_dir())
-    }
-
-    /// One on the tmpfs that every Linux has.
-    pub fn in_memory() -> Self {
-        Self::within(Path::new("/dev/shm"))
-    }
-
-    fn within(parent: &Path) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        loop {
-            let n = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = parent.join(format!("vhost-user-zram.{}.{n}", std::process::id()));
-            match fs::create_dir(&path) {
-                Ok(()) => return Self(path),
-                // Of a process that was killed and had the same number.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => panic!("{}: {error}", path.display()),
-            }
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // Left behind at worst.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The lines of a stream, as they come.
-#[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
-
-impl Lines {
-    fn follow(stream: impl Read + Send + 'static) -> (Self, JoinHandle<()>) {
-        let lines = Self::default();
-        let theirs = lines.clone();
-        let thread = thread::spawn(move || {
-            for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                theirs.0.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-                theirs.0.1.notify_all();
-            }
-        });
-        (lines, thread)
-    }
-
-    /// All lines so far.
-    pub fn all(&self) -> Vec<String> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Waits for the `nth` (from 0) line that begins with `prefix`.
-    pub fn wait_for(&self, prefix: &str, nth: usize, limit: Duration) -> Option<String> {
-        self.wait(limit, |line| line.starts_with(prefix), nth)
-    }
-
-    /// Waits for a line that contains `text`.
-    pub fn wait_for_text(&self, text: &str, limit: Duration) -> Option<String> {
-        self.wait(limit, |line| line.contains(text), 0)
-    }
-
-    fn wait(&self, limit: Duration, is_it: impl Fn(&str) -> bool, nth: usize) -> Option<String> {
-        let deadline = Instant::now() + limit;
-        let mut lines = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(line) = lines.iter().filter(|line| is_it(line)).nth(nth) {
-                return Some(line.clone());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.0.1.wait_timeout(lines, left);
-            lines = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
 
 /// A running daemon; killed when dropped.
 pub struct Daemon {
@@ -145,8 +49,8 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .expect("daemon starts");
-        let (stdout, out) = Lines::follow(child.stdout.take().expect("stdout"));
-        let (stderr, err) = Lines::follow(child.stderr.take().expect("stderr"));
+        let (stdout, out) = Lines::follow(child.stdout.take().expect("stdout"), None);
+        let (stderr, err) = Lines::follow(child.stderr.take().expect("stderr"), None);
         let readers = vec![out, err];
         let mut daemon = Self { child, dir, stdout, stderr, readers, stats_asked: 0 };
         let deadline = Instant::now() + LIMIT;
@@ -222,10 +126,7 @@ impl Daemon {
         let line = self.stdout.wait_for("stats:", self.stats_asked, LIMIT);
         let line = line.unwrap_or_else(|| panic!("no stats line: {:?}", self.stderr.all()));
         self.stats_asked += 1;
-        line.split_whitespace()
-            .filter_map(|word| word.split_once('='))
-            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
-            .collect()
+        figures(&line)
     }
 
     /// Waits for a line of the log that contains `text`. What a test has seen by other means may be in

@@ -8,6 +8,7 @@ pub mod fuse;
 pub mod handed;
 pub mod loading;
 pub mod manager;
+pub mod process;
 pub mod raw;
 
 use std::time::{Duration, Instant};
