@@ -17,13 +17,11 @@ pub enum CodecError {
         /// The library's own words.
         reason: &'static str,
     },
-    /// The workspace was made by a codec of another spec.
-    #[error("a workspace made for {workspace} was given to {codec}")]
-    ForeignWorkspace {
-        /// The codec that was called.
-        codec: CodecSpec,
-        /// What the workspace was made for.
-        workspace: CodecSpec,
+    /// A slot word names a codec that the disk's table does not have.
+    #[error("the disk's codec table has no entry {number}")]
+    NoEntry {
+        /// The number in the word.
+        number: u8,
     },
     /// Compression failed for a reason other than the size of the object.
     #[error("{algorithm} cannot compress a page: {reason}")]

@@ -69,28 +69,28 @@ impl Lz4 {
         // 0 is the library's word for "does not fit"; it knows no other failure of this call.
         usize::try_from(written).ok().filter(|&len| len > 0)
     }
+}
 
-    pub(super) fn decompress(&mut self, object: &[u8], page: &mut Page) -> Result<(), CodecError> {
-        let corrupt = |reason| CodecError::Corrupt { algorithm: LZ4, len: object.len(), reason };
-        // Nothing valid is longer, and so the length fits a C int.
-        if object.len() > BOUND {
-            return Err(corrupt("it is too long"));
-        }
-        // SAFETY: object is as many readable bytes as is said, page PAGE_SIZE writable ones, and
-        // the borrows keep them apart. Whatever the object holds, the library stays in both.
-        let decoded = unsafe {
-            LZ4_decompress_safe(
-                object.as_ptr().cast(),
-                page.as_mut_ptr().cast(),
-                object.len() as c_int,
-                PAGE_SIZE as c_int,
-            )
-        };
-        match usize::try_from(decoded) {
-            Ok(PAGE_SIZE) => Ok(()),
-            Ok(decoded) => Err(CodecError::NotAPage { algorithm: LZ4, decoded }),
-            Err(_) => Err(corrupt("it is damaged")),
-        }
+pub(super) fn decompress(object: &[u8], page: &mut Page) -> Result<(), CodecError> {
+    let corrupt = |reason| CodecError::Corrupt { algorithm: LZ4, len: object.len(), reason };
+    // Nothing valid is longer, and so the length fits a C int.
+    if object.len() > BOUND {
+        return Err(corrupt("it is too long"));
+    }
+    // SAFETY: object is as many readable bytes as is said, page PAGE_SIZE writable ones, and
+    // the borrows keep them apart. Whatever the object holds, the library stays in both.
+    let decoded = unsafe {
+        LZ4_decompress_safe(
+            object.as_ptr().cast(),
+            page.as_mut_ptr().cast(),
+            object.len() as c_int,
+            PAGE_SIZE as c_int,
+        )
+    };
+    match usize::try_from(decoded) {
+        Ok(PAGE_SIZE) => Ok(()),
+        Ok(decoded) => Err(CodecError::NotAPage { algorithm: LZ4, decoded }),
+        Err(_) => Err(corrupt("it is damaged")),
     }
 }
 

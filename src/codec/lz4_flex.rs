@@ -31,17 +31,17 @@ impl Lz4Flex {
         out.get_mut(..len)?.copy_from_slice(&self.made[..len]);
         Some(len)
     }
+}
 
-    pub(super) fn decompress(&mut self, object: &[u8], page: &mut Page) -> Result<(), CodecError> {
-        match block::decompress_into(object, page) {
-            Ok(PAGE_SIZE) => Ok(()),
-            Ok(decoded) => Err(CodecError::NotAPage { algorithm: LZ4_FLEX, decoded }),
-            Err(error) => Err(CodecError::Corrupt {
-                algorithm: LZ4_FLEX,
-                len: object.len(),
-                reason: reason(&error),
-            }),
-        }
+pub(super) fn decompress(object: &[u8], page: &mut Page) -> Result<(), CodecError> {
+    match block::decompress_into(object, page) {
+        Ok(PAGE_SIZE) => Ok(()),
+        Ok(decoded) => Err(CodecError::NotAPage { algorithm: LZ4_FLEX, decoded }),
+        Err(error) => Err(CodecError::Corrupt {
+            algorithm: LZ4_FLEX,
+            len: object.len(),
+            reason: reason(&error),
+        }),
     }
 }
 

@@ -195,14 +195,65 @@ fn codecs_are_shared_and_workspaces_handed_over() {
     handed_over::<Workspace>();
 }
 
+/// A table of these codecs in order, of which `primary` is the primary one.
+fn table(primary: u8, texts: &[&str]) -> CodecTable {
+    let others = (0..).zip(texts).map(|(number, text)| (number, spec(text)));
+    CodecTable::new(primary, spec(texts[usize::from(primary)]), others).unwrap()
+}
+
 #[test]
-fn a_workspace_serves_its_own_spec_only() {
-    let (fast, _) = ready("zstd(level=1)");
+fn one_workspace_serves_all_codecs_of_a_table() {
+    let codecs = table(4, SPECS);
+    assert_eq!(codecs.primary().spec(), spec(SPECS[4]));
+    let mut ws = codecs.workspace().unwrap();
+    for round in 0..3 {
+        for (number, text) in (0..).zip(SPECS) {
+            let (alone, mut alone_ws) = ready(text);
+            let page = &gallery()[round + 3];
+            let object = object(codecs.get(number).unwrap(), &mut ws, page);
+            assert!(object == self::object(&alone, &mut alone_ws, page), "{text} of a table");
+            let mut back = [0; PAGE_SIZE];
+            codecs.decompress(number, &mut ws, &object, &mut back).unwrap();
+            assert!(back == *page, "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_workspace_has_what_was_used_and_no_more_than_four_compressors() {
+    let codecs = table(2, SPECS);
+    let mut ws = codecs.workspace().unwrap();
+    assert_eq!(ws.ready(), [spec(SPECS[2])], "the others are not used yet");
+    for number in [6, 0, 6, 2, 9] {
+        object(codecs.get(number).unwrap(), &mut ws, &[1; PAGE_SIZE]);
+    }
+    assert_eq!(ws.ready(), [0, 2, 6, 9].map(|number: usize| spec(SPECS[number])));
+    for number in [7, 8, 3] {
+        object(codecs.get(number).unwrap(), &mut ws, &[1; PAGE_SIZE]);
+        assert_eq!(ws.ready().len(), 4);
+        assert!(ws.ready().contains(&spec(SPECS[usize::from(number)])));
+    }
+}
+
+#[test]
+fn a_workspace_of_another_table_compresses_by_the_codec_that_is_asked_for() {
+    let (fast, mut fast_ws) = ready("zstd(level=-5)");
     let (_, mut ws) = ready("zstd(level=9)");
-    let error = fast.compress(&mut ws, &[1; PAGE_SIZE], &mut [0; LIMIT]).unwrap_err();
-    let text = error.to_string();
-    assert_eq!(text, "a workspace made for zstd(level=9) was given to zstd(level=1)");
-    assert_eq!(fast.decompress(&mut ws, &[], &mut [0; PAGE_SIZE]).unwrap_err(), error);
+    let page = page_of(random_bytes(3).map(|b| b'a' + b % 26));
+    assert!(object(&fast, &mut ws, &page) == object(&fast, &mut fast_ws, &page));
+}
+
+#[test]
+fn a_number_without_an_entry_is_an_error() {
+    let others = [(3, spec("zstd"))];
+    let codecs = CodecTable::new(1, spec("lz4"), others).unwrap();
+    let mut ws = codecs.workspace().unwrap();
+    let numbers: Vec<u8> = codecs.iter().map(Codec::number).collect();
+    assert_eq!(numbers, [1, 3]);
+    for number in (0..=u8::MAX).filter(|number| !numbers.contains(number)) {
+        let error = codecs.decompress(number, &mut ws, &[0; 9], &mut [0; PAGE_SIZE]).unwrap_err();
+        assert_eq!(error.to_string(), format!("the disk's codec table has no entry {number}"));
+    }
 }
 
 #[test]

@@ -17,16 +17,15 @@ use super::{
     spec::{CodecSpec, ZSTD},
 };
 
-pub(super) struct Zstd {
-    compressor: CCtx<'static>,
-    decompressor: DCtx<'static>,
-}
+pub(super) struct Compressor(CCtx<'static>);
 
-impl Zstd {
+/// Of frames of any level.
+pub(super) struct Decompressor(DCtx<'static>);
+
+impl Compressor {
     pub(super) fn new(level: i32) -> Result<Self, CodecError> {
         let setup = |reason| CodecError::Setup { spec: CodecSpec::Zstd { level }, reason };
-        let mut compressor = CCtx::try_create().ok_or_else(|| setup("out of memory"))?;
-        let mut decompressor = DCtx::try_create().ok_or_else(|| setup("out of memory"))?;
+        let mut context = CCtx::try_create().ok_or_else(|| setup("out of memory"))?;
         for parameter in [
             CParameter::CompressionLevel(level),
             CParameter::Format(FrameFormat::Magicless),
@@ -34,17 +33,13 @@ impl Zstd {
             CParameter::ChecksumFlag(false),
             CParameter::DictIdFlag(false),
         ] {
-            compressor.set_parameter(parameter).map_err(|code| setup(get_error_name(code)))?;
+            context.set_parameter(parameter).map_err(|code| setup(get_error_name(code)))?;
         }
-        decompressor
-            .set_parameter(DParameter::Format(FrameFormat::Magicless))
-            .map_err(|code| setup(get_error_name(code)))?;
-
-        let mut zstd = Self { compressor, decompressor };
+        let mut this = Self(context);
         // The library allocates its tables with the first page, of the size that all pages need:
         // now, where being short of memory can still be told.
-        zstd.compress(&[0; PAGE_SIZE], &mut [0; 64])?;
-        Ok(zstd)
+        this.compress(&[0; PAGE_SIZE], &mut [0; 64])?;
+        Ok(this)
     }
 
     pub(super) fn compress(
@@ -52,7 +47,7 @@ impl Zstd {
         page: &Page,
         out: &mut [u8],
     ) -> Result<Option<usize>, CodecError> {
-        match self.compressor.compress2(out, page) {
+        match self.0.compress2(out, page) {
             Ok(len) => Ok(Some(len)),
             Err(code) if is_error_kind(code, DST_SIZE_TOO_SMALL) => Ok(None),
             Err(code) => {
@@ -60,9 +55,21 @@ impl Zstd {
             }
         }
     }
+}
+
+impl Decompressor {
+    /// `spec` is the codec that needs it first, for the error.
+    pub(super) fn new(spec: CodecSpec) -> Result<Self, CodecError> {
+        let setup = |reason| CodecError::Setup { spec, reason };
+        let mut context = DCtx::try_create().ok_or_else(|| setup("out of memory"))?;
+        context
+            .set_parameter(DParameter::Format(FrameFormat::Magicless))
+            .map_err(|code| setup(get_error_name(code)))?;
+        Ok(Self(context))
+    }
 
     pub(super) fn decompress(&mut self, object: &[u8], page: &mut Page) -> Result<(), CodecError> {
-        match self.decompressor.decompress(&mut page[..], object) {
+        match self.0.decompress(&mut page[..], object) {
             Ok(PAGE_SIZE) => Ok(()),
             Ok(decoded) => Err(CodecError::NotAPage { algorithm: ZSTD, decoded }),
             Err(code) => Err(corrupt(object, code)),
@@ -75,15 +82,26 @@ fn corrupt(object: &[u8], code: ErrorCode) -> CodecError {
     CodecError::Corrupt { algorithm: ZSTD, len: object.len(), reason: get_error_name(code) }
 }
 
-impl fmt::Debug for Zstd {
+impl fmt::Debug for Compressor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Zstd").finish_non_exhaustive()
+        f.debug_struct("Compressor").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Decompressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decompressor").finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn contexts(level: i32) -> (Compressor, Decompressor) {
+        let spec = CodecSpec::Zstd { level };
+        (Compressor::new(level).unwrap(), Decompressor::new(spec).unwrap())
+    }
 
     fn page(seed: u32) -> Page {
         let mut x = seed.wrapping_mul(2_654_435_761) | 1;
@@ -98,43 +116,43 @@ mod tests {
     #[test]
     fn contexts_do_not_grow_with_use() {
         for level in [-5, 1, 3, 9, 19, 22] {
-            let mut zstd = Zstd::new(level).unwrap();
-            let before = (zstd.compressor.sizeof(), zstd.decompressor.sizeof());
+            let (mut zstd, mut back) = contexts(level);
+            let before = (zstd.0.sizeof(), back.0.sizeof());
             for seed in 0..300 {
                 let (page, mut out) = (page(seed), [0; 2 * PAGE_SIZE]);
                 let len = zstd.compress(&page, &mut out).unwrap().unwrap();
-                zstd.decompress(&out[..len], &mut [0; PAGE_SIZE]).unwrap();
+                back.decompress(&out[..len], &mut [0; PAGE_SIZE]).unwrap();
             }
-            assert_eq!((zstd.compressor.sizeof(), zstd.decompressor.sizeof()), before, "{level}");
+            assert_eq!((zstd.0.sizeof(), back.0.sizeof()), before, "{level}");
         }
     }
 
     #[test]
     fn frames_are_bare() {
-        let mut zstd = Zstd::new(3).unwrap();
+        let (mut zstd, mut back) = contexts(3);
         let mut bare = [0; 2 * PAGE_SIZE];
         let mut common = [0; 2 * PAGE_SIZE];
         let len = zstd.compress(&page(20), &mut bare).unwrap().unwrap();
         let common_len = zstd::zstd_safe::compress(&mut common[..], &page(20), 3).unwrap();
         assert_eq!(len + 5, common_len, "no magic number, and a byte less of sizes");
         // A common frame is not taken for a bare one.
-        assert!(zstd.decompress(&common[..common_len], &mut [0; PAGE_SIZE]).is_err());
+        assert!(back.decompress(&common[..common_len], &mut [0; PAGE_SIZE]).is_err());
     }
 
     #[test]
     fn frames_of_more_or_less_than_a_page_are_errors() {
-        let mut zstd = Zstd::new(3).unwrap();
+        let (mut zstd, mut back) = contexts(3);
         let source = [page(20), page(21)].concat();
         for size in [0, 1, 100, PAGE_SIZE - 1] {
             let mut out = [0; 2 * PAGE_SIZE];
-            let len = zstd.compressor.compress2(&mut out[..], &source[..size]).unwrap();
-            let error = zstd.decompress(&out[..len], &mut [0; PAGE_SIZE]).unwrap_err();
+            let len = zstd.0.compress2(&mut out[..], &source[..size]).unwrap();
+            let error = back.decompress(&out[..len], &mut [0; PAGE_SIZE]).unwrap_err();
             assert_eq!(error, CodecError::NotAPage { algorithm: ZSTD, decoded: size });
         }
         for size in [PAGE_SIZE + 1, 2 * PAGE_SIZE] {
             let mut out = [0; 3 * PAGE_SIZE];
-            let len = zstd.compressor.compress2(&mut out[..], &source[..size]).unwrap();
-            let error = zstd.decompress(&out[..len], &mut [0; PAGE_SIZE]).unwrap_err();
+            let len = zstd.0.compress2(&mut out[..], &source[..size]).unwrap();
+            let error = back.decompress(&out[..len], &mut [0; PAGE_SIZE]).unwrap_err();
             assert!(matches!(error, CodecError::Corrupt { .. }), "{error}");
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::modify::Modify;
 use super::offload::Offload;
-use super::page::{MAX_OBJECT, Stored};
+use super::page::Stored;
 use super::{Device, Lane};
 use crate::checker;
 use crate::clock::Share;
@@ -404,16 +404,16 @@ impl<'d, P: Payload> Io<'d, P> {
                 Some(ticket) => {
                     device.verify(index, &ticket)?;
                     let content = ticket.word().content();
-                    if let Content::Object(_, object) = content {
+                    if let Content::Object(codec, object) = content {
                         let bytes = device.pool.read(object.place, object.length);
                         if object.is_huge() {
                             // Stored as it is: straight from the arena to where it is wanted.
                             let done = self.payload.deliver(offset, &bytes[part]);
                             return Poll::Ready(done.map_err(Into::into));
                         }
-                        if self.hands_over(Work::Decompress) {
+                        if self.hands_over(Work::Decompress { codec }) {
                             // From a copy, so that nobody waits for the slot meanwhile.
-                            let job = Job::decompress(bytes, &mut lane.spares);
+                            let job = Job::decompress(bytes, codec, &mut lane.spares);
                             drop(ticket);
                             self.offload.decompress(job, index, offset, part, cx);
                             return Poll::Ready(Ok(()));
@@ -442,8 +442,12 @@ impl<'d, P: Payload> Io<'d, P> {
             failpoint::reach("write.fetched");
             device.ensure(index, &lane.reader)?;
             let same = device.encode_same(index, lane)?;
-            if same.is_none() && self.hands_over(Work::Compress { limit: MAX_OBJECT }) {
-                self.offload.compress(lane.compress_later(), index, cx);
+            if same.is_none() && self.hands_over(device.compression()) {
+                self.offload.compress(
+                    lane.compress_later(device.codecs.primary().number()),
+                    index,
+                    cx,
+                );
                 return Poll::Ready(Ok(()));
             }
             let stored = same.map_or_else(|| device.encode_page(index, lane), Ok)?;

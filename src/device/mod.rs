@@ -25,7 +25,7 @@ pub use self::figures::{Figures, Report};
 pub use self::io::{Io, IoError, Obstacle, Op, Payload, PayloadFault};
 pub use self::offload::WINDOW as ENGINE_WINDOW;
 pub use self::page::Lane;
-use crate::codec::{Codec, CodecError, CodecSpec};
+use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
 pub use crate::pool::{Compaction, Effort};
 use crate::pool::{LastRound, Pool, RebuildError};
@@ -143,7 +143,7 @@ const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (8 << 30);
 /// Lanes that are told apart where turns are taken.
 const MOST_LANES: usize = 64;
 
-/// One disk: its slots, the pool of its objects, its codec and its counters.
+/// One disk: its slots, the pool of its objects, its codecs and its counters.
 pub struct Device {
     size: u64,
     block_size: BlockSize,
@@ -154,7 +154,7 @@ pub struct Device {
     /// Held by a writer that compacts because a limit is reached.
     reclaiming: Mutex<LastRound>,
     host: OnceLock<HostWatch>,
-    codec: Codec,
+    codecs: CodecTable,
     engine: Engine,
     lanes: AtomicUsize,
     figures: Sharded<Figures>,
@@ -172,16 +172,16 @@ impl Device {
         let table = SlotTable::new(Words::new(pages, &config.memory)?);
         let arena = Arena::new(Pool::address_space_for(size), &config.memory)?;
         let pool = Pool::new(arena, pages, config.limit());
-        Self::over(config, table, pool, None)
+        Self::over(config, Codec::new(config.codec)?.into(), table, pool, None)
     }
 
     fn over(
         config: &DeviceConfig,
+        codecs: CodecTable,
         table: SlotTable,
         pool: Pool,
         state: Option<Arc<State>>,
     ) -> Result<Self, DeviceError> {
-        let codec = Codec::new(config.codec)?;
         let block_size =
             state.as_ref().map_or(config.block_size.of_new(), |state| state.format().block_size);
         let served = AtomicBool::new(state.as_ref().is_some_and(|state| state.has_served()));
@@ -193,9 +193,9 @@ impl Device {
             state,
             reclaiming: Mutex::default(),
             host: OnceLock::new(),
-            engine: Engine::start(&codec, &config.engine)?,
+            engine: Engine::start(&codecs, &config.engine)?,
             lanes: AtomicUsize::new(0),
-            codec,
+            codecs,
             figures: Sharded::default(),
             served,
         })
@@ -216,9 +216,9 @@ impl Device {
         self.block_size
     }
 
-    /// The codec's name and parameters.
+    /// Name and parameters of the codec of new objects.
     pub fn codec(&self) -> CodecSpec {
-        self.codec.spec()
+        self.codecs.primary().spec()
     }
 
     /// What one thread needs to poll requests.
@@ -227,7 +227,7 @@ impl Device {
     /// The codec cannot allocate its contexts.
     pub fn lane(&self) -> Result<Lane, CodecError> {
         let number = self.lanes.fetch_add(1, Ordering::Relaxed) % MOST_LANES;
-        Lane::new(&self.codec, number, self.table.reader())
+        Lane::new(&self.codecs, number, self.table.reader())
     }
 
     /// The calling thread's counters.

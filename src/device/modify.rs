@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 
 use super::Lane;
 use super::io::{Io, IoError, Op, Payload};
-use super::page::MAX_OBJECT;
 use crate::engine::{Engine, Job, Pending, Work};
 use crate::failpoint;
 use crate::slot::{Content, Ticket};
@@ -59,12 +58,12 @@ impl<'d, P: Payload> Io<'d, P> {
         failpoint::reach("modify.locked");
         device.verify(index, &ticket)?;
         let content = ticket.word().content();
-        if let Content::Object(_, object) = content
+        if let Content::Object(codec, object) = content
             && !object.is_huge()
-            && device.engine.share(Work::Decompress, 1) > 0
+            && device.engine.share(Work::Decompress { codec }, 1) > 0
         {
             let object = device.pool.read(object.place, object.length);
-            let job = Job::decompress(object, &mut lane.spares);
+            let job = Job::decompress(object, codec, &mut lane.spares);
             return self.hand_over(job, ticket, Stage::Decoding, cx);
         }
         device.decode(index, content, lane)?;
@@ -119,8 +118,8 @@ impl<'d, P: Payload> Io<'d, P> {
         }
         let new = match device.encode_same(index, lane)? {
             Some(same) => same,
-            None if device.engine.share(Work::Compress { limit: MAX_OBJECT }, 1) > 0 => {
-                let job = lane.compress_later();
+            None if device.engine.share(device.compression(), 1) > 0 => {
+                let job = lane.compress_later(device.codecs.primary().number());
                 return self.hand_over(job, ticket, Stage::Encoding, cx);
             }
             None => device.encode_page(index, lane)?,

@@ -9,9 +9,8 @@ use super::io::{Io, IoError, PAGE, Payload, Prepared};
 use super::page::Stored;
 use super::{Device, Lane};
 use crate::clock::Share;
-use crate::engine::{Engine, Job, JobError, Output, Pending, Room, Submitted, Work};
+use crate::engine::{Engine, Job, JobError, Output, Pending, Room, Submitted};
 use crate::slot::Waiter;
-use crate::units::PAGE_SIZE;
 
 /// Pages of one request that may be in the engine at once: what a request of 128 KiB has. Each takes
 /// some 8 KiB meanwhile.
@@ -116,7 +115,7 @@ impl<P: Payload> Io<'_, P> {
                     // One at a time: whoever polls counts the time that it takes.
                     let Some(job) = unsent.pop_front() else { return false };
                     engine.count_fallback(None);
-                    job.finish(self.device.work(&job, lane));
+                    job.finish(job.run(&self.device.codecs, &mut lane.workspace));
                     return true;
                 }
                 Submitted::WaitForRoom => {
@@ -210,9 +209,10 @@ impl Device {
         let job = pending.job();
         match result {
             Ok(output) => {
+                let codec = job.work().codec();
                 let stored = match output.length {
                     Some(length) => {
-                        self.store_compressed(index, &output.bytes[..length], &lane.reader)
+                        self.store_compressed(index, codec, &output.bytes[..length], &lane.reader)
                     }
                     None => self.store_raw(index, job.page(), &lane.reader),
                 };
@@ -242,23 +242,9 @@ impl Device {
             }
             Err(error) => {
                 self.engine.count_fallback(Some(&error));
-                self.decompress(index, pending.job().input(), lane)
+                let job = pending.job();
+                self.decompress(index, job.work().codec(), job.input(), lane)
             }
         }
-    }
-
-    /// Does a job that nobody took.
-    fn work(&self, job: &Job, lane: &mut Lane) -> Result<Output, JobError> {
-        let mut bytes = job.take_room();
-        let workspace = &mut lane.workspace;
-        let length = match job.work() {
-            Work::Compress { limit } => {
-                self.codec.compress(workspace, job.page(), &mut bytes[..limit])
-            }
-            Work::Decompress => {
-                self.codec.decompress(workspace, job.input(), &mut bytes).map(|()| Some(PAGE_SIZE))
-            }
-        };
-        Ok(Output::new(bytes, length.map_err(JobError::Codec)?))
     }
 }

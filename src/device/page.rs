@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Device, IoError};
-use crate::codec::{Codec, CodecError, Workspace};
+use crate::codec::{CodecError, CodecTable, Workspace};
 use crate::engine::{Job, Sampler, Spares, Work};
 use crate::slot::{Content, Mismatch, Object, Reader, Ticket};
 use crate::units::{PAGE_SIZE, Page};
@@ -11,9 +11,6 @@ use crate::units::{PAGE_SIZE, Page};
 /// Longest object that is worth its decompression: 15/16 of a page. What compresses worse is
 /// stored raw ("huge"), which reads much faster and takes at most 256 bytes more.
 pub(super) const MAX_OBJECT: usize = PAGE_SIZE - PAGE_SIZE / 16;
-
-/// Index of the one codec in the disk's codec table.
-const PRIMARY: u8 = 0;
 
 /// What one thread needs to serve requests: codec contexts and scratch pages. Not shared.
 pub struct Lane {
@@ -29,10 +26,14 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(codec: &Codec, number: usize, reader: Reader) -> Result<Self, CodecError> {
+    pub(super) fn new(
+        codecs: &CodecTable,
+        number: usize,
+        reader: Reader,
+    ) -> Result<Self, CodecError> {
         Ok(Self {
             number,
-            workspace: codec.workspace()?,
+            workspace: codecs.workspace()?,
             page: Box::new([0; PAGE_SIZE]),
             object: Box::new([0; MAX_OBJECT]),
             sampler: Sampler::default(),
@@ -43,10 +44,10 @@ impl Lane {
 }
 
 impl Lane {
-    /// The page as a job; another one takes its place here.
-    pub(super) fn compress_later(&mut self) -> Arc<Job> {
+    /// The page as a job for the codec of this number; another one takes its place here.
+    pub(super) fn compress_later(&mut self, codec: u8) -> Arc<Job> {
         let page = std::mem::replace(&mut self.page, self.spares.take());
-        Job::compress(page, MAX_OBJECT, &mut self.spares)
+        Job::compress(page, codec, MAX_OBJECT, &mut self.spares)
     }
 }
 
@@ -80,16 +81,24 @@ impl Device {
         Ok(Some(Stored { content, body: self.table.body_sum(&word) }))
     }
 
+    /// What is done with a page that is written.
+    pub(super) fn compression(&self) -> Work {
+        Work::Compress { codec: self.codecs.primary().number(), limit: MAX_OBJECT }
+    }
+
     /// Compresses and stores the page in `lane.page`, which is not same-filled, likewise.
     pub(super) fn encode_page(&self, index: u64, lane: &mut Lane) -> Result<Stored, IoError> {
         let Lane { workspace, page, object, sampler, .. } = lane;
-        let work = Work::Compress { limit: MAX_OBJECT };
+        let codec = self.codecs.primary();
+        let work = self.compression();
         let compressed = self
             .engine
-            .inline(work, sampler, || self.codec.compress(workspace, page, &mut object[..]))
+            .inline(work, sampler, || codec.compress(workspace, page, &mut object[..]))
             .map_err(IoError::Compress)?;
         match compressed {
-            Some(length) => self.store_compressed(index, &lane.object[..length], &lane.reader),
+            Some(length) => {
+                self.store_compressed(index, codec.number(), &lane.object[..length], &lane.reader)
+            }
             None => self.store_raw(index, &lane.page, &lane.reader),
         }
     }
@@ -97,11 +106,12 @@ impl Device {
     pub(super) fn store_compressed(
         &self,
         index: u64,
+        codec: u8,
         bytes: &[u8],
         reader: &Reader,
     ) -> Result<Stored, IoError> {
         let place = self.store(index, bytes, reader)?;
-        let content = Content::Object(PRIMARY, Object { place, length: bytes.len() });
+        let content = Content::Object(codec, Object { place, length: bytes.len() });
         Ok(Stored { content, body: self.table.body_sum(bytes) })
     }
 
@@ -144,29 +154,30 @@ impl Device {
                 let bytes = self.pool.read(object.place, object.length);
                 fill(page, bytes.first_chunk().copied().unwrap_or_default());
             }
-            Content::Object(_, object) => {
+            Content::Object(codec, object) => {
                 let bytes = self.pool.read(object.place, object.length);
                 if object.is_huge() {
                     page.copy_from_slice(bytes);
                 } else {
-                    self.decompress(index, bytes, lane)?;
+                    self.decompress(index, codec, bytes, lane)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Decompresses an object of the page `index` into `lane.page`.
+    /// Decompresses an object of the page `index` into `lane.page` by the codec of number `codec`.
     pub(super) fn decompress(
         &self,
         index: u64,
+        codec: u8,
         object: &[u8],
         lane: &mut Lane,
     ) -> Result<(), IoError> {
         let Lane { workspace, page, sampler, .. } = lane;
-        let decoded = self
-            .engine
-            .inline(Work::Decompress, sampler, || self.codec.decompress(workspace, object, page));
+        let decoded = self.engine.inline(Work::Decompress { codec }, sampler, || {
+            self.codecs.decompress(codec, workspace, object, page)
+        });
         decoded.map_err(|source| IoError::Decompress { index, source })
     }
 }

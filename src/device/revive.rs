@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError};
+use crate::codec::{Codec, CodecTable};
 use crate::failpoint;
 use crate::pool::{Named, Pool};
 use crate::slot::SlotTable;
@@ -60,11 +61,12 @@ impl Device {
             return Err(StateError::BlockSize { found, wanted }.into());
         }
         let (pages, limit) = (format.size / PAGE_SIZE as u64, config.limit());
+        let codecs = CodecTable::from(Codec::new(config.codec)?);
         let mut table = SlotTable::of(&state, pages)?;
         let arena = Arena::of(&state)?;
         if state.is_new() {
             let pool = Pool::new(arena, format.pool_pages, limit);
-            return Self::over(config, table, pool, Some(state));
+            return Self::over(config, codecs, table, pool, Some(state));
         }
         if let Some(index) = table.first_impossible(format.codecs.len()) {
             return Err(DeviceError::Slot { index });
@@ -81,7 +83,7 @@ impl Device {
             object.map(|object| pool.read(object.place, object.length))
         });
         pool.adopt_table(table.bytes());
-        let device = Self::over(config, table, pool, Some(state))?;
+        let device = Self::over(config, codecs, table, pool, Some(state))?;
         let figures = device.figures();
         device.table.for_each(|_, word| figures.adopt(word.content()));
         failpoint::reach("open.counted");

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Codec, CodecError};
+use super::job::Work;
+use crate::codec::{Codec, CodecError, CodecTable, ENTRIES};
 use crate::units::PAGE_SIZE;
 
 /// A page that costs more than this is handed over whenever there is an engine: the hand-over and
@@ -61,43 +62,56 @@ impl Average {
     }
 }
 
-/// Average costs of a page.
+/// Average costs of a page in both directions, by the number of the codec.
 #[derive(Debug)]
-pub(super) struct Costs {
-    pub(super) compress: Average,
-    pub(super) decompress: Average,
-}
+pub(super) struct Costs(Box<[[Average; 2]; ENTRIES]>);
 
 impl Costs {
-    /// Takes a page to cost this much for ever.
-    pub(super) fn assume(each: Duration) -> Result<Self, CodecError> {
-        Ok(Self { compress: Average::new(each, true), decompress: Average::new(each, true) })
+    /// Measures each codec on a few pages of made-up text, or takes a page to cost `assumed` for ever.
+    pub(super) fn new(codecs: &CodecTable, assumed: Option<Duration>) -> Result<Self, CodecError> {
+        let assumed_or_none = assumed.unwrap_or_default();
+        let fixed = |_| [0; 2].map(|_| Average::new(assumed_or_none, true));
+        let mut costs = Box::new(std::array::from_fn(fixed));
+        if assumed.is_none() {
+            for codec in codecs.iter() {
+                costs[usize::from(codec.number()) % ENTRIES] =
+                    measure(codec)?.map(|each| Average::new(each, false));
+            }
+        }
+        Ok(Self(costs))
     }
 
-    /// Measures the codec on a few pages of made-up text.
-    pub(super) fn measure(codec: &Codec) -> Result<Self, CodecError> {
-        let mut workspace = codec.workspace()?;
-        let (mut page, mut object) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
-        let mut state = 1_u32;
-        for (at, byte) in page.iter_mut().enumerate() {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            // Letters in runs that come again now and then.
-            *byte = if at % 64 < 24 { b'a' + (at / 512) as u8 } else { b'a' + (state >> 28) as u8 };
-        }
-        let (mut compress, mut decompress) = (Duration::MAX, Duration::MAX);
-        for _ in 0..3 {
-            let start = Instant::now();
-            let length = codec.compress(&mut workspace, &page, &mut object)?;
-            let between = Instant::now();
-            codec.decompress(&mut workspace, &object[..length.unwrap_or(0)], &mut page)?;
-            compress = compress.min(between - start);
-            decompress = decompress.min(between.elapsed());
-        }
-        Ok(Self {
-            compress: Average::new(compress, false),
-            decompress: Average::new(decompress, false),
-        })
+    /// The average cost of such work.
+    pub(super) fn of(&self, work: Work) -> &Average {
+        let direction = usize::from(matches!(work, Work::Decompress { .. }));
+        &self.0[usize::from(work.codec()) % ENTRIES][direction]
     }
+
+    pub(super) fn compress(&self, codec: u8) -> &Average {
+        &self.0[usize::from(codec) % ENTRIES][0]
+    }
+}
+
+/// The least times of a few compressions and decompressions.
+fn measure(codec: &Codec) -> Result<[Duration; 2], CodecError> {
+    let mut workspace = codec.workspace()?;
+    let (mut page, mut object) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+    let mut state = 1_u32;
+    for (at, byte) in page.iter_mut().enumerate() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Letters in runs that come again now and then.
+        *byte = if at % 64 < 24 { b'a' + (at / 512) as u8 } else { b'a' + (state >> 28) as u8 };
+    }
+    let (mut compress, mut decompress) = (Duration::MAX, Duration::MAX);
+    for _ in 0..3 {
+        let start = Instant::now();
+        let length = codec.compress(&mut workspace, &page, &mut object)?;
+        let between = Instant::now();
+        codec.decompress(&mut workspace, &object[..length.unwrap_or(0)], &mut page)?;
+        compress = compress.min(between - start);
+        decompress = decompress.min(between.elapsed());
+    }
+    Ok([compress, decompress])
 }
 
 /// How many of `pages` pages of a slow codec, at `each` a page, are to be handed over when so many
@@ -162,10 +176,12 @@ mod tests {
 
     #[test]
     fn an_expensive_codec_is_measured_to_be_one() {
-        let cost =
-            |spec: &str| Costs::measure(&Codec::new(spec.parse().unwrap()).unwrap()).unwrap();
-        let (cheap, dear) = (cost("lz4"), cost("zstd(level=19)"));
-        assert!(cheap.compress.get() < dear.compress.get());
+        let spec = |text: &str| text.parse().unwrap();
+        let codecs = CodecTable::new(3, spec("lz4"), [(9, spec("zstd(level=19)"))]).unwrap();
+        let costs = Costs::new(&codecs, None).unwrap();
+        let cost = |codec| costs.of(Work::Compress { codec, limit: PAGE_SIZE }).get();
+        assert!(cost(3) < cost(9));
+        assert_eq!(cost(0), Duration::ZERO, "there is no such codec");
     }
 
     #[test]

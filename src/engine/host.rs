@@ -17,7 +17,7 @@ use super::model::{EngineModel, Fault};
 use super::queue::{Place, Queue};
 use super::threads::{self, Cpus};
 use super::worker::{self, InService};
-use crate::codec::{Codec, CodecError};
+use crate::codec::{CodecError, CodecTable};
 use crate::sync;
 
 /// Time-outs that a job may wait in the queue.
@@ -107,7 +107,7 @@ pub enum Submitted {
 
 /// What workers and submitters share.
 pub(super) struct Shared {
-    pub(super) codec: Codec,
+    pub(super) codecs: CodecTable,
     pub(super) queue: Queue,
     pub(super) workers: usize,
     pub(super) model: Option<EngineModel>,
@@ -158,15 +158,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for one codec. Measures the codec, and starts the workers.
+    /// An engine for the codecs of one disk. Measures them, and starts the workers.
     ///
     /// # Errors
     /// Contexts cannot be allocated, or threads not be started.
-    pub fn start(codec: &Codec, config: &EngineConfig) -> Result<Self, EngineError> {
+    pub fn start(codecs: &CodecTable, config: &EngineConfig) -> Result<Self, EngineError> {
         let policy = config.policy;
-        let costs = config.assumed_cost.map_or_else(|| Costs::measure(codec), Costs::assume)?;
+        let costs = Costs::new(codecs, config.assumed_cost)?;
         let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let alone = policy == Policy::Offload || cost::is_very_slow(costs.compress.get());
+        let alone = policy == Policy::Offload
+            || cost::is_very_slow(costs.compress(codecs.primary().number()).get());
         let workers = match config.workers {
             _ if policy == Policy::Inline => 0,
             Some(workers) => workers.max(1),
@@ -174,7 +175,7 @@ impl Engine {
             None => (cpus - 1).max(1),
         };
         let shared = Arc::new(Shared {
-            codec: codec.clone(),
+            codecs: codecs.clone(),
             queue: Queue::new(config.depth),
             workers,
             model: config.model.clone(),
@@ -194,7 +195,7 @@ impl Engine {
         // From here on dropping it ends the threads that were started.
         let mut engine = Self { shared, policy, beside, threads: Vec::new() };
         for index in 0..workers {
-            let workspace = codec.workspace()?;
+            let workspace = codecs.workspace()?;
             let (shared, cpus) = (Arc::clone(&engine.shared), config.cpus.clone());
             engine.spawn(format!("engine-{index}"), move || {
                 threads::settle(&cpus);
@@ -227,7 +228,7 @@ impl Engine {
             Policy::Inline => 0,
             Policy::Offload => pages,
             Policy::Auto => {
-                let each = self.shared.cost(work);
+                let each = self.shared.costs.of(work).get();
                 if cost::is_slow(each) {
                     let backlog = self.shared.queue.queued();
                     return cost::share_of_slow(each, pages, backlog, self.shared.workers);
@@ -271,7 +272,7 @@ impl Engine {
         match jobs.is_empty() {
             true => Submitted::All,
             // A cheap page is done sooner than a place is had.
-            false if self.policy == Policy::Auto && !cost::is_slow(shared.cost(work)) => {
+            false if self.policy == Policy::Auto && !cost::is_slow(shared.costs.of(work).get()) => {
                 Submitted::DoTheRest
             }
             false => Submitted::WaitForRoom,
@@ -317,17 +318,14 @@ impl Engine {
     pub fn inline<T>(&self, work: Work, sampler: &mut Sampler, with: impl FnOnce() -> T) -> T {
         let Some(start) = sampler.start() else { return with() };
         let done = with();
-        match work {
-            Work::Compress { .. } => self.shared.costs.compress.add(start.elapsed()),
-            Work::Decompress => self.shared.costs.decompress.add(start.elapsed()),
-        }
+        self.shared.costs.of(work).add(start.elapsed());
         done
     }
 
     /// Average time to compress a page, lately.
     #[cfg(test)]
     pub(super) fn compress_cost(&self) -> Duration {
-        self.shared.costs.compress.get()
+        self.shared.costs.compress(0).get()
     }
 
     /// All workers are gone, as if none of them could be replaced.
@@ -359,13 +357,6 @@ impl Drop for Engine {
 }
 
 impl Shared {
-    fn cost(&self, work: Work) -> Duration {
-        match work {
-            Work::Compress { .. } => self.costs.compress.get(),
-            Work::Decompress => self.costs.decompress.get(),
-        }
-    }
-
     /// A worker ended for good. The last one gives back what is in the queue.
     pub(super) fn worker_gone(&self) {
         if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::JobError;
+#[cfg(not(loom))]
+use crate::codec::{CodecTable, Workspace};
 use crate::sync::{self, AtomicBool, Mutex, Ordering};
 use crate::units::{PAGE_SIZE, Page};
 
@@ -12,11 +14,24 @@ use crate::units::{PAGE_SIZE, Page};
 pub enum Work {
     /// Compress a page, to this many bytes at most.
     Compress {
+        /// The codec, by its number in the disk's table.
+        codec: u8,
         /// Longest object that is wanted, 1..=4096 bytes.
         limit: usize,
     },
     /// Decompress an object.
-    Decompress,
+    Decompress {
+        /// The codec that made it, likewise.
+        codec: u8,
+    },
+}
+
+impl Work {
+    /// The codec, by its number in the disk's table.
+    pub fn codec(self) -> u8 {
+        let (Self::Compress { codec, .. } | Self::Decompress { codec }) = self;
+        codec
+    }
 }
 
 /// What a job needs, a copy of its own: nobody changes it while the job, or somebody who does its
@@ -80,16 +95,16 @@ enum State {
 }
 
 impl Job {
-    /// The compression of a page.
-    pub fn compress(page: Box<Page>, limit: usize, spares: &mut Spares) -> Arc<Self> {
-        Self::new(Work::Compress { limit }, page, PAGE_SIZE, spares)
+    /// The compression of a page by the codec of number `codec`.
+    pub fn compress(page: Box<Page>, codec: u8, limit: usize, spares: &mut Spares) -> Arc<Self> {
+        Self::new(Work::Compress { codec, limit }, page, PAGE_SIZE, spares)
     }
 
-    /// The decompression of an object of 1 to 4096 bytes.
-    pub fn decompress(object: &[u8], spares: &mut Spares) -> Arc<Self> {
+    /// The decompression of an object of 1 to 4096 bytes by the codec of number `codec`.
+    pub fn decompress(object: &[u8], codec: u8, spares: &mut Spares) -> Arc<Self> {
         let mut input = spares.take();
         input[..object.len()].copy_from_slice(object);
-        Self::new(Work::Decompress, input, object.len(), spares)
+        Self::new(Work::Decompress { codec }, input, object.len(), spares)
     }
 
     fn new(work: Work, input: Box<Page>, length: usize, spares: &mut Spares) -> Arc<Self> {
@@ -99,8 +114,27 @@ impl Job {
     }
 
     /// The memory that was brought along for the output.
-    pub fn take_room(&self) -> Box<Page> {
+    #[cfg_attr(loom, allow(dead_code))]
+    fn take_room(&self) -> Box<Page> {
         sync::lock(&self.room).take().unwrap_or_else(blank)
+    }
+
+    /// Does the work, on whatever thread it is.
+    ///
+    /// # Errors
+    /// The codec's.
+    #[cfg(not(loom))]
+    pub fn run(&self, codecs: &CodecTable, workspace: &mut Workspace) -> Result<Output, JobError> {
+        let mut bytes = self.take_room();
+        let length = match self.work {
+            Work::Compress { codec, limit } => codecs
+                .get(codec)
+                .and_then(|codec| codec.compress(workspace, self.page(), &mut bytes[..limit])),
+            Work::Decompress { codec } => codecs
+                .decompress(codec, workspace, self.input(), &mut bytes)
+                .map(|()| Some(PAGE_SIZE)),
+        };
+        Ok(Output::new(bytes, length.map_err(JobError::Codec)?))
     }
 
     /// What is to be done.

@@ -14,7 +14,7 @@ use crate::sync::{self, AtomicUsize, Ordering};
 use crate::units::PAGE_SIZE;
 
 fn job() -> StdArc<Job> {
-    Job::compress(Box::new([7; PAGE_SIZE]), PAGE_SIZE, &mut Spares::default())
+    Job::compress(Box::new([7; PAGE_SIZE]), 0, PAGE_SIZE, &mut Spares::default())
 }
 
 fn output() -> Result<Output, JobError> {

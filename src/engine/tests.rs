@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use super::queue::{Place, Queue, Taken};
 use super::*;
-use crate::codec::Codec;
+use crate::codec::{Codec, CodecError, CodecTable};
 use crate::sync;
 use crate::units::PAGE_SIZE;
 
-fn codec() -> Codec {
-    Codec::new("lz4".parse().unwrap()).unwrap()
+fn codecs() -> CodecTable {
+    Codec::new("lz4".parse().unwrap()).unwrap().into()
 }
 
 fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
     let mut config =
         EngineConfig { policy: Policy::Offload, workers: Some(2), ..Default::default() };
     change(&mut config);
-    Engine::start(&codec(), &config).unwrap()
+    Engine::start(&codecs(), &config).unwrap()
 }
 
 fn page(seed: u8) -> [u8; PAGE_SIZE] {
@@ -28,11 +28,11 @@ fn page(seed: u8) -> [u8; PAGE_SIZE] {
 }
 
 fn compress(seed: u8, limit: usize) -> Arc<Job> {
-    Job::compress(Box::new(page(seed)), limit, &mut Spares::default())
+    Job::compress(Box::new(page(seed)), 0, limit, &mut Spares::default())
 }
 
 fn decompress(object: &[u8]) -> Arc<Job> {
-    Job::decompress(object, &mut Spares::default())
+    Job::decompress(object, 0, &mut Spares::default())
 }
 
 /// Submits one job and waits for it.
@@ -55,6 +55,30 @@ fn there_and_back() {
     }
     let report = engine.report();
     assert_eq!((report.jobs, report.completed, report.fallbacks), (100, 100, 0));
+}
+
+#[test]
+fn a_job_is_done_by_the_codec_it_names() {
+    let spec = |text: &str| text.parse().unwrap();
+    let codecs = CodecTable::new(2, spec("lz4"), [(7, spec("zstd"))]).unwrap();
+    let config = EngineConfig { policy: Policy::Offload, workers: Some(2), ..Default::default() };
+    let engine = Engine::start(&codecs, &config).unwrap();
+    let spares = &mut Spares::default();
+    for number in [7, 2, 7] {
+        let object = run(&engine, &Job::compress(Box::new(page(9)), number, PAGE_SIZE, spares));
+        let object = object.unwrap();
+        let object = &object.bytes[..object.length.unwrap()];
+        let codec = codecs.get(number).unwrap();
+        let mut out = [0; PAGE_SIZE];
+        let length = codec.compress(&mut codec.workspace().unwrap(), &page(9), &mut out).unwrap();
+        assert!(*object == out[..length.unwrap()], "codec {number}");
+        let back = run(&engine, &Job::decompress(object, number, spares)).unwrap();
+        assert_eq!(back.bytes[..], page(9));
+        let wrong = run(&engine, &Job::decompress(object, 9 - number, spares));
+        assert!(matches!(wrong, Err(JobError::Codec(_))), "{wrong:?}");
+    }
+    let none = run(&engine, &Job::decompress(&[0; 9], 0, spares));
+    assert!(matches!(none, Err(JobError::Codec(CodecError::NoEntry { number: 0 }))), "{none:?}");
 }
 
 #[test]
@@ -142,7 +166,7 @@ fn an_engine_without_workers_takes_nothing_and_keeps_nothing() {
     let lost =
         all.into_iter().filter_map(|mut pending| sync::block_on(|cx| pending.poll(cx)).err());
     assert!(lost.filter(|error| *error == JobError::Lost).count() >= 30);
-    assert_eq!(engine.share(Work::Decompress, 100), 0);
+    assert_eq!(engine.share(Work::Decompress { codec: 0 }, 100), 0);
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
     assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::DoTheRest);
 }
@@ -205,7 +229,7 @@ fn what_nobody_takes_is_given_up_and_makes_room() {
 #[test]
 fn nothing_is_handed_over_inline_and_no_thread_is_there() {
     let none = engine(|config| config.policy = Policy::Inline);
-    assert_eq!(none.share(Work::Decompress, 100), 0);
+    assert_eq!(none.share(Work::Decompress { codec: 0 }, 100), 0);
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
     assert_eq!(none.submit(&mut jobs, &mut None), Submitted::DoTheRest);
     // What the codec is said to cost decides, and not how fast this machine is.
@@ -216,7 +240,11 @@ fn nothing_is_handed_over_inline_and_no_thread_is_there() {
         })
     };
     for (each, handed) in [(5, 0), (11, 0), (12, 1), (2000, 1)] {
-        assert_eq!(costing(each).share(Work::Compress { limit: 4096 }, 1), handed, "{each} us");
+        assert_eq!(
+            costing(each).share(Work::Compress { codec: 0, limit: 4096 }, 1),
+            handed,
+            "{each} us"
+        );
         assert_eq!(costing(each).compress_cost(), Duration::from_micros(each));
     }
 }

@@ -7,13 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::figures::add;
-use super::job::{Job, Output, Work};
+use super::job::{Job, Output};
 use super::model::Fault;
 use super::queue::Taken;
 use super::{JobError, Shared};
 use crate::codec::Workspace;
 use crate::sync::{self, Mutex, Ordering};
-use crate::units::PAGE_SIZE;
 
 /// Jobs that a worker has taken and not given back, oldest first.
 pub(super) type InService = Mutex<VecDeque<Entry>>;
@@ -47,7 +46,7 @@ pub(super) fn live(shared: &Shared, index: usize, mut workspace: Workspace) {
         add(&shared.counters.deaths, 1);
         log::warn!("engine worker {index} died and is replaced");
         give_up(shared, index);
-        match shared.codec.workspace() {
+        match shared.codecs.workspace() {
             Ok(fresh) => workspace = fresh,
             Err(error) => {
                 log::error!("engine worker {index} cannot be replaced: {error}");
@@ -167,7 +166,7 @@ fn serve(
             result = Some(Err(JobError::Failed));
         }
     }
-    let result = result.unwrap_or_else(|| work(shared, job, workspace));
+    let result = result.unwrap_or_else(|| job.run(&shared.codecs, workspace));
     if let Some(model) = &shared.model {
         let rest = model.service(job.input().len()).saturating_sub(start.elapsed());
         if !rest.is_zero() {
@@ -176,24 +175,6 @@ fn serve(
     }
     let time = start.elapsed();
     shared.counters.served(time);
-    match job.work() {
-        Work::Compress { .. } => shared.costs.compress.add(time),
-        Work::Decompress => shared.costs.decompress.add(time),
-    }
+    shared.costs.of(job.work()).add(time);
     Some(result)
-}
-
-fn work(shared: &Shared, job: &Job, workspace: &mut Workspace) -> Result<Output, JobError> {
-    let mut bytes = job.take_room();
-    let length = match job.work() {
-        Work::Compress { limit } => {
-            let out = &mut bytes[..limit];
-            shared.codec.compress(workspace, job.page(), out).map_err(JobError::Codec)?
-        }
-        Work::Decompress => {
-            shared.codec.decompress(workspace, job.input(), &mut bytes).map_err(JobError::Codec)?;
-            Some(PAGE_SIZE)
-        }
-    };
-    Ok(Output::new(bytes, length))
 }
