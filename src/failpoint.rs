@@ -9,7 +9,8 @@
 //!
 //! * `VUZ_CRASH_AT=STEP:N`: the process kills itself by SIGKILL;
 //! * `VUZ_PANIC_AT=STEP:N`: the thread panics;
-//! * `VUZ_STALL_AT=STEP:N`: the thread sleeps for ever, as in a system call that does not return.
+//! * `VUZ_STALL_AT=STEP:N`: the thread sleeps for ever, as in a system call that does not return;
+//! * `VUZ_HOLD_AT=STEP:N`: the thread makes the file that `VUZ_HOLD_FILE` names, and sleeps until it is gone.
 
 /// All steps; a process dies behind what is above the step in the code, and before what is below.
 pub const STEPS: &[&str] = &[
@@ -65,13 +66,20 @@ pub const STEPS: &[&str] = &[
     "ring.synced",
 ];
 
-/// Steps at which nothing that survives is changed, for threads that are to stall.
+/// Steps at which nothing that survives is changed, for threads that are to stall or to be held.
 pub const STALLS: &[&str] = &[
     // Before a piece of an image is read.
     "load.read",
     // Before the socket is made, with the lock in hand; before it gets its group and mode.
     "socket.checked",
     "socket.bound",
+    // Before a wait: for the socket of a daemon that ends, its state, another one that makes the same
+    // socket, room in the service manager's queue, and its answer.
+    "wait.socket",
+    "wait.state",
+    "wait.turn",
+    "wait.manager.room",
+    "wait.manager.barrier",
 ];
 
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.
@@ -123,6 +131,8 @@ mod active {
         Panics,
         /// It sleeps for ever.
         Stalls,
+        /// It sleeps until a file is gone, which it makes.
+        Held,
     }
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
@@ -140,10 +150,21 @@ mod active {
             }
             Fate::Panics => panic!("told to die at {step}"),
             Fate::Stalls => {}
+            Fate::Held => return hold(),
         }
         loop {
             // A signal may be on its way, and nothing may be done before it is here.
             std::thread::park();
+        }
+    }
+
+    fn hold() {
+        let Some(file) = std::env::var_os("VUZ_HOLD_FILE") else { panic!("no VUZ_HOLD_FILE") };
+        if let Err(error) = std::fs::write(&file, "") {
+            panic!("{}: {error}", file.display());
+        }
+        while std::path::Path::new(&file).exists() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 
@@ -153,6 +174,7 @@ mod active {
             ("VUZ_CRASH_AT", Fate::Killed),
             ("VUZ_PANIC_AT", Fate::Panics),
             ("VUZ_STALL_AT", Fate::Stalls),
+            ("VUZ_HOLD_AT", Fate::Held),
         ];
         let told = |(name, what)| std::env::var(name).ok().map(|text| (text, what));
         let (text, what) = fates.into_iter().find_map(told)?;

@@ -17,6 +17,7 @@
 //! | 1 | [`codec`] | one page in, bytes out |
 //! | 0 | [`sync`], [`checker`] | atomics and waiting, the lock checker |
 //! | 0 | [`stats`], [`clock`], [`units`] | counters, time, units |
+//! | 0 | [`stop`] | the end of the process, which waits take |
 //! | 0 | `causes` | an error and its causes as one line |
 //! | 0 | [`failpoint`] | steps at which tests stop a process or a thread |
 //!
@@ -46,6 +47,8 @@ pub mod pool;
 pub mod slot;
 #[cfg(not(any(loom, shuttle)))]
 pub mod stats;
+#[cfg(not(any(loom, shuttle)))]
+pub mod stop;
 pub mod store;
 pub mod sync;
 pub mod units;

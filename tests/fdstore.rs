@@ -141,7 +141,7 @@ fn a_manager_that_gives_descriptors_up_is_found_out() {
 fn a_manager_that_does_not_answer_is_not_waited_for_for_ever() {
     let manager = Manager::new(3);
     manager.inner().deaf = true;
-    manager.refuses(Vec::new(), &["--create"], &["does not take"]);
+    manager.refuses(Vec::new(), &["--create"], &["does not answer"]);
 }
 
 #[test]

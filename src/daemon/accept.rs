@@ -1,18 +1,19 @@
 //! Where front ends come from, and who is served next.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::inherit::{self, Inherited};
-use super::lobby::{self, Lobby};
+use super::lobby::Lobby;
 use super::socket::{self, Access, Bound, SocketError};
 use super::{DaemonError, Endpoint};
 use crate::causes::with_causes;
+use crate::failpoint;
 use crate::guest::{Kind, Server, SessionEnd};
+use crate::stop::Stop;
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once, if
 /// nobody else waits.
@@ -28,7 +29,11 @@ pub(super) enum Source {
 impl Source {
     /// What the user got wrong is said here, before a long load; a socket of a daemon that goes is
     /// waited for as long as `patience`.
-    pub(super) fn prepare(endpoint: &Endpoint, patience: Duration) -> Result<Self, SocketError> {
+    pub(super) fn prepare(
+        endpoint: &Endpoint,
+        patience: Duration,
+        stop: &Stop,
+    ) -> Result<Self, SocketError> {
         match endpoint {
             Endpoint::Path(path, access) => {
                 let access = access.resolve()?;
@@ -37,7 +42,8 @@ impl Source {
                     if !matches!(error, SocketError::Live { .. }) || since.elapsed() >= patience {
                         return Err(error);
                     }
-                    thread::sleep(REST);
+                    failpoint::reach("wait.socket");
+                    stop.pause(REST)?;
                 }
                 Ok(Source::Unbound(path.clone(), access))
             }
@@ -49,23 +55,21 @@ impl Source {
     }
 
     /// Makes the socket, if it is not inherited.
-    pub(super) fn open(self) -> Result<Self, SocketError> {
+    pub(super) fn open(self, stop: &Stop) -> Result<Self, SocketError> {
         match self {
-            Source::Unbound(path, access) => Ok(Source::Listening(Bound::bind(path, access)?)),
+            Source::Unbound(path, access) => {
+                Ok(Source::Listening(Bound::bind(path, access, stop)?))
+            }
             other => Ok(other),
         }
     }
 }
 
-/// Serves front ends, one after another, until `stop` is readable or an inherited connection ends.
-pub(super) fn serve(
-    source: Source,
-    server: &Server,
-    stop: BorrowedFd<'_>,
-) -> Result<(), DaemonError> {
+/// Serves front ends, one after another, until the daemon is to stop or an inherited connection ends.
+pub(super) fn serve(source: Source, server: &Server, stop: &Stop) -> Result<(), DaemonError> {
     let listener = match source {
         Source::Connected(stream) => {
-            return match server.serve(&stream, stop, None) {
+            return match server.serve(&stream, stop.as_fd(), None) {
                 SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
                 SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
             };
@@ -75,9 +79,9 @@ pub(super) fn serve(
         Source::Unbound(..) => return Ok(()),
     };
     let mut lobby = Lobby::new(listener, Arc::clone(server.log())).map_err(DaemonError::Setup)?;
-    while let Some((stream, peer)) = lobby.next(stop) {
+    while let Some((stream, peer)) = lobby.next(stop.as_fd()) {
         server.log().info(Kind::Connections, format_args!("a front end ({peer}) connects"));
-        match server.serve(&stream, stop, Some(&mut lobby)) {
+        match server.serve(&stream, stop.as_fd(), Some(&mut lobby)) {
             SessionEnd::Stopped => {
                 // In this order: a front end that sees its connection close may connect again at
                 // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
@@ -96,7 +100,8 @@ pub(super) fn serve(
                 server.log().warn(Kind::Disconnections, line);
                 drop(stream);
                 if !lobby.has_spoken() {
-                    lobby::pause(stop, REST);
+                    // If the daemon is to stop, the lobby says so next.
+                    let _ = stop.pause(REST);
                 }
             }
         }

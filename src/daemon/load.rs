@@ -1,8 +1,7 @@
 //! Filling a disk from a raw image.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -11,9 +10,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::image::{Image, ImageError, ImageFormat};
-use super::manager;
+use super::service_manager;
 use crate::codec::CodecError;
 use crate::device::{Device, IoError, Lane, Op, Payload, PayloadFault};
+use crate::stop::{Stop, Stopped};
 use crate::sync;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
@@ -48,6 +48,9 @@ pub enum LoadError {
     /// The thread that loads cannot be started, or died.
     #[error("the thread that loads it fails")]
     Thread(#[source] io::Error),
+    /// The daemon is to end.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// A piece of the image as a write's payload.
@@ -67,32 +70,31 @@ impl Payload for Piece<'_> {
 }
 
 /// Writes the image at `path` to the start of the disk, which is blank; its last page is filled up
-/// with zeroes. False if `stop` became readable before the end.
+/// with zeroes.
 ///
 /// A thread does it, for a file can stall: the daemon does not wait for it longer than a second
 /// when it is to stop.
 ///
 /// # Errors
 /// The image cannot be read to its end, is not raw, is longer than the disk, or the disk cannot
-/// store it.
+/// store it; or the daemon is to stop.
 pub(super) fn load(
     device: &Arc<Device>,
     path: &Path,
     format: ImageFormat,
-    stop: BorrowedFd<'_>,
-) -> Result<bool, LoadError> {
+    stop: &Stop,
+) -> Result<(), LoadError> {
     let thread = |error| LoadError::Thread(error);
     let ended = Arc::new(EventFd::new().map_err(|errno| thread(errno.into()))?);
     let result = Arc::new(Mutex::new(None));
-    let stopped = Arc::new(AtomicBool::new(false));
     let body = {
         let end = End(Arc::clone(&ended));
-        let (result, stopped) = (Arc::clone(&result), Arc::clone(&stopped));
+        let (result, stop) = (Arc::clone(&result), stop.clone());
         let (device, path) = (Arc::clone(device), path.to_owned());
         move || {
             let loaded = Image::open(&path, format)
                 .map_err(LoadError::from)
-                .and_then(|image| fill(&device, &image, &path, &stopped));
+                .and_then(|image| fill(&device, &image, &path, &stop));
             // Before it is said: what waits for the end may close the disk.
             drop(device);
             *sync::lock(&result) = Some(loaded);
@@ -100,15 +102,10 @@ pub(super) fn load(
         }
     };
     thread::Builder::new().name("load".into()).spawn(body).map_err(thread)?;
-    let mut fds =
-        [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
-    while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
-        log::debug!("poll: {errno}");
-    }
-    if !fds[1].any().unwrap_or(true) {
-        stopped.store(true, Ordering::Relaxed);
-        let _ = poll(&mut fds[1..], PollTimeout::from(PATIENCE));
-        return Ok(false);
+    if let Err(stopped) = stop.wait_for(ended.as_fd(), PollFlags::POLLIN, Duration::MAX) {
+        let _ =
+            poll(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE));
+        return Err(stopped.into());
     }
     let died = || Err(thread(io::Error::other("it panicked")));
     sync::lock(&result).take().unwrap_or_else(died)
@@ -126,13 +123,8 @@ impl Drop for End {
 }
 
 /// Writes `image` to the disk. Pages of zeroes are left as they are on a blank disk, and holes are
-/// not even read. False if it is to stop.
-fn fill(
-    device: &Device,
-    image: &Image,
-    path: &Path,
-    stopped: &AtomicBool,
-) -> Result<bool, LoadError> {
+/// not even read.
+fn fill(device: &Device, image: &Image, path: &Path, stop: &Stop) -> Result<(), LoadError> {
     let length = image.length();
     if length > device.size() {
         return Err(LoadError::TooLong { image: length, disk: device.size() });
@@ -142,9 +134,7 @@ fn fill(
     let mut reported = Instant::now();
     let mut at = 0;
     while let Some((start, end)) = image.next_data(at) {
-        if stopped.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
+        stop.check()?;
         let bytes = (end - start).min(CHUNK as u64) as usize;
         image.read(start, &mut chunk[..bytes])?;
         let padded = bytes.next_multiple_of(PAGE_SIZE);
@@ -155,12 +145,12 @@ fn fill(
             reported = Instant::now();
             let percent = at.min(length) * 100 / length.max(1);
             log::info!("loading {}: {} MiB, {percent} %", path.display(), at >> 20);
-            manager::say_busy();
+            service_manager::say_busy(stop);
         }
     }
     image.check_unchanged()?;
     log::info!("loaded {length} bytes from {}", path.display());
-    Ok(true)
+    Ok(())
 }
 
 /// Writes the pages of `bytes` that hold anything but zeroes, to byte `at` of the disk and what
@@ -232,8 +222,8 @@ mod tests {
         Device::new(&config).unwrap()
     }
 
-    fn fill_from(device: &Device, source: &Source, image: &Image) -> Result<bool, LoadError> {
-        fill(device, image, &source.0, &AtomicBool::new(false))
+    fn fill_from(device: &Device, source: &Source, image: &Image) -> Result<(), LoadError> {
+        fill(device, image, &source.0, &Stop::new().unwrap())
     }
 
     /// What makes each byte of an image its own.
@@ -259,7 +249,7 @@ mod tests {
             fs::write(&source.0, bytes(3 << 20)).unwrap();
         }
         let image = source.open().unwrap();
-        assert!(fill_from(&device(16 << 20), &source, &image).unwrap());
+        fill_from(&device(16 << 20), &source, &image).unwrap();
     }
 
     #[test]
@@ -287,7 +277,7 @@ mod tests {
         let path = Path::new("/proc/self/status");
         let image = Image::open(path, ImageFormat::Auto).unwrap();
         assert_eq!(image.length(), 0);
-        let loaded = fill(&device(1 << 20), &image, path, &AtomicBool::new(false));
+        let loaded = fill(&device(1 << 20), &image, path, &Stop::new().unwrap());
         assert!(matches!(loaded, Err(LoadError::Image(ImageError::Changed))), "{loaded:?}");
     }
 
@@ -303,7 +293,7 @@ mod tests {
         file.write_all_at(&bytes(100), length - 100).unwrap();
         let image = source.open().unwrap();
         let device = device(64 << 30);
-        assert!(fill_from(&device, &source, &image).unwrap());
+        fill_from(&device, &source, &image).unwrap();
         let report = device.report();
         assert_eq!((report.orig_data_size, report.same_pages), (3 * PAGE, 0), "{report}");
         // One page of the table for each.

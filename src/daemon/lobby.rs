@@ -392,12 +392,6 @@ impl Others for Lobby {
     }
 }
 
-/// Rests, unless the daemon is to stop.
-pub(super) fn pause(stop: BorrowedFd<'_>, time: Duration) {
-    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-    let _ = poll(&mut [PollFd::new(stop, PollFlags::POLLIN)], timeout);
-}
-
 #[cfg(test)]
 #[path = "lobby_tests.rs"]
 mod tests;

@@ -8,16 +8,14 @@ mod inherit;
 mod limits;
 mod load;
 mod lobby;
-mod manager;
+mod service_manager;
 mod signals;
 mod socket;
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use nix::sys::eventfd::EventFd;
 
 use self::accept::Source;
 pub use self::console::Console;
@@ -25,16 +23,18 @@ use self::disk::Origin;
 pub use self::image::{ImageError, ImageFormat, ImageFormatError, Remedy};
 pub use self::inherit::Inherited;
 pub use self::load::LoadError;
-pub use self::manager::ManagerError;
+pub use self::service_manager::ManagerError;
 use self::signals::Signals;
 pub use self::socket::{Bound, SocketAccess, SocketError};
 use crate::checker;
-use crate::device::{DeviceConfig, DeviceError};
+use crate::device::{Device, DeviceConfig, DeviceError};
 use crate::guest::{GuestOptions, Server};
+use crate::stop::{Stop, Stopped};
 use crate::sync;
 use crate::upkeep::{Host, Upkeep};
 
-/// How long the socket of a daemon that goes is waited for, as its state is: it has both to its end.
+/// How long a daemon that starts waits for the state and the socket of one that ends: that has both to
+/// its end, and takes a moment if it was killed.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Where front ends come from.
@@ -122,46 +122,96 @@ pub enum DaemonError {
     /// The one connection that was inherited ended badly.
     #[error("the session failed")]
     Session(#[source] crate::guest::SessionError),
+    /// The daemon is to end.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+impl DaemonError {
+    /// Whether nothing went wrong but the daemon was told to end while it started.
+    fn is_stop(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopped(_)
+                | Self::Socket(SocketError::Stopped(_))
+                | Self::Manager(ManagerError::Stopped(_))
+                | Self::Load { source: LoadError::Stopped(_), .. }
+        )
+    }
 }
 
 /// Runs the daemon to its end: SIGTERM, SIGINT or SIGHUP, or the hang-up of an inherited connection.
 ///
 /// Prints one `ready:` line when front ends can come, one `stats:` line at each SIGUSR1, one
 /// `compacted:` line when the compaction is done that SIGUSR2 asks for, and one `summary:` line at
-/// the end, all to stdout.
+/// the end, if there was a disk by then, all to stdout. A signal ends the start, too: there is no
+/// `ready:` then.
 ///
 /// # Errors
 /// The daemon cannot start; nothing was left behind.
 pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     limits::raise_open_files(settings.guest.num_queues, settings.guest.threads);
-    let stop = Arc::new(EventFd::new().map_err(DaemonError::Setup)?);
+    let stop = Stop::new().map_err(DaemonError::Thread)?;
     let signals = Signals::block().map_err(DaemonError::Setup)?;
-    let stdout = console.lines();
+    signals.watch_for_end(stop.clone()).map_err(DaemonError::Thread)?;
     // What the user got wrong is said before a long load, not after it.
     let patience = if settings.keep == Keep::Process { Duration::ZERO } else { GRACE };
-    let source = Source::prepare(&settings.endpoint, patience)?;
-    let (device, origin) = disk::open(settings)?;
+    let started = Source::prepare(&settings.endpoint, patience, &stop)
+        .map_err(DaemonError::from)
+        .and_then(|source| Ok((source, disk::open(settings, &stop)?)));
+    let (source, (device, origin)) = match started {
+        Err(error) if error.is_stop() => return Ok(()),
+        started => started?,
+    };
     let device = Arc::new(device);
     let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
     let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
     let upkeep = Arc::new(Mutex::new(Some(upkeep)));
     signals
-        .watch(Arc::clone(&stop), Arc::downgrade(&device), Arc::clone(&upkeep), console.lines())
+        .answer(Arc::downgrade(&device), Arc::clone(&upkeep), console.lines())
         .map_err(DaemonError::Thread)?;
-    if let Some(path) = settings.load.as_ref().filter(|_| origin != Origin::Opened) {
-        let loaded = load::load(&device, path, settings.load_format, stop.as_fd())
-            .map_err(|source| DaemonError::Load { path: path.clone(), source })?;
-        if !loaded {
-            stdout.say(format_args!("summary: {}", device.report()));
-            return Ok(());
-        }
+    let ended = match serve(settings, source, &device, origin, console, &stop) {
+        Err(error) if error.is_stop() => Ok(()),
+        ended => ended,
+    };
+    // Taken out first: its end is waited for, and signals are not.
+    let upkeep = sync::lock(&upkeep).take();
+    drop(upkeep);
+    if !matches!(ended, Ok(()) | Err(DaemonError::Session(_))) {
+        return ended;
     }
-    if let (Some(path), Origin::Opened) = (&settings.load, origin) {
-        log::info!("{} is not loaded again: its disk was opened", path.display());
+    // Of debug builds only.
+    for class in checker::figures() {
+        log::debug!("locks: {class}");
+    }
+    console.lines().say(format_args!("summary: {}", device.report()));
+    ended
+}
+
+/// Fills the disk if it is to be, opens the socket, and serves front ends.
+fn serve(
+    settings: &Settings,
+    source: Source,
+    device: &Arc<Device>,
+    origin: Origin,
+    console: &Console,
+    stop: &Stop,
+) -> Result<(), DaemonError> {
+    // The disk may have taken its time.
+    stop.check()?;
+    match &settings.load {
+        Some(path) if origin == Origin::Opened => {
+            log::info!("{} is not loaded again: its disk was opened", path.display());
+        }
+        Some(path) => load::load(device, path, settings.load_format, stop)
+            .map_err(|source| DaemonError::Load { path: path.clone(), source })?,
+        None => {}
     }
     device.set_complete();
-    let source = source.open()?;
-    stdout.say(format_args!(
+    let source = source.open(stop)?;
+    // So may the socket; nobody was let in yet.
+    stop.check()?;
+    console.lines().say(format_args!(
         "ready: socket={} size={} block={} algorithm={} queues={} state={origin}",
         settings.endpoint,
         device.size(),
@@ -169,16 +219,7 @@ pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
         device.codec(),
         settings.guest.num_queues
     ));
-    manager::say_ready();
-    let server = Server::new(Arc::clone(&device), settings.guest.clone());
-    let ended = accept::serve(source, &server, stop.as_fd());
-    // Taken out first: its end is waited for, and signals are not.
-    let upkeep = sync::lock(&upkeep).take();
-    drop(upkeep);
-    // Of debug builds only.
-    for class in checker::figures() {
-        log::debug!("locks: {class}");
-    }
-    stdout.say(format_args!("summary: {}", device.report()));
-    ended
+    service_manager::say_ready(stop);
+    let server = Server::new(Arc::clone(device), settings.guest.clone());
+    accept::serve(source, &server, stop)
 }

@@ -1,80 +1,97 @@
-//! Signals, turned into a stop, a line of statistics, or a compaction.
+//! Signals, turned into the daemon's end, a line of statistics, or a compaction.
 
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 
-use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::console::Lines;
-use super::{inherit, manager};
+use super::{inherit, service_manager};
 use crate::device::{Compaction, Device};
+use crate::stop::Stop;
 use crate::sync;
 use crate::upkeep::Upkeep;
 
-/// The signals that the daemon waits for.
-pub(super) struct Signals(SigSet);
+/// The signals that the daemon handles. All are blocked, in the thread that made this and all that it
+/// starts later, so each waits until its thread takes it.
+pub(super) struct Signals {
+    /// Those that end the daemon.
+    end: SigSet,
+    /// Those that ask something of its disk.
+    ask: SigSet,
+}
 
 impl Signals {
-    /// Blocks them, in this thread and all that it will start.
+    /// Blocks the signals.
     pub(super) fn block() -> nix::Result<Self> {
-        let mut awaited = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2] {
-            awaited.add(signal);
-        }
+        let set = |signals: &[Signal]| signals.iter().copied().collect::<SigSet>();
+        let mut end = set(&[Signal::SIGTERM, Signal::SIGINT]);
         // A terminal that goes is a reason to end, unless nohup(1) says otherwise.
         if !inherit::is_ignored(Signal::SIGHUP) {
-            awaited.add(Signal::SIGHUP);
+            end.add(Signal::SIGHUP);
         }
-        let mut blocked = awaited;
-        // The error of what was too large for RLIMIT_FSIZE says enough.
-        blocked.add(Signal::SIGXFSZ);
-        blocked.thread_block()?;
-        Ok(Self(awaited))
+        let ask = set(&[Signal::SIGUSR1, Signal::SIGUSR2]);
+        // The error of a write beyond RLIMIT_FSIZE says enough.
+        let silent = set(&[Signal::SIGXFSZ]);
+        for signals in [end, ask, silent] {
+            signals.thread_block()?;
+        }
+        Ok(Self { end, ask })
     }
 
-    /// Starts a thread that waits for them for as long as the process lives. The first one that is
-    /// to end the daemon makes `stop` readable.
+    /// Starts a thread that requests the stop at each signal that ends the daemon. It lives as long as
+    /// the process.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(super) fn watch(
-        self,
-        stop: Arc<EventFd>,
+    pub(super) fn watch_for_end(&self, stop: Stop) -> io::Result<()> {
+        forever("signals", self.end, move |_| {
+            // First: the daemon may be gone soon after the request.
+            service_manager::say_stopping(&stop);
+            stop.request();
+        })
+    }
+
+    /// Starts a thread that does what signals ask of the disk, also those that came before. It lives
+    /// as long as the process.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn answer(
+        &self,
         device: Weak<Device>,
         upkeep: Arc<Mutex<Option<Upkeep>>>,
         stdout: Lines,
     ) -> io::Result<()> {
-        let body = move || {
-            loop {
-                match self.0.wait() {
-                    Ok(Signal::SIGUSR1) => {
-                        if let Some(device) = device.upgrade() {
-                            stdout.say(format_args!("stats: {}", device.report()));
-                        }
-                    }
-                    Ok(Signal::SIGUSR2) => {
-                        let stdout = stdout.clone();
-                        let told = move |done: Compaction| {
-                            let Compaction { pages, moves, .. } = done;
-                            stdout.say(format_args!("compacted: pages={pages} objects={moves}"));
-                        };
-                        if let Some(upkeep) = &*sync::lock(&upkeep) {
-                            upkeep.compact(told);
-                        }
-                    }
-                    Ok(_) => {
-                        // First: what was taken may take its time.
-                        manager::say_stopping();
-                        if let Err(errno) = stop.write(1) {
-                            log::error!("the daemon cannot be stopped: {errno}");
-                        }
-                    }
-                    Err(errno) => log::debug!("sigwait: {errno}"),
+        forever("requests", self.ask, move |signal| {
+            if signal == Signal::SIGUSR1 {
+                if let Some(device) = device.upgrade() {
+                    stdout.say(format_args!("stats: {}", device.report()));
                 }
+                return;
             }
-        };
-        thread::Builder::new().name("signals".into()).spawn(body).map(drop)
+            let stdout = stdout.clone();
+            let told = move |done: Compaction| {
+                let Compaction { pages, moves, .. } = done;
+                stdout.say(format_args!("compacted: pages={pages} objects={moves}"));
+            };
+            if let Some(upkeep) = &*sync::lock(&upkeep) {
+                upkeep.compact(told);
+            }
+        })
     }
+}
+
+/// Starts a thread that calls `act` with each of `signals` that comes.
+fn forever(name: &str, signals: SigSet, act: impl Fn(Signal) + Send + 'static) -> io::Result<()> {
+    let body = move || {
+        loop {
+            match signals.wait() {
+                Ok(signal) => act(signal),
+                Err(errno) => log::debug!("sigwait: {errno}"),
+            }
+        }
+    };
+    thread::Builder::new().name(name.into()).spawn(body).map(drop)
 }

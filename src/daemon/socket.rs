@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +16,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Group, User};
 
 use crate::failpoint;
+use crate::stop::{Stop, Stopped};
 
 /// How long another daemon that makes the same socket is waited for. It takes no time, unless that
 /// daemon is stopped.
@@ -84,6 +84,9 @@ pub enum SocketError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The daemon is to end.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 fn process(pid: Option<i32>) -> String {
@@ -161,7 +164,7 @@ struct Turn {
 
 impl Turn {
     /// Waits for the right, as long as `patience`.
-    fn wait(socket: &Path, patience: Duration) -> Result<Self, SocketError> {
+    fn wait(socket: &Path, patience: Duration, stop: &Stop) -> Result<Self, SocketError> {
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -175,7 +178,10 @@ impl Turn {
                 // The daemon before us may have removed the file that was opened here.
                 Ok(lock) if is_at(&lock, &path) => return Ok(Self { path, _lock: lock }),
                 Ok(_) => {}
-                Err((_, Errno::EWOULDBLOCK)) if since.elapsed() < patience => thread::sleep(LOOK),
+                Err((_, Errno::EWOULDBLOCK)) if since.elapsed() < patience => {
+                    failpoint::reach("wait.turn");
+                    stop.pause(LOOK)?;
+                }
                 Err((_, Errno::EWOULDBLOCK)) => return Err(SocketError::Busy(socket.into())),
                 Err((_, errno)) => return Err(fail(errno.into())),
             }
@@ -256,9 +262,9 @@ pub struct Bound {
 impl Bound {
     /// Makes a socket at `path`, in place of a stale one. Of daemons that do so at the same time one
     /// gets it, and the others find it alive.
-    pub(super) fn bind(path: PathBuf, access: Access) -> Result<Self, SocketError> {
+    pub(super) fn bind(path: PathBuf, access: Access, stop: &Stop) -> Result<Self, SocketError> {
         let io = |source| SocketError::Io { path: path.clone(), source };
-        let _turn = Turn::wait(&path, PATIENCE)?;
+        let _turn = Turn::wait(&path, PATIENCE, stop)?;
         let stale = check(&path)?;
         failpoint::reach("socket.checked");
         if stale {

@@ -22,7 +22,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, SealFlag, fcntl};
@@ -37,16 +36,13 @@ use crate::failpoint;
 use crate::sync::AtomicU64;
 use crate::units::PAGE_SIZE;
 
-/// How long a state that is in use is waited for: a daemon that was killed takes a moment to go.
-const GRACE: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_millis(5);
-
 const SUPERBLOCK: &str = "superblock";
 const TABLE: &str = "table";
 const ARENA: &str = "arena";
 const SEAL_BYTES: usize = 48;
 
-/// An open state. While it lives no other process can open it.
+/// An open state. While it lives no other process can open it: that fails at once, with
+/// [`StateError::InUse`].
 #[derive(Debug)]
 pub struct State {
     superblock: Superblock,
@@ -309,22 +305,12 @@ fn table_bytes(format: &Format) -> Result<u64, StateError> {
     sum.ok_or(StateError::Damaged { what: "the table's size makes no sense" })
 }
 
-/// Waits a moment for a lock that nobody else may have.
-fn lock(mut file: File, what: &'static str, home: &str) -> Result<Flock<File>, StateError> {
-    let since = Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((again, Errno::EWOULDBLOCK | Errno::EINTR)) if since.elapsed() < GRACE => {
-                file = again;
-                std::thread::sleep(LOOK);
-            }
-            Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::InUse { home: home.into() }),
-            Err((_, errno)) => {
-                return Err(StateError::File { what, source: errno.into() });
-            }
-        }
-    }
+/// Takes the lock that only one process may have. Never waits for it: the caller may retry.
+fn lock(file: File, what: &'static str, home: &str) -> Result<Flock<File>, StateError> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => StateError::InUse { home: home.into() },
+        errno => StateError::File { what, source: errno.into() },
+    })
 }
 
 fn write(file: &File, bytes: &[u8], at: u64, what: &'static str) -> Result<(), StateError> {

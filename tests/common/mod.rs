@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod disk;
 pub mod fuse;
 pub mod handed;
+pub mod held;
 pub mod loading;
 pub mod manager;
 pub mod process;
