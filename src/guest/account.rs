@@ -28,7 +28,8 @@ impl Account {
         }
     }
 
-    /// The rest of what was taken last goes back into the available ring.
+    /// The rest of what was taken last goes back into the available ring, in the order in which it
+    /// was taken.
     pub(super) fn put_back(&mut self, rest: &VecDeque<Taken>) {
         match self {
             Account::None => {}
@@ -44,6 +45,11 @@ impl Account {
         {
             order.release(finished);
         }
+    }
+
+    /// Whether this head is finished and waits for its turn to be published.
+    pub(super) fn is_early(&self, head: u16) -> bool {
+        matches!(self, Account::Ordered(order) if order.is_early(head))
     }
 
     /// The ledger, if there is one.

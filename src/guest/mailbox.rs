@@ -19,9 +19,9 @@ pub(super) enum Command {
     Start { ring: usize, kick: File, error_event: Option<File>, account: Account },
     /// Look at a ring: it was enabled.
     Look { ring: usize },
-    /// Take no more heads of a ring; answer when all that were taken are published.
+    /// Take no more heads of a ring; answer when all that were taken are published or put back.
     Stop { ring: usize, stopped: Sender<()> },
-    /// Finish everything in flight, answer, and wait until the sender of `resume` is dropped:
+    /// Finish everything in flight or put it back, answer, and wait until the sender of `resume` is dropped:
     /// the memory that requests use is about to change.
     Pause { paused: Sender<()>, resume: Receiver<()> },
     /// Finish what is in flight, except what the next session does again, and end.

@@ -30,9 +30,16 @@ impl Order {
         self.turns.push_back(head);
     }
 
-    /// The last `count` heads were put back.
+    /// The last `count` heads were put back, also those that are finished.
     pub(super) fn put_back(&mut self, count: usize) {
-        self.turns.truncate(self.turns.len().saturating_sub(count));
+        for head in self.turns.drain(self.turns.len().saturating_sub(count)..) {
+            self.early[usize::from(head)] = None;
+        }
+    }
+
+    /// Whether this head is finished before its turn.
+    pub(super) fn is_early(&self, head: u16) -> bool {
+        self.early.get(usize::from(head)).is_some_and(Option::is_some)
     }
 
     /// Leaves in `finished` what may be published now, in order. The rest comes with a later call.

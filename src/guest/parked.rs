@@ -172,6 +172,17 @@ impl<'d> Parked<'d> {
         Some(in_flight)
     }
 
+    /// The request with this head, if it is parked.
+    pub(super) fn get(&self, head: u16) -> Option<&InFlight<'d>> {
+        // Nothing is at `NOWHERE`: a ring has at most 32768 heads.
+        self.places.get(usize::from(head)).and_then(|at| self.requests.get(usize::from(*at)))
+    }
+
+    /// Whether one of them is large.
+    pub(super) fn has_large(&self) -> bool {
+        self.requests.iter().any(InFlight::is_large)
+    }
+
     /// Takes out one that is large.
     pub(super) fn take_large(&mut self) -> Option<InFlight<'d>> {
         let large = self.requests.iter().find(|in_flight| in_flight.is_large())?;

@@ -5,6 +5,7 @@
 //! heads then until it is started anew: the error descriptor is signalled, a line says why, and
 //! `broken_queues` counts it. What it had begun before is finished and published.
 
+mod stop;
 mod work;
 
 use std::collections::VecDeque;
@@ -120,7 +121,9 @@ pub(super) struct QueueServer<'d> {
     stuck: Option<RingError>,
     /// It broke, and was not started since.
     broken: bool,
-    /// The session ends: large requests are left to the next one, if it can know of them.
+    /// It stops or pauses: large requests go back into the available ring, where they can.
+    stopping: bool,
+    /// The session ends, and the in-flight region keeps large requests for the next one.
     leaving: bool,
     scratch: Scratch,
 }
@@ -167,6 +170,7 @@ impl<'d> QueueServer<'d> {
             fault: None,
             stuck: None,
             broken: false,
+            stopping: false,
             leaving: false,
             scratch: Scratch::default(),
         }
@@ -187,6 +191,7 @@ impl<'d> QueueServer<'d> {
         self.woken.clear();
         self.quiet = false;
         self.broken = false;
+        self.stopping = false;
         self.begun = false;
         self.kicked = false;
         self.blind_kicks = 0;
@@ -198,20 +203,31 @@ impl<'d> QueueServer<'d> {
         self.shared.log.warn(kind, format_args!("queue {}: {message}", self.index));
     }
 
-    /// Takes no more heads. Those in flight go on; see [`Self::is_drained`].
+    /// Takes no more heads, and puts large requests back where that is possible. The others are
+    /// finished; see [`Self::is_drained`].
     pub(super) fn stop(&mut self) {
         self.running = false;
+        self.stopping = true;
     }
 
-    /// Takes no more heads, as the session ends, and leaves off large requests between two of their
-    /// pages, where the next session does them again: as the in-flight region says, or because they
-    /// stay behind the used index. A ring that keeps no account finishes them.
-    ///
-    /// Not for a ring that is stopped by a message: a front end may give that to another back end,
-    /// which knows of nothing that is in flight.
+    /// Puts large requests back where that is possible, for a pause. The others are finished; see
+    /// [`Self::is_at_rest`]. Heads are taken again after [`Self::resume`].
+    pub(super) fn pause(&mut self) {
+        self.stopping = true;
+        self.publish_finished();
+    }
+
+    /// Ends a pause.
+    pub(super) fn resume(&mut self) {
+        self.stopping = !self.running;
+    }
+
+    /// Takes no more heads, as the session ends. With an in-flight region, all large requests are
+    /// abandoned between two of their pages and stay marked there, for the next session to resubmit.
+    /// Without one, they are put back as for a stop.
     pub(super) fn leave(&mut self) {
         self.stop();
-        self.leaving = !matches!(self.account, Account::None);
+        self.leaving = matches!(self.account, Account::Tracked(_));
         while self.leaving
             && let Some(InFlight { taken, .. }) = self.parked.take_large()
         {
@@ -299,7 +315,10 @@ impl<'d> QueueServer<'d> {
     fn publish_finished(&mut self) {
         let vring = self.vring.clone();
         let memory = snapshot(&self.shared.memory);
-        let published = self.publish(&mut vring.get_mut(), &memory);
+        let mut state = vring.get_mut();
+        let published = self.publish(&mut state, &memory);
+        self.put_back_large(state.get_queue_mut(), &memory);
+        drop(state);
         let stuck = self.stuck.take().map_or(Ok(()), Err);
         if let Err(error) = published.and(stuck) {
             self.break_down(error);
@@ -371,6 +390,7 @@ impl<'d> QueueServer<'d> {
         }
         let wrong = self.stuck.take().or(self.fault.take());
         self.publish(state, memory)?;
+        self.put_back_large(state.get_queue_mut(), memory);
         wrong.map_or(Ok(()), Err)?;
         // A driver that is not served now is not asked for kicks either: who makes room looks at
         // the ring in the same turn.

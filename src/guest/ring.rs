@@ -105,6 +105,12 @@ pub(super) fn take_batch(
     outcome
 }
 
+/// The head at `index` of the available ring, or `None` if it cannot be reached.
+pub(super) fn available(queue: &Queue, memory: &Memory, index: u16) -> Option<u16> {
+    let slot = u64::from(index % queue.size());
+    load(memory, address(queue.avail_ring(), 4 + 2 * slot).ok()?).ok()
+}
+
 /// Puts the rest of what was taken last back into the available ring, as if it had not been taken.
 pub(super) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque<Taken>) {
     // A ring has at most 32768 entries.

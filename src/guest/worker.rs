@@ -252,8 +252,11 @@ impl QueueThread<'_> {
                 let _ = paused.send(());
                 // Ends when the session drops its end, also if it does so by dying.
                 let _ = resume.recv();
-                // Kicks of this time were seen and not followed.
-                self.queues.iter_mut().for_each(|queue| queue.hot = true);
+                for queue in &mut self.queues {
+                    queue.server.resume();
+                    // Kicks of this time were seen and not followed.
+                    queue.hot = true;
+                }
             }
             Command::Quit => {
                 for queue in &mut self.queues {
@@ -265,10 +268,11 @@ impl QueueThread<'_> {
         }
     }
 
-    /// Finishes what is in flight, taking nothing new.
+    /// Finishes what is in flight, or puts it back, taking nothing new.
     fn drain(&mut self) {
         let (mut commands, mut woken) = (Vec::new(), Vec::new());
         let mut events = [EpollEvent::default()];
+        self.queues.iter_mut().for_each(|queue| queue.server.pause());
         while !self.queues.iter().all(|queue| queue.server.is_at_rest()) {
             self.mailbox.take(&mut commands, &mut woken);
             self.wake(&mut woken);

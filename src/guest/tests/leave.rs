@@ -1,4 +1,4 @@
-//! What parked requests take, and large ones at the end of a session.
+//! What parked requests take, and large ones when their queue stops.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -7,9 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use vhost_user_backend::VringT;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
-use vm_memory::GuestAddressSpace;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::account::Account;
@@ -20,7 +19,7 @@ use super::super::parked::Bound;
 use super::super::watchdog::{Patience, Watch};
 use super::super::worker::Worker;
 use super::resume::{account, left, marked};
-use super::rig::{DATA, HEADERS, ROOM, Rig, SIZE};
+use super::rig::{AVAIL, DATA, HEADERS, ROOM, Rig, SIZE};
 use super::{INDIRECT_FLAG, NEXT, TABLE, WRITE, desc, put};
 
 /// Bytes of a request that takes more than one poll: four times what one does at most.
@@ -125,31 +124,25 @@ fn a_large_request_is_left_to_the_next_session_and_a_small_one_is_finished() {
         server.leave();
         drop(held.remove(0));
         rig.settle(&mut server, &mut lane);
-        assert_eq!(rig.used()[2..], [0], "{mode:?}");
-        if mode == Mode::None {
-            // Nobody else knows of it.
-            assert!(!server.is_drained());
-            drop(held);
-            rig.settle(&mut server, &mut lane);
-            assert!(server.is_drained());
-        } else {
-            assert!(server.is_drained(), "{mode:?}");
-            let still = if mode == Mode::Tracked { vec![3] } else { vec![] };
-            assert_eq!((marked(&region), rig.status(1)), (still, 0xff), "{mode:?}");
-            drop(held);
-            // The next session starts at the used index and at what is marked.
-            if mode == Mode::Ordered {
-                rig.vring.set_queue_next_avail(3);
-            }
-            let mut server = rig.server_on(account_of(&rig, mode, &region));
-            rig.settle(&mut server, &mut lane);
-            assert!(server.is_drained());
-        }
-        assert_eq!((rig.used(), rig.status(1)), (vec![0, 1, 0, 1], 0), "{mode:?}");
-        assert_eq!(marked(&region), [0_u16; 0]);
-        assert_eq!(rig.page(1), rig.bytes(DATA + ROOM, 4096));
-        assert_eq!(rig.page(1024), rig.bytes(DATA + ROOM + 1023 * 4096, 4096));
+        assert_eq!((&rig.used()[2..], server.is_drained()), (&[0][..], true), "{mode:?}");
+        let (still, stands) = if mode == Mode::Tracked { (vec![3], 4) } else { (vec![], 3) };
+        assert_eq!((marked(&region), rig.next_avail()), (still, stands), "{mode:?}");
+        assert_eq!(rig.status(1), 0xff, "{mode:?}");
+        drop(held);
+        // The next session starts at the used index and at what is marked.
+        check_large_is_done(&rig, mode, &region);
     }
+}
+
+/// Starts the ring again, which does the large request.
+fn check_large_is_done(rig: &Rig, mode: Mode, region: &Inflight) {
+    let (mut server, mut lane) = (rig.server_on(account_of(rig, mode, region)), rig.lane());
+    rig.settle(&mut server, &mut lane);
+    assert!(server.is_drained());
+    assert_eq!((rig.used(), rig.status(1)), (vec![0, 1, 0, 1], 0), "{mode:?}");
+    assert_eq!(marked(region), [0_u16; 0]);
+    assert_eq!(rig.page(1), rig.bytes(DATA + ROOM, 4096));
+    assert_eq!(rig.page(1024), rig.bytes(DATA + ROOM + 1023 * 4096, 4096));
 }
 
 /// One that is taken up while the session ends, and turns out to be large, is left as well.
@@ -164,23 +157,150 @@ fn a_large_request_that_is_taken_again_at_the_end_stays_in_the_region() {
     assert_eq!((server.is_drained(), marked(&region)), (true, vec![3]));
 }
 
-/// A front end that stops a ring may give it to a back end that knows of nothing in flight.
+/// A ring that a message stops has nothing in flight, whatever back end starts it next, and does not
+/// wait for the large request: its base goes back before it.
 #[test]
-fn a_ring_that_is_stopped_by_a_message_finishes_its_large_requests() {
+fn a_ring_that_is_stopped_puts_a_large_request_back_and_finishes_a_small_one() {
     for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
         let rig = Rig::new();
-        let held = waiting(&rig);
+        let mut held = waiting(&rig);
         let region = left(&[], 2);
         let mut lane = rig.lane();
         let mut server = rig.server_on(account_of(&rig, mode, &region));
         rig.settle(&mut server, &mut lane);
         server.stop();
         rig.settle(&mut server, &mut lane);
-        assert!(!server.is_drained(), "{mode:?}");
-        drop(held);
+        assert_eq!((server.is_drained(), rig.next_avail()), (false, 3), "{mode:?}");
+        drop(held.remove(0));
         rig.settle(&mut server, &mut lane);
         assert!(server.is_drained(), "{mode:?}");
-        assert_eq!((rig.used().len(), marked(&region)), (4, vec![]), "{mode:?}");
+        assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 0], 3), "{mode:?}");
+        assert_eq!((marked(&region), rig.status(1)), (vec![], 0xff), "{mode:?}");
+        drop(held);
+        check_large_is_done(&rig, mode, &region);
+    }
+}
+
+/// The base can go back before a large request only if all that was taken after it goes back, too.
+#[test]
+fn a_stop_waits_for_a_large_request_only_if_a_later_one_was_completed() {
+    for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
+        for later_is_done in [false, true] {
+            let case = format!("{mode:?}, {later_is_done}");
+            let rig = Rig::new();
+            let mut held = waiting(&rig);
+            // It waits for the slot that the large one waits for, or for none.
+            rig.offer(6, VIRTIO_BLK_T_IN, if later_is_done { 2000 * 8 } else { 8 }, 4096);
+            let region = left(&[], 2);
+            let mut lane = rig.lane();
+            let mut server = rig.server_on(account_of(&rig, mode, &region));
+            // By default nothing is begun behind a request of 4 MiB.
+            server.set_bound(Bound { bytes: 2 * LARGE, ..Bound::default() });
+            rig.settle(&mut server, &mut lane);
+            assert_eq!(rig.next_avail(), 5, "{case}");
+            server.stop();
+            rig.settle(&mut server, &mut lane);
+            // In order, a later one that is finished is not completed.
+            let waits = later_is_done && mode != Mode::Ordered;
+            assert_eq!(rig.next_avail(), if waits { 5 } else { 3 }, "{case}");
+            drop(held.remove(0));
+            rig.settle(&mut server, &mut lane);
+            assert_eq!((server.is_drained(), rig.status(1)), (!waits, 0xff), "{case}");
+            drop(held);
+            rig.settle(&mut server, &mut lane);
+            assert!(server.is_drained(), "{case}");
+            let used = if waits { &[6, 0, 1][..] } else { &[0] };
+            let mut done = rig.used().split_off(2);
+            if waits {
+                done.sort_unstable_by_key(|n| *n != 6);
+            }
+            assert_eq!((&*done, marked(&region)), (used, vec![]), "{case}");
+            let mut server = rig.server_on(account_of(&rig, mode, &region));
+            rig.settle(&mut server, &mut lane);
+            assert_eq!((server.is_drained(), rig.used().len()), (true, 5), "{case}");
+            assert_eq!([rig.status(0), rig.status(1), rig.status(6)], [0; 3], "{case}");
+        }
+    }
+}
+
+/// A head whose first request was completed, and whose second one goes back.
+#[test]
+fn a_stop_does_not_put_back_what_was_completed_with_the_same_head() {
+    for mode in [Mode::None, Mode::Tracked] {
+        let rig = Rig::new();
+        let mut held = waiting(&rig);
+        let region = left(&[], 2);
+        let mut lane = rig.lane();
+        let mut server = rig.server_on(account_of(&rig, mode, &region));
+        drop(held.pop());
+        rig.settle(&mut server, &mut lane);
+        assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 1], 4), "{mode:?}");
+        held.push(rig.shared.device.hold(1).unwrap());
+        rig.write(1, 1, LARGE);
+        rig.settle(&mut server, &mut lane);
+        assert_eq!(rig.next_avail(), 5, "{mode:?}");
+        server.stop();
+        rig.settle(&mut server, &mut lane);
+        assert_eq!(rig.next_avail(), 4, "{mode:?}");
+        drop(held);
+        rig.settle(&mut server, &mut lane);
+        assert_eq!((server.is_drained(), rig.used()), (true, vec![0, 1, 1, 0]), "{mode:?}");
+    }
+}
+
+/// A guest that changes its available ring after requests were taken harms nobody.
+#[test]
+fn a_guest_that_rewrites_taken_entries_does_not_confuse_a_stop() {
+    for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
+        for entries in [[3_u16, 3], [0, 0], [3, 9], [60000, 3], [3, 60000]] {
+            let rig = Rig::new();
+            let held = waiting(&rig);
+            let region = left(&[], 2);
+            let mut lane = rig.lane();
+            let mut server = rig.server_on(account_of(&rig, mode, &region));
+            rig.settle(&mut server, &mut lane);
+            let memory = rig.map.shared().memory().clone();
+            memory.write_obj(entries, GuestAddress(AVAIL + 4 + 2 * 2)).unwrap();
+            server.stop();
+            rig.settle(&mut server, &mut lane);
+            drop(held);
+            rig.settle(&mut server, &mut lane);
+            assert!(server.is_drained(), "{mode:?} {entries:?}");
+        }
+    }
+}
+
+/// A queue thread, and the slot that its large request waits for.
+struct Waiting<'r> {
+    worker: Worker,
+    held: Vec<crate::slot::Ticket<'r>>,
+}
+
+impl<'r> Waiting<'r> {
+    /// Waits until the small request is done and the large one is parked.
+    fn new(rig: &'r Rig, account: Account) -> Self {
+        let mut held = waiting(rig);
+        let watch = Watch::new(1, Patience::default());
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let flags = nix::sys::eventfd::EfdFlags::EFD_NONBLOCK;
+        let kick = nix::sys::eventfd::EventFd::from_flags(flags).unwrap();
+        let kick = File::from(OwnedFd::from(kick));
+        let rings = vec![(0, rig.vring.clone())];
+        let shared = Arc::clone(&rig.shared);
+        let worker = Worker::spawn(0, rings, shared, rig.lane(), event, watch).unwrap();
+        // The small one has nothing to wait for.
+        drop(held.remove(0));
+        worker.send(Command::Start { ring: 0, kick, error_event: None, account });
+        until(|| rig.next_avail() == 4 && rig.used().len() == 3);
+        Self { worker, held }
+    }
+}
+
+fn until(condition: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(60), "not within a minute");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -188,24 +308,8 @@ fn a_ring_that_is_stopped_by_a_message_finishes_its_large_requests() {
 #[test]
 fn a_thread_that_quits_does_not_wait_for_large_requests() {
     let rig = Rig::new();
-    let mut held = waiting(&rig);
     let region = left(&[], 2);
-    let watch = Watch::new(1, Patience::default());
-    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-    let kick = nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK);
-    let kick = File::from(OwnedFd::from(kick.unwrap()));
-    let rings = vec![(0, rig.vring.clone())];
-    let shared = Arc::clone(&rig.shared);
-    let account = account(&rig, &region);
-    let mut worker = Worker::spawn(0, rings, shared, rig.lane(), event(), watch).unwrap();
-    // The small one has nothing to wait for.
-    drop(held.remove(0));
-    worker.send(Command::Start { ring: 0, kick, error_event: None, account });
-    let began = std::time::Instant::now();
-    while rig.next_avail() != 4 || rig.used().len() != 3 {
-        assert!(began.elapsed() < Duration::from_secs(60), "not taken within a minute");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let Waiting { mut worker, held } = Waiting::new(&rig, account(&rig, &region));
     worker.send(Command::Quit);
     let (stopped, wait) = channel();
     worker.send(Command::Stop { ring: 0, stopped });
@@ -215,4 +319,28 @@ fn a_thread_that_quits_does_not_wait_for_large_requests() {
     drop(held);
     assert!(in_time && worker.join());
     assert_eq!((rig.used(), marked(&region)), (vec![0, 1, 0], vec![3]));
+}
+
+/// A pause for a change of guest memory begins while the slot is still held, and the queue resumes by
+/// taking the request again.
+#[test]
+fn a_pause_puts_a_large_request_back_and_the_queue_takes_it_again() {
+    for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
+        let rig = Rig::new();
+        let region = left(&[], 2);
+        let Waiting { mut worker, held } = Waiting::new(&rig, account_of(&rig, mode, &region));
+        let (paused, wait) = channel();
+        let (keep, resume) = channel();
+        worker.send(Command::Pause { paused, resume });
+        let in_time = wait.recv_timeout(Duration::from_secs(60)).is_ok();
+        let stands = (rig.next_avail(), rig.used().len(), marked(&region));
+        drop((held, keep));
+        assert!(in_time, "{mode:?}");
+        assert_eq!(stands, (3, 3, vec![]), "{mode:?}");
+        until(|| rig.used().len() == 4);
+        worker.send(Command::Quit);
+        assert!(worker.join());
+        assert_eq!((rig.used(), rig.status(1)), (vec![0, 1, 0, 1], 0), "{mode:?}");
+        assert_eq!(rig.page(1024), rig.bytes(DATA + ROOM + 1023 * 4096, 4096));
+    }
 }
