@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
+use vhost_user_zram::blk::{GuestOptions, Patience};
 use vhost_user_zram::codec::CodecSpec;
 use vhost_user_zram::daemon::{Endpoint, ImageFormat, Keep, Settings, SocketAccess};
 use vhost_user_zram::device::{BlockChoice, DeviceConfig, MemoryKind};
 use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
-use vhost_user_zram::guest::{GuestOptions, Patience};
 use vhost_user_zram::units::BlockSize;
 
 /// Exit code of a command line that makes no sense, as of most programs.

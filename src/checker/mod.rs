@@ -41,8 +41,6 @@ mod fault;
 mod graph;
 #[cfg(not(all(debug_assertions, not(any(loom, shuttle)))))]
 mod stub;
-#[cfg(all(test, debug_assertions, not(any(loom, shuttle))))]
-mod tests;
 
 use std::fmt;
 use std::time::Duration;

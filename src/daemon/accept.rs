@@ -12,8 +12,9 @@ use super::socket::{self, Access, Bound, SocketError};
 use super::{DaemonError, Endpoint};
 use crate::causes::with_causes;
 use crate::failpoint;
-use crate::guest::{Kind, Server, SessionEnd};
+use crate::ratelimit::Kind;
 use crate::stop::Stop;
+use crate::vhost_user::{Server, SessionEnd};
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once, if
 /// nobody else waits.

@@ -11,8 +11,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::image::{Image, ImageError, ImageFormat};
 use super::service_manager;
-use crate::codec::CodecError;
-use crate::device::{Device, IoError, Lane, Op, Payload, PayloadFault};
+use crate::device::{Device, DeviceError, IoError, Lane, Op, Payload, PayloadFault};
 use crate::stop::{Stop, Stopped};
 use crate::sync;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
@@ -43,8 +42,8 @@ pub enum LoadError {
     #[error("the disk cannot store it")]
     Store(#[from] IoError),
     /// No codec context.
-    #[error("there is no codec context")]
-    Codec(#[from] CodecError),
+    #[error("its thread has no codec context")]
+    Context(#[from] DeviceError),
     /// The thread that loads cannot be started, or died.
     #[error("the thread that loads it fails")]
     Thread(#[source] io::Error),

@@ -17,7 +17,8 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::socket::Bound;
-use crate::guest::{Kind, Limiter, Others};
+use crate::ratelimit::{Kind, Limiter};
+use crate::vhost_user::Others;
 
 /// Most front ends that wait in here. When one more comes, one that has said nothing for [`SILENCE`] makes
 /// room. If there is none, the newcomer stays in the socket's own queue, which the kernel bounds by its

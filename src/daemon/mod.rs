@@ -26,12 +26,13 @@ pub use self::load::LoadError;
 pub use self::service_manager::ManagerError;
 use self::signals::Signals;
 pub use self::socket::{Bound, SocketAccess, SocketError};
+use crate::blk::GuestOptions;
 use crate::checker;
 use crate::device::{Device, DeviceConfig, DeviceError};
-use crate::guest::{GuestOptions, Server};
 use crate::stop::{Stop, Stopped};
 use crate::sync;
 use crate::upkeep::{Host, Upkeep};
+use crate::vhost_user::Server;
 
 /// How long a daemon that starts waits for the state and the socket of one that ends: that has both to
 /// its end, and takes a moment if it was killed.
@@ -121,7 +122,7 @@ pub enum DaemonError {
     Thread(#[source] std::io::Error),
     /// The one connection that was inherited ended badly.
     #[error("the session failed")]
-    Session(#[source] crate::guest::SessionError),
+    Session(#[source] crate::vhost_user::SessionError),
     /// The daemon is to end.
     #[error(transparent)]
     Stopped(#[from] Stopped),

@@ -234,7 +234,7 @@ impl Device {
             return Move::Busy;
         };
         let Some(to) = self.pool.relocate(from, object.length) else { return Move::NoPlace };
-        // The bytes are complete at the new place before the word names it (invariant J5).
+        // The bytes are complete at the new place before the word names it.
         failpoint::reach("compact.copied");
         self.table.publish_moved(ticket, word.moved_to(to));
         failpoint::reach("compact.published");

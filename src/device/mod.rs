@@ -5,6 +5,7 @@
 //! `Pending` and has arranged to be woken. Nothing here blocks.
 
 mod compact;
+mod extent;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 pub use self::compact::Compactor;
 use self::compact::HostWatch;
+pub use self::extent::Extent;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, IoError, Obstacle, Op, Payload, PayloadFault};
 pub use self::offload::WINDOW as ENGINE_WINDOW;
@@ -225,9 +227,9 @@ impl Device {
     ///
     /// # Errors
     /// The codec cannot allocate its contexts.
-    pub fn lane(&self) -> Result<Lane, CodecError> {
+    pub fn lane(&self) -> Result<Lane, DeviceError> {
         let number = self.lanes.fetch_add(1, Ordering::Relaxed) % MOST_LANES;
-        Lane::new(&self.codecs, number, self.table.reader())
+        Ok(Lane::new(&self.codecs, number, self.table.reader())?)
     }
 
     /// The calling thread's counters.
@@ -289,7 +291,7 @@ impl Device {
         self.table.try_lock(index)
     }
 
-    /// Compares the counters with the table, slot by slot, and the pool with both (invariant I9);
+    /// Compares the counters with the table, slot by slot, and the pool with both;
     /// nobody may be writing. Returns the first difference.
     #[cfg(test)]
     fn check(&self) -> Result<(), String> {

@@ -7,8 +7,8 @@
 //! 5. Two slots are taken in ascending order of their index; all other locks come after a slot's.
 //!
 //! The lock is one bit of the slot word, so taking and releasing it uncontended is one atomic
-//! instruction each, and releasing publishes the new content in the same instruction (invariant
-//! J5: a process killed anywhere leaves a table that is true).
+//! instruction each, and releasing publishes the new content in the same instruction (so
+//! a process killed anywhere leaves a table that is true).
 //!
 //! # Waiting
 //! A waiter queues itself and sets the WAITERS bit under its bucket's mutex, having seen LOCKED

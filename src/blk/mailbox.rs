@@ -1,0 +1,122 @@
+//! What reaches a queue thread besides kicks: commands of the session, and requests that woke up.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::sync;
+use crate::virtq::account::Account;
+
+/// An order of the session to a queue thread. Dropping a `Sender` unused says that the thread is
+/// gone, which the session's `recv` reports.
+pub(crate) enum Command {
+    /// Serve a ring that is ready, and look at it at once.
+    Start { ring: usize, kick: File, error_event: Option<File>, account: Account },
+    /// Look at a ring: it was enabled.
+    Look { ring: usize },
+    /// Take no more heads of a ring; answer when all that were taken are published or put back.
+    Stop { ring: usize, stopped: Sender<()> },
+    /// Finish everything in flight or put it back, answer, and wait until the sender of `resume` is dropped:
+    /// the memory that requests use is about to change.
+    Pause { paused: Sender<()>, resume: Receiver<()> },
+    /// Finish what is in flight, except what the next session does again, and end.
+    Quit,
+}
+
+#[derive(Default)]
+struct Inbox {
+    commands: Vec<Command>,
+    woken: Vec<Arc<RequestWaker>>,
+    /// The thread is gone. What is sent is dropped, which tells the sender.
+    closed: bool,
+}
+
+/// The mailbox of one queue thread.
+pub(crate) struct Mailbox {
+    inbox: Mutex<Inbox>,
+    event: EventFd,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Arc::new(Self { inbox: Mutex::default(), event }))
+    }
+
+    /// Readable while there may be something in the mailbox.
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Gives the thread an order.
+    pub(crate) fn send(&self, command: Command) {
+        self.put(|inbox| inbox.commands.push(command));
+    }
+
+    /// A waker that puts one request of one ring on the thread's list.
+    pub(crate) fn waker(self: &Arc<Self>, ring: usize, head: u16) -> Waker {
+        let listed = AtomicBool::new(false);
+        Waker::from(Arc::new(RequestWaker { mailbox: Arc::clone(self), ring, head, listed }))
+    }
+
+    /// Takes everything out: commands, and woken requests as (ring, head), added to the vectors.
+    pub(crate) fn take(&self, commands: &mut Vec<Command>, woken: &mut Vec<(usize, u16)>) {
+        // The event first: what is put in after it is announced again.
+        let _ = self.event.read();
+        let mut inbox = sync::lock(&self.inbox);
+        commands.append(&mut inbox.commands);
+        for waker in inbox.woken.drain(..) {
+            // From here on it may be woken again: it is looked at after this.
+            waker.listed.store(false, Ordering::Release);
+            woken.push((waker.ring, waker.head));
+        }
+    }
+
+    /// The thread ends: drops what is in the mailbox, and whatever comes.
+    pub(crate) fn close(&self) {
+        let mut inbox = sync::lock(&self.inbox);
+        inbox.closed = true;
+        inbox.commands.clear();
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Inbox)) {
+        let was_empty = {
+            let mut inbox = sync::lock(&self.inbox);
+            if inbox.closed {
+                return;
+            }
+            let was_empty = inbox.commands.is_empty() && inbox.woken.is_empty();
+            change(&mut inbox);
+            was_empty
+        };
+        if was_empty {
+            // Fails only if the counter is full, and then the event is readable anyway.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+struct RequestWaker {
+    mailbox: Arc<Mailbox>,
+    ring: usize,
+    head: u16,
+    /// It is on the list already: once is enough for any number of wake-ups.
+    listed: AtomicBool,
+}
+
+impl Wake for RequestWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.listed.swap(true, Ordering::AcqRel) {
+            self.mailbox.put(|inbox| inbox.woken.push(Arc::clone(self)));
+        }
+    }
+}

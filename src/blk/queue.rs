@@ -1,0 +1,564 @@
+//! One virtqueue, served: heads in, requests through the device, used elements out. What becomes of a
+//! request in between is in `work`.
+//!
+//! A queue *breaks* when its ring makes no sense, or when a request cannot be answered. It takes no
+//! heads then until it is started anew: the error descriptor is signalled, a line says why, and
+//! `broken_queues` counts it. What it had begun before is finished and published.
+
+mod stop;
+mod work;
+
+use std::collections::VecDeque;
+use std::fmt::Arguments;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use vhost_user_backend::{VringMutex, VringState, VringT};
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryLoadGuard;
+
+use crate::blk::config::GuestOptions;
+use crate::blk::config::Patience;
+use crate::blk::mailbox::Mailbox;
+use crate::blk::parked::{Bound, InFlight, Parked};
+use crate::blk::request::{Status, snapshot};
+use crate::blk::watchdog::{Look, Pulse};
+use crate::clock::{self, MIN_WORK, Share};
+use crate::device::{Device, Lane};
+use crate::ratelimit::{Kind, Limiter};
+use crate::virtq::account::Account;
+use crate::virtq::chain::{Chain, Segment};
+use crate::virtq::elem::{Finished, Taken};
+use crate::virtq::memory::{Memory, SharedMemory};
+use crate::virtq::position;
+use crate::virtq::ring::{self, Heads, RingError};
+
+/// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
+/// thread looks at its other queues. One poll may overrun it.
+const SHARE: Duration = Duration::from_millis(1);
+
+/// What to do about guest memory that is not shared.
+pub(crate) const SHARE_IT: &str =
+    "QEMU's memory backend needs share=on, libvirt's <memoryBacking> needs <access mode='shared'/>";
+
+/// Kicks of a ring that is all zero, after which its memory is taken to be not shared.
+///
+/// A driver kicks for what it has made available before, so a look after the kick finds it. The first
+/// kick may be the front end's own, at the start of the ring, with which what is left over from before
+/// adds up in the eventfd. The second one is the driver's, and there may be no third: Linux looks for
+/// partitions with one read, and waits for it.
+const BLIND_KICKS: u8 = 2;
+
+/// The state of a ring that the session sets and the queue thread uses.
+pub(crate) type Vring = VringMutex<SharedMemory>;
+
+/// What all queues of a session share.
+pub(crate) struct Shared {
+    pub(crate) device: Arc<Device>,
+    pub(crate) memory: SharedMemory,
+    pub(crate) options: GuestOptions,
+    /// What is logged, less what comes too often.
+    pub(crate) log: Arc<Limiter>,
+    /// Bytes of memory that parked requests take.
+    pub(crate) parked: AtomicUsize,
+    /// A request of this session's guest was seen, so its memory is here.
+    pub(crate) seen: AtomicBool,
+}
+
+/// Whether a queue has more to do right away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// A kick will come when there is more, or a parked request will wake up and make room for it.
+    Idle,
+    /// There is more already.
+    More,
+}
+
+/// What follows an exchange with the ring.
+enum Next {
+    /// Working off what was taken.
+    Work,
+    /// Nothing; the turn is over.
+    Rest(Turn),
+}
+
+/// One virtqueue of one queue thread.
+pub(crate) struct QueueServer<'d> {
+    index: usize,
+    shared: &'d Shared,
+    vring: Vring,
+    mailbox: Arc<Mailbox>,
+    /// The thread's, for the watchdog.
+    pulse: Arc<Pulse>,
+    /// Heads may be taken. Cleared by a stop and by a ring that makes no sense.
+    running: bool,
+    /// A head was taken since the start, so the used index is this queue's own.
+    begun: bool,
+    /// The driver kicked since the last look at the ring.
+    kicked: bool,
+    /// Looks after a kick since the start that found nothing, while nothing was found at all.
+    blind_kicks: u8,
+    /// Told when the ring breaks.
+    error_event: Option<File>,
+    heads: Heads,
+    account: Account,
+    parked: Parked<'d>,
+    /// One for each head, made when the head is first used.
+    wakers: Vec<Option<Waker>>,
+    /// The driver was told not to kick.
+    quiet: bool,
+    /// Used index when the driver was last asked whether it wants an interrupt.
+    signalled: u16,
+    /// Heads of parked requests that can go on, in the order in which they woke up. A head may be
+    /// in it that waits no more.
+    woken: VecDeque<u16>,
+    share: Share,
+    /// What is wrong with the ring behind the heads that were taken.
+    fault: Option<RingError>,
+    /// Why the queue cannot go on with those.
+    stuck: Option<RingError>,
+    /// It broke, and was not started since.
+    broken: bool,
+    /// It stops or pauses: large requests go back into the available ring, where they can.
+    stopping: bool,
+    /// The session ends, and the in-flight region keeps large requests for the next one.
+    leaving: bool,
+    scratch: Scratch,
+}
+
+/// Vectors that are used again and again, so that a request allocates nothing.
+#[derive(Default)]
+struct Scratch {
+    /// Heads that were taken and not begun; empty between turns.
+    taken: VecDeque<Taken>,
+    /// They were in flight when the ring started.
+    again: bool,
+    finished: Vec<Finished>,
+    chain: Chain,
+    segments: Vec<Vec<Segment>>,
+}
+
+impl<'d> QueueServer<'d> {
+    pub(crate) fn new(
+        index: usize,
+        vring: Vring,
+        shared: &'d Shared,
+        mailbox: Arc<Mailbox>,
+        pulse: Arc<Pulse>,
+    ) -> Self {
+        Self {
+            index,
+            shared,
+            vring,
+            mailbox,
+            pulse,
+            running: false,
+            begun: false,
+            kicked: false,
+            blind_kicks: 0,
+            error_event: None,
+            heads: Heads::default(),
+            account: Account::default(),
+            parked: Parked::new(Bound::default(), &shared.parked),
+            wakers: Vec::new(),
+            quiet: false,
+            signalled: 0,
+            woken: VecDeque::new(),
+            share: Share::new(SHARE, MIN_WORK),
+            fault: None,
+            stuck: None,
+            broken: false,
+            stopping: false,
+            leaving: false,
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Starts to serve a ring whose addresses and indexes are set and checked, with an account of
+    /// its own.
+    pub(crate) fn start(&mut self, error_event: Option<File>, account: Account) {
+        let vring = self.vring.get_ref();
+        let size = vring.get_queue().size();
+        self.signalled = vring.get_queue().next_used();
+        drop(vring);
+        self.heads = Heads::new(size);
+        self.account = account;
+        self.parked.resize(size);
+        self.wakers.resize_with(usize::from(size), || None);
+        self.error_event = error_event;
+        self.woken.clear();
+        self.quiet = false;
+        self.broken = false;
+        self.stopping = false;
+        self.begun = false;
+        self.kicked = false;
+        self.blind_kicks = 0;
+        self.running = true;
+    }
+
+    /// Logs a warning about this queue, unless there were too many of its kind lately.
+    pub(crate) fn warn(&self, kind: Kind, message: Arguments<'_>) {
+        self.shared.log.warn(kind, format_args!("queue {}: {message}", self.index));
+    }
+
+    /// Takes no more heads, and puts large requests back where that is possible. The others are
+    /// finished; see [`Self::is_drained`].
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+        self.stopping = true;
+    }
+
+    /// Puts large requests back where that is possible, for a pause. The others are finished; see
+    /// [`Self::is_at_rest`]. Heads are taken again after [`Self::resume`].
+    pub(crate) fn pause(&mut self) {
+        self.stopping = true;
+        self.publish_finished();
+    }
+
+    /// Ends a pause.
+    pub(crate) fn resume(&mut self) {
+        self.stopping = !self.running;
+    }
+
+    /// Takes no more heads, as the session ends. With an in-flight region, all large requests are
+    /// abandoned between two of their pages and stay marked there, for the next session to resubmit.
+    /// Without one, they are put back as for a stop.
+    pub(crate) fn leave(&mut self) {
+        self.stop();
+        self.leaving = matches!(self.account, Account::Tracked(_));
+        while self.leaving
+            && let Some(InFlight { taken, .. }) = self.parked.take_large()
+        {
+            taken.abandon();
+        }
+    }
+
+    /// The driver kicked; the queue has its turn next.
+    pub(crate) fn kicked(&mut self) {
+        self.kicked = true;
+    }
+
+    /// Whether nothing is being worked on: what was begun is finished and published.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.parked.is_empty()
+    }
+
+    /// Whether everything that was taken is finished and published, also what an earlier process
+    /// took. Of a ring that must not be served that stays as it is, for its next start.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.is_at_rest() && !(self.account.has_again() && is_served(&self.vring.get_ref()))
+    }
+
+    /// Whether it broke and was not started since.
+    #[cfg(fuzzing)]
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Sets the bound of what is parked.
+    #[cfg(test)]
+    pub(crate) fn set_bound(&mut self, bound: Bound) {
+        self.parked.set_bound(bound);
+    }
+
+    /// Sets the time of a share.
+    #[cfg(test)]
+    pub(crate) fn set_share(&mut self, time: Duration) {
+        self.share = Share::new(time, MIN_WORK);
+    }
+
+    /// A request woke up; it is polled when the queue has its turn.
+    pub(crate) fn wake(&mut self, head: u16) {
+        self.woken.push_back(head);
+    }
+
+    /// Whether requests woke up that were not polled since.
+    pub(crate) fn has_woken(&self) -> bool {
+        !self.woken.is_empty()
+    }
+
+    /// Gives the queue its turn: a share of time for requests that woke up, and one for new heads.
+    pub(crate) fn serve(&mut self, lane: &mut Lane) -> Turn {
+        self.poll_woken(lane);
+        let vring = self.vring.clone();
+        // Guest memory changes only while the thread rests.
+        let memory = snapshot(&self.shared.memory);
+        let mut over = false;
+        self.share.begin();
+        // The ring is locked to exchange heads and used elements and not while requests are worked
+        // off: the session's messages need it too.
+        loop {
+            let mut state = vring.get_mut();
+            let table = ring::descriptors(state.get_queue());
+            let next = self.exchange(&mut state, &memory, over);
+            drop(state);
+            match next {
+                Ok(Next::Work) => over = self.work(table, &memory, lane),
+                Ok(Next::Rest(turn)) => return turn,
+                Err(error) => {
+                    self.break_down(error);
+                    return self.rest(false);
+                }
+            }
+        }
+    }
+
+    /// Goes on with requests that woke up, for a share of time, and publishes what is finished.
+    /// Takes nothing new.
+    pub(crate) fn go_on(&mut self, lane: &mut Lane) {
+        self.poll_woken(lane);
+        self.publish_finished();
+    }
+
+    fn publish_finished(&mut self) {
+        let vring = self.vring.clone();
+        let memory = snapshot(&self.shared.memory);
+        let mut state = vring.get_mut();
+        let published = self.publish(&mut state, &memory);
+        self.put_back_large(state.get_queue_mut(), &memory);
+        drop(state);
+        let stuck = self.stuck.take().map_or(Ok(()), Err);
+        if let Err(error) = published.and(stuck) {
+            self.break_down(error);
+        }
+    }
+
+    fn poll_woken(&mut self, lane: &mut Lane) {
+        if self.woken.is_empty() {
+            return;
+        }
+        self.share.start();
+        while let Some(head) = self.woken.pop_front() {
+            // If it is not there, it was woken twice and finished the first time.
+            let Some(in_flight) = self.parked.take(head) else { continue };
+            self.poll(in_flight, lane);
+            if self.share.is_over() {
+                return;
+            }
+        }
+    }
+
+    /// Reports the requests that are parked for too long at this look, and gives up those that are
+    /// parked for far too long. True if there were such, so that there is room for others.
+    pub(crate) fn look_after(&mut self, look: Look, patience: &Patience) -> bool {
+        let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);
+        let lost = self.parked.overdue(look, patience, |request, age| {
+            figures.stalled_requests.inc();
+            let what = request.io.waits_for().map(|what| format!(", now for {what}"));
+            log.warn(
+                Kind::Stalls,
+                format_args!(
+                    "queue {index}: request {} ({}) has waited for {:.1} s{}",
+                    request.taken.head(),
+                    request.extent,
+                    age.as_secs_f64(),
+                    what.unwrap_or_default()
+                ),
+            );
+        });
+        if lost.is_empty() {
+            return false;
+        }
+        for head in lost {
+            let Some(InFlight { taken, io, reply, extent, .. }) = self.parked.take(head) else {
+                continue;
+            };
+            figures.expired(extent.op);
+            self.warn(Kind::Stalls, format_args!("request {head} ({extent}) is given up"));
+            // Its pages are done or untouched, and its place in a slot's queue is free.
+            let payload = io.into_payload();
+            self.answer(reply, payload.memory(), taken, Status::IoErr);
+        }
+        self.publish_finished();
+        true
+    }
+
+    /// Publishes what is finished, and takes a batch of heads unless the turn is `over`.
+    fn exchange(
+        &mut self,
+        state: &mut VringState<SharedMemory>,
+        memory: &GuestMemoryLoadGuard<Memory>,
+        over: bool,
+    ) -> Result<Next, RingError> {
+        let unreachable = |_| RingError::Unreachable;
+        if !self.scratch.taken.is_empty() {
+            // What ended the batch is met again by who takes these heads again.
+            self.fault = None;
+            self.put_back(state);
+        }
+        let wrong = self.stuck.take().or(self.fault.take());
+        self.publish(state, memory)?;
+        self.put_back_large(state.get_queue_mut(), memory);
+        wrong.map_or(Ok(()), Err)?;
+        // A driver that is not served now is not asked for kicks either: who makes room looks at
+        // the ring in the same turn.
+        let full = !self.parked.has_room();
+        let again = self.account.has_again();
+        if over || full || !(self.running || again) || !is_served(state) {
+            return Ok(Next::Rest(self.rest(over && !full)));
+        }
+        if again {
+            self.has_begun();
+            self.take_again();
+            return Ok(Next::Work);
+        }
+        if !self.begun {
+            self.follow_cleared(state, memory);
+        }
+        if !self.quiet {
+            state.disable_notification().map_err(unreachable)?;
+            self.quiet = true;
+        }
+        let (queue, taken) = (state.get_queue_mut(), &mut self.scratch.taken);
+        let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
+        if taken.is_empty() {
+            outcome?;
+            self.quiet = false;
+            if !state.enable_notification().map_err(unreachable)? {
+                let in_use = state.get_queue().next_avail() != 0;
+                self.found_nothing(in_use);
+                return Ok(Next::Rest(self.rest(false)));
+            }
+        } else {
+            self.fault = outcome.err();
+            self.scratch.again = false;
+            // From now on the disk is one that a guest has seen; this comes before anything else
+            // that says so.
+            self.shared.device.mark_served();
+            self.account.take(taken);
+            self.has_begun();
+        }
+        Ok(Next::Work)
+    }
+
+    /// Begins where the driver does, if it has cleared the ring since the start.
+    fn follow_cleared(&mut self, state: &mut VringState<SharedMemory>, memory: &Memory) {
+        if !position::was_cleared(state.get_queue(), memory) {
+            return;
+        }
+        log::debug!("queue {}: the guest has cleared its ring since the start", self.index);
+        let queue = state.get_queue_mut();
+        queue.set_next_avail(0);
+        queue.set_next_used(0);
+        self.signalled = 0;
+        if let Some(ledger) = self.account.ledger() {
+            ledger.end_batch(&[], 0);
+        }
+    }
+
+    /// A head was taken.
+    fn has_begun(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.shared.seen.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A look at the ring found nothing. Where that happens after each kick, the guest writes its
+    /// ring to memory that is not this one. A ring that was `in_use` when it was started is in this one,
+    /// and so is that of a queue that is not used, if the guest uses another: front ends kick those, too.
+    fn found_nothing(&mut self, in_use: bool) {
+        let kicked = std::mem::take(&mut self.kicked);
+        if !kicked || self.begun || in_use || self.shared.seen.load(Ordering::Relaxed) {
+            return;
+        }
+        self.blind_kicks = self.blind_kicks.saturating_add(1);
+        if self.blind_kicks == BLIND_KICKS {
+            self.shared.device.figures().blind_queues.inc();
+            self.warn(
+                Kind::Queues,
+                format_args!(
+                    "the guest has kicked {BLIND_KICKS} times and shows no request, so its memory is \
+                     probably not shared: {SHARE_IT}"
+                ),
+            );
+        }
+    }
+
+    /// Takes a batch of what an earlier process had in flight.
+    fn take_again(&mut self) {
+        self.scratch.again = true;
+        let Some(ledger) = self.account.ledger() else { return };
+        while self.scratch.taken.len() < ring::BATCH
+            && let Some(head) = ledger.next_again()
+        {
+            self.heads.take(head);
+            self.scratch.taken.push_back(Taken::new(head));
+        }
+    }
+
+    /// Puts what was taken and not begun back to where it was taken from.
+    fn put_back(&mut self, state: &mut VringState<SharedMemory>) {
+        let taken = &mut self.scratch.taken;
+        if !std::mem::take(&mut self.scratch.again) {
+            self.account.put_back(taken);
+            ring::put_back(state.get_queue_mut(), &mut self.heads, taken);
+        } else if let Some(ledger) = self.account.ledger() {
+            for taken in taken.drain(..).rev() {
+                let head = taken.put_back();
+                self.heads.give_back(head);
+                ledger.put_again(head);
+            }
+        }
+    }
+
+    /// How a turn ends, if there may be `more` heads to be taken.
+    fn rest(&self, more: bool) -> Turn {
+        if more || self.has_woken() { Turn::More } else { Turn::Idle }
+    }
+
+    fn publish(
+        &mut self,
+        state: &mut VringState<SharedMemory>,
+        memory: &Memory,
+    ) -> Result<(), RingError> {
+        let finished = &mut self.scratch.finished;
+        self.account.release(finished);
+        if finished.is_empty() {
+            return Ok(());
+        }
+        let ledger = self.account.ledger();
+        ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, ledger, finished)?;
+        announce_first();
+        if ring::wants_interrupt(state.get_queue(), memory, &mut self.signalled)? {
+            // A full eventfd is signalled already.
+            let _ = state.signal_used_queue();
+        }
+        Ok(())
+    }
+
+    /// Stops a ring that makes no sense, or that has a request that cannot be answered, visibly.
+    fn break_down(&mut self, error: RingError) {
+        if std::mem::replace(&mut self.broken, true) {
+            return;
+        }
+        self.shared.device.figures().broken_queues.inc();
+        self.shared
+            .log
+            .warn(Kind::Queues, format_args!("queue {} is stopped: {error}", self.index));
+        self.running = false;
+        if let Some(ledger) = self.account.ledger() {
+            ledger.leave_again();
+        }
+        if let Some(event) = &mut self.error_event {
+            let _ = event.write(&1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Whether requests of a ring may be worked on.
+fn is_served(state: &VringState<SharedMemory>) -> bool {
+    state.is_enabled() && state.get_queue().ready()
+}
+
+/// Says once how long a guest had to wait for this process.
+fn announce_first() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Relaxed) && !DONE.swap(true, Ordering::Relaxed) {
+        let waited = clock::since_start().as_millis();
+        log::info!("the first request is completed {waited} ms after the start");
+    }
+}

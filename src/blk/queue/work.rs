@@ -1,0 +1,191 @@
+//! Requests of a queue, from their heads to their statuses.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use vm_memory::GuestMemoryLoadGuard;
+
+use super::QueueServer;
+use crate::blk::parked::InFlight;
+use crate::blk::refusal::Refused;
+use crate::blk::request::{GuestBytes, Reply, Request, Status, deliver_id};
+use crate::clock;
+use crate::device::Extent;
+use crate::device::{IoError, Lane, Op};
+use crate::ratelimit::Kind;
+use crate::virtq::chain::DescriptorTable;
+use crate::virtq::elem::{Taken, Unanswerable};
+use crate::virtq::memory::{self, Memory};
+use crate::virtq::ring::{self, RingError};
+
+/// Most segments that a spare vector has room for: those of the largest request, as vectors grow.
+const SPARE_SEGMENTS: usize = 128;
+
+impl<'d> QueueServer<'d> {
+    /// Works off what was taken, as far as the share goes. True if the turn is over.
+    pub(crate) fn work(
+        &mut self,
+        table: DescriptorTable,
+        memory: &GuestMemoryLoadGuard<Memory>,
+        lane: &mut Lane,
+    ) -> bool {
+        while self.parked.has_room()
+            && let Some(taken) = self.scratch.taken.pop_front()
+        {
+            let over = match self.begin(taken, table, memory, lane) {
+                Some(bytes) => self.share.spend(bytes),
+                None => self.share.is_over(),
+            };
+            if over || self.stuck.is_some() {
+                return true;
+            }
+        }
+        // Also a guest that only moves its available index back and forth uses up its turn.
+        self.share.spend(0)
+    }
+
+    /// Works one request off, or leaves it waiting. Returns the bytes of data that it moved, if
+    /// they say how much work that was.
+    ///
+    /// One that cannot be answered becomes the first of those that were not begun, and the queue is
+    /// stuck.
+    fn begin(
+        &mut self,
+        taken: Taken,
+        table: DescriptorTable,
+        memory: &GuestMemoryLoadGuard<Memory>,
+        lane: &mut Lane,
+    ) -> Option<u64> {
+        let chain = &mut self.scratch.chain;
+        let read = chain.read(memory, table, taken.head()).map_err(Unanswerable::from);
+        let parsed = read.and_then(|()| Request::parse(memory, chain, &self.shared.options));
+        let request = match parsed {
+            Ok(request) => request,
+            Err(why) => {
+                self.stuck = Some(RingError::Unanswerable { head: taken.head(), why });
+                self.scratch.taken.push_front(taken);
+                return Some(0);
+            }
+        };
+        if memory::is_lost(memory) {
+            // What was read from lost memory is zeroes, which may look like a request.
+            if let Request::Io { op, .. } = request {
+                self.shared.device.figures().failed(op);
+            }
+            self.answer(request.reply(), memory, taken, Status::IoErr);
+            return Some(0);
+        }
+        match request {
+            Request::Io { op, sector, bytes, data, reply } => {
+                self.refill_chain();
+                let segments = data.capacity();
+                let payload = GuestBytes::new(memory.clone(), data);
+                match self.shared.device.request(op, sector, bytes, payload) {
+                    Ok(io) => {
+                        let extent = Extent { op, sector, bytes };
+                        let (since, age, reported) = (None, Duration::ZERO, false);
+                        let begun =
+                            InFlight { taken, io, reply, extent, since, age, reported, segments };
+                        let ended = self.poll(begun, lane);
+                        return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
+                    }
+                    Err(error) => {
+                        self.report(taken.head(), &error);
+                        self.answer(reply, memory, taken, Status::IoErr);
+                    }
+                }
+            }
+            Request::Flush { reply } => {
+                // What was written is in memory, and nothing makes it more stable.
+                self.shared.device.figures().flushes.inc();
+                self.answer(reply, memory, taken, Status::Ok);
+            }
+            Request::GetId { data, reply } => {
+                let status = deliver_id(memory, &data, &self.shared.options.id());
+                self.answer(reply, memory, taken, status);
+            }
+            Request::Refused { refused, reply } => {
+                let Refused { why, op } = refused;
+                self.shared.device.figures().refused(op);
+                self.warn(why.kind(), format_args!("request {} is refused: {why}", taken.head()));
+                self.answer(reply, memory, taken, why.status());
+            }
+        }
+        Some(0)
+    }
+
+    /// Ends a request. If its status cannot be written by now, it is left as it is in its ring's
+    /// account, and the queue is stuck.
+    pub(crate) fn answer(&mut self, reply: Reply, memory: &Memory, taken: Taken, status: Status) {
+        let head = taken.head();
+        match reply.finish(memory, taken, status) {
+            Ok(finished) => self.scratch.finished.push(finished),
+            Err(why) => self.stuck = Some(RingError::Unanswerable { head, why }),
+        }
+    }
+
+    /// Polls a request, which is finished or waits then. True if it is finished.
+    pub(crate) fn poll(&mut self, mut in_flight: InFlight<'d>, lane: &mut Lane) -> bool {
+        let head = in_flight.taken.head();
+        let waker = self.wakers[usize::from(head)]
+            .get_or_insert_with(|| self.mailbox.waker(self.index, head));
+        let InFlight { io, extent, reported, .. } = &mut in_flight;
+        self.pulse.enter(self.index, head, extent, *reported);
+        let polled = io.poll(lane, &Context::from_waker(waker));
+        self.pulse.leave();
+        let done = match polled {
+            Poll::Pending if self.leaving && in_flight.is_large() => {
+                in_flight.taken.abandon();
+                return false;
+            }
+            Poll::Pending => {
+                in_flight.since.get_or_insert_with(clock::coarse);
+                in_flight.reported |= self.pulse.was_reported();
+                self.parked.put(in_flight);
+                return false;
+            }
+            Poll::Ready(done) => done,
+        };
+        let status = match done {
+            Ok(()) => Status::Ok,
+            Err(error) => {
+                self.report(head, &error);
+                Status::IoErr
+            }
+        };
+        let InFlight { taken, io, reply, .. } = in_flight;
+        let payload = io.into_payload();
+        self.answer(reply, payload.memory(), taken, status);
+        let segments = payload.into_segments();
+        // A discard has none to give back, a spare more than a batch needs is never used, and one for
+        // more segments than a driver may use would make a request that has few of them take much.
+        if (1..=SPARE_SEGMENTS).contains(&segments.capacity())
+            && self.scratch.segments.len() < ring::BATCH
+        {
+            self.scratch.segments.push(segments);
+        }
+        true
+    }
+
+    /// Gives the chain vectors again for those that a request took with it.
+    fn refill_chain(&mut self) {
+        let chain = &mut self.scratch.chain;
+        for segments in [&mut chain.readable, &mut chain.writable] {
+            if segments.capacity() == 0
+                && let Some(spare) = self.scratch.segments.pop()
+            {
+                *segments = spare;
+            }
+        }
+    }
+
+    fn report(&self, head: u16, error: &IoError) {
+        let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
+        let kind = match error {
+            IoError::OutOfRange { .. } | IoError::Unaligned { .. } => Kind::Range,
+            IoError::Decompress { .. } | IoError::Damaged { .. } => Kind::Damage,
+            _ => Kind::Failures,
+        };
+        self.warn(kind, format_args!("request {head} fails: {error}{cause}"));
+    }
+}

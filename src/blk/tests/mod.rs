@@ -1,0 +1,15 @@
+//! Requests, queues and their threads against hand-laid guest memory.
+
+mod leave;
+mod lost;
+mod memory;
+mod queue;
+mod refused;
+mod request;
+mod resume;
+pub(crate) mod rig;
+mod unanswerable;
+mod watchdog;
+mod worker;
+
+use crate::virtq::tests::{Desc, INDIRECT_FLAG, NEXT, TABLE, WRITE, desc, put};

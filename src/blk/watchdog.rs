@@ -1,0 +1,307 @@
+//! The watchdog: requests that do not end are reported, and given up if that is wanted.
+//!
+//! Two things keep a request from ending, and each is seen where it costs least:
+//!
+//! * A request that is *parked* waits for what does not come. Its own queue thread looks through
+//!   what it has parked, woken by a time limit on its sleep that is there only while something is
+//!   parked. A request is timed from when it is first parked, by a coarse clock.
+//! * A request that is *being worked on* keeps its thread. A thread of the session that does
+//!   nothing else looks at the [`Pulse`] of each queue thread: a few stores of its own for each
+//!   poll, and no clock. It looks only while queue threads are awake; when all of them have slept
+//!   for a while it sleeps without a time limit, until one wakes up and finds it asleep.
+//!
+//! Time counts only while looks come in time ([`Looks`]): a daemon that was stopped, frozen or asleep
+//! with its host was not there to do anything, and a request must not fail for that.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::blk::config::Patience;
+use crate::device::{Device, Extent, Op};
+use crate::ratelimit::{Kind, Limiter};
+use crate::sync;
+
+/// Looks at what waits, one after another, and how much time counts between them.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    /// The last one.
+    before: Duration,
+    /// Most time that counts from one to the next.
+    most: Duration,
+}
+
+/// One look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    now: Duration,
+    before: Duration,
+    most: Duration,
+}
+
+impl Looks {
+    /// The looks of a thread. One may come an interval late, for a thread that was woken just before
+    /// it was to look sleeps for another interval.
+    pub(crate) fn of(patience: &Patience) -> Self {
+        Self::new(patience.interval().map_or(Duration::MAX, |interval| 2 * interval))
+    }
+
+    /// Looks between which no more than `most` counts.
+    pub(crate) fn new(most: Duration) -> Self {
+        Self { before: Duration::ZERO, most }
+    }
+
+    /// Whether the last look is this long ago.
+    pub(crate) fn are_due(&self, now: Duration, interval: Duration) -> bool {
+        now.saturating_sub(self.before) >= interval
+    }
+
+    /// The next look, now, by any one clock.
+    pub(crate) fn at(&mut self, now: Duration) -> Look {
+        let before = std::mem::replace(&mut self.before, now);
+        Look { now, before, most: self.most }
+    }
+}
+
+impl Look {
+    /// What counts since the look before for something that is there since `since`.
+    pub(crate) fn counted(&self, since: Duration) -> Duration {
+        self.now.saturating_sub(self.before.max(since)).min(self.most)
+    }
+}
+
+/// What one queue thread is doing. Written by the thread, in its own cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Pulse {
+    /// Beginnings and ends of polls: odd within one.
+    beat: AtomicU64,
+    /// Of the request that is polled: queue in bits 32 to 47, head in 16 to 31, operation in 1 to
+    /// 2, whether it was reported before in 0.
+    request: AtomicU64,
+    sector: AtomicU64,
+    bytes: AtomicU64,
+    /// The thread does not sleep.
+    awake: AtomicBool,
+    /// Beat of the last poll that was reported. The one field that the watchdog writes.
+    reported: AtomicU64,
+}
+
+const OPS: [Op; 4] = [Op::Read, Op::Write, Op::Discard, Op::WriteZeroes];
+
+impl Pulse {
+    /// A poll of a request begins.
+    pub(crate) fn enter(&self, queue: usize, head: u16, extent: &Extent, reported: bool) {
+        let op = OPS.iter().position(|op| *op == extent.op).unwrap_or_default() as u64;
+        let request = (queue as u64) << 32 | u64::from(head) << 16 | op << 1 | u64::from(reported);
+        let beat = self.beat.load(Ordering::Relaxed);
+        // Whoever sees one of the next stores sees the end of the poll before it.
+        fence(Ordering::Release);
+        self.request.store(request, Ordering::Relaxed);
+        self.sector.store(extent.sector, Ordering::Relaxed);
+        self.bytes.store(extent.bytes, Ordering::Relaxed);
+        self.beat.store(beat + 1, Ordering::Release);
+    }
+
+    /// The poll is over.
+    pub(crate) fn leave(&self) {
+        let beat = self.beat.load(Ordering::Relaxed);
+        self.beat.store(beat + 1, Ordering::Release);
+    }
+
+    /// Whether the last poll, which is over, was reported.
+    pub(crate) fn was_reported(&self) -> bool {
+        self.reported.load(Ordering::Relaxed) + 1 == self.beat.load(Ordering::Relaxed)
+    }
+
+    /// The thread is about to sleep.
+    pub(crate) fn rest(&self) {
+        self.awake.store(false, Ordering::Release);
+    }
+
+    /// How many polls there were, and what the last one was of.
+    #[cfg(test)]
+    pub(crate) fn last(&self) -> (u64, String) {
+        let beat = self.beat.load(Ordering::Relaxed);
+        let (queue, head, extent, reported) = self.request(beat).unwrap();
+        (beat / 2, format!("{queue} {head} {extent} {reported}"))
+    }
+
+    /// As if the watchdog reported the next poll.
+    #[cfg(test)]
+    pub(crate) fn report_next(&self) {
+        self.reported.store(self.beat.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// The request of poll `beat`, if that is not over: queue, head, extent, reported before.
+    fn request(&self, beat: u64) -> Option<(u64, u16, Extent, bool)> {
+        let request = self.request.load(Ordering::Relaxed);
+        let sector = self.sector.load(Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let op = OPS[(request >> 1 & 3) as usize];
+        let described =
+            (request >> 32, (request >> 16) as u16, Extent { op, sector, bytes }, request & 1 == 1);
+        (self.beat.load(Ordering::Relaxed) == beat).then_some(described)
+    }
+}
+
+/// What queue threads and watchdog share.
+pub(crate) struct Watch {
+    pulses: Vec<Arc<Pulse>>,
+    patience: Patience,
+    /// The watchdog looks from time to time; otherwise it has to be woken.
+    armed: AtomicBool,
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// What the watchdog saw of a thread.
+#[derive(Clone, Copy)]
+struct Seen {
+    beat: u64,
+    /// For how long it has been seen, as far as that counts.
+    age: Duration,
+}
+
+impl Watch {
+    /// A watch over `threads` queue threads.
+    pub(crate) fn new(threads: usize, patience: Patience) -> Arc<Self> {
+        Arc::new(Self {
+            pulses: (0..threads).map(|_| Arc::default()).collect(),
+            patience,
+            // One that is off has not to be woken.
+            armed: AtomicBool::new(patience.interval().is_none()),
+            stopped: Mutex::new(false),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// The pulse of thread `number`.
+    pub(crate) fn pulse(&self, number: usize) -> Arc<Pulse> {
+        Arc::clone(&self.pulses[number])
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// A queue thread woke up.
+    pub(crate) fn rouse(&self, pulse: &Pulse) {
+        pulse.awake.store(true, Ordering::Relaxed);
+        // With the fence in `sleep`: either the watchdog sees a thread awake, or it is woken.
+        fence(Ordering::SeqCst);
+        if !self.armed.load(Ordering::Relaxed) {
+            let _stopped = sync::lock(&self.stopped);
+            self.armed.store(true, Ordering::Relaxed);
+            self.changed.notify_all();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Relaxed)
+    }
+
+    fn run(&self, device: &Device, log: &Limiter, interval: Duration) {
+        let mut seen = Vec::new();
+        let (began, mut looks) = (Instant::now(), Looks::of(&self.patience));
+        loop {
+            if seen.is_empty() && self.sleep() {
+                return;
+            }
+            let counted = looks.at(began.elapsed()).counted(Duration::ZERO);
+            let mut quiet = true;
+            // Of polls that were not seen before, time counts from now on.
+            seen.resize(self.pulses.len(), Seen { beat: 0, age: Duration::ZERO });
+            for (pulse, seen) in self.pulses.iter().zip(&mut seen) {
+                let beat = pulse.beat.load(Ordering::Acquire);
+                quiet &= beat == seen.beat && !pulse.awake.load(Ordering::Acquire);
+                if beat != seen.beat {
+                    *seen = Seen { beat, age: Duration::ZERO };
+                    continue;
+                }
+                seen.age += counted;
+                if beat & 1 == 1 && self.patience.is_over(seen.age) {
+                    report(pulse, beat, seen.age, device, log);
+                }
+            }
+            if quiet {
+                seen.clear();
+                continue;
+            }
+            let stopped = sync::lock(&self.stopped);
+            let waited = self.changed.wait_timeout_while(stopped, interval, |stopped| !*stopped);
+            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until a queue thread is awake. True if the watchdog is to end.
+    fn sleep(&self) -> bool {
+        let stopped = sync::lock(&self.stopped);
+        self.armed.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.pulses.iter().any(|pulse| pulse.awake.load(Ordering::Relaxed)) {
+            self.armed.store(true, Ordering::Relaxed);
+        }
+        let asleep = |stopped: &mut bool| !*stopped && !self.armed.load(Ordering::Relaxed);
+        *self.changed.wait_while(stopped, asleep).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reports a thread that does not get out of a poll, once for each poll.
+fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device, log: &Limiter) {
+    if pulse.reported.load(Ordering::Relaxed) == beat {
+        return;
+    }
+    let Some((queue, head, extent, before)) = pulse.request(beat) else { return };
+    pulse.reported.store(beat, Ordering::Relaxed);
+    if !before {
+        device.figures().stalled_requests.inc();
+    }
+    log.warn(
+        Kind::Stalls,
+        format_args!(
+            "queue {queue}: request {head} ({extent}) has kept its thread for {:.1} s",
+            age.as_secs_f64()
+        ),
+    );
+}
+
+/// The thread that watches a session's queue threads. Dropping it ends the thread.
+pub(crate) struct Watchdog {
+    watch: Arc<Watch>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Starts the thread, unless the watch is off.
+    pub(crate) fn start(
+        watch: Arc<Watch>,
+        device: Arc<Device>,
+        log: Arc<Limiter>,
+    ) -> io::Result<Self> {
+        let its_watch = Arc::clone(&watch);
+        let thread = watch.patience.interval().map(|interval| {
+            let body = move || its_watch.run(&device, &log, interval);
+            thread::Builder::new().name("watchdog".into()).spawn(body)
+        });
+        Ok(Self { watch, thread: thread.transpose()? })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        *sync::lock(&self.watch.stopped) = true;
+        self.watch.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the watchdog had died");
+        }
+    }
+}

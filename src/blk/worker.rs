@@ -1,0 +1,315 @@
+//! A queue thread: sleeps until one of its queues has work, and never on anything else.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::blk::mailbox::{Command, Mailbox};
+use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
+use crate::blk::watchdog::{Looks, Pulse, Watch};
+use crate::checker;
+use crate::clock;
+use crate::device::Lane;
+use crate::ratelimit::Kind;
+
+/// Epoll token of the mailbox; those of kicks are the numbers of their queues in the thread.
+const MAILBOX: u64 = u64::MAX;
+
+/// A queue thread, from the session's side.
+pub(crate) struct Worker {
+    mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts thread `number`, for the virtqueues `vrings` (each with its number). `trouble` is
+    /// signalled if the thread dies.
+    pub(crate) fn spawn(
+        number: usize,
+        vrings: Vec<(usize, Vring)>,
+        shared: Arc<Shared>,
+        lane: Lane,
+        trouble: EventFd,
+        watch: Arc<Watch>,
+    ) -> io::Result<Self> {
+        let mailbox = Mailbox::new()?;
+        let epoll = Epoll::new()?;
+        listen(&epoll, mailbox.event().as_raw_fd(), MAILBOX)?;
+        let its_mailbox = Arc::clone(&mailbox);
+        let body = move || {
+            let end = End { mailbox: Arc::clone(&its_mailbox), trouble };
+            let shared = &*shared;
+            let pulse = watch.pulse(number);
+            let queues = vrings.into_iter().map(|(index, vring)| {
+                let (mailbox, pulse) = (Arc::clone(&its_mailbox), Arc::clone(&pulse));
+                let server = QueueServer::new(index, vring, shared, mailbox, pulse);
+                Served { index, server, kick: None, hot: false, stopped: None }
+            });
+            let queues = queues.collect();
+            let (mailbox, looks) = (its_mailbox, Looks::of(&watch.patience()));
+            QueueThread { queues, mailbox, epoll, lane, watch, pulse, looks, quitting: false }
+                .run();
+            drop(end);
+        };
+        let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(body)?;
+        Ok(Self { mailbox, thread: Some(thread) })
+    }
+
+    pub(crate) fn send(&self, command: Command) {
+        self.mailbox.send(command);
+    }
+
+    /// Waits for the thread to end, after [`Command::Quit`]. False if it had died.
+    pub(crate) fn join(&mut self) -> bool {
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
+    }
+}
+
+impl Drop for Worker {
+    /// A session that fails half-way leaves no thread behind.
+    fn drop(&mut self) {
+        self.send(Command::Quit);
+        self.join();
+    }
+}
+
+/// The end of the thread, by unwinding too: nobody may wait for its answers, and the session is
+/// told if its queues are dead.
+struct End {
+    mailbox: Arc<Mailbox>,
+    trouble: EventFd,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.mailbox.close();
+        if thread::panicking() {
+            let _ = self.trouble.write(1);
+        }
+    }
+}
+
+/// A queue and what its thread knows of it.
+struct Served<'d> {
+    index: usize,
+    server: QueueServer<'d>,
+    kick: Option<File>,
+    /// Has work, or may have.
+    hot: bool,
+    /// Who waits for it to be drained.
+    stopped: Option<Sender<()>>,
+}
+
+struct QueueThread<'d> {
+    queues: Vec<Served<'d>>,
+    mailbox: Arc<Mailbox>,
+    epoll: Epoll,
+    lane: Lane,
+    watch: Arc<Watch>,
+    pulse: Arc<Pulse>,
+    /// The looks through parked requests, by the coarse clock.
+    looks: Looks,
+    quitting: bool,
+}
+
+impl QueueThread<'_> {
+    fn run(mut self) {
+        let mut events = vec![EpollEvent::default(); self.queues.len() + 1];
+        let (mut commands, mut woken) = (Vec::new(), Vec::new());
+        loop {
+            if self.quitting && self.queues.iter().all(|queue| queue.server.is_drained()) {
+                return;
+            }
+            checker::may_not_hold("a queue's thread sleeps");
+            let count = match self.sleep(&mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("epoll fails: {error}"),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    MAILBOX => self.mailbox.take(&mut commands, &mut woken),
+                    number => self.kicked(number as usize),
+                }
+            }
+            self.wake(&mut woken);
+            for command in commands.drain(..) {
+                self.obey(command);
+            }
+            self.look_after_parked();
+            for queue in &mut self.queues {
+                if queue.hot {
+                    queue.hot = queue.server.serve(&mut self.lane) == Turn::More;
+                }
+                if queue.server.is_drained()
+                    && let Some(stopped) = queue.stopped.take()
+                {
+                    let _ = stopped.send(());
+                }
+            }
+        }
+    }
+
+    /// Waits for events, if there is nothing to do.
+    fn sleep(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        if self.queues.iter().any(|queue| queue.hot) {
+            return self.epoll.wait(0, events);
+        }
+        // Only what is parked has to be looked at while nothing happens.
+        let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
+        let interval = self.watch.patience().interval().filter(|_| parked);
+        let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
+        self.pulse.rest();
+        let count = self.epoll.wait(timeout, events);
+        self.watch.rouse(&self.pulse);
+        count
+    }
+
+    /// Looks through what is parked, if that was not done lately.
+    fn look_after_parked(&mut self) {
+        let patience = self.watch.patience();
+        let Some(interval) = patience.interval() else { return };
+        if self.queues.iter().all(|queue| queue.server.is_at_rest()) {
+            return;
+        }
+        let now = clock::coarse();
+        if !self.looks.are_due(now, interval) {
+            return;
+        }
+        let look = self.looks.at(now);
+        for queue in &mut self.queues {
+            queue.hot |= queue.server.look_after(look, &patience);
+        }
+    }
+
+    /// Tells the queues which of their requests woke up.
+    fn wake(&mut self, woken: &mut Vec<(usize, u16)>) {
+        for (ring, head) in woken.drain(..) {
+            if let Some((_, queue)) = find(&mut self.queues, ring) {
+                queue.server.wake(head);
+                queue.hot = true;
+            }
+        }
+    }
+
+    fn kicked(&mut self, number: usize) {
+        let queue = &mut self.queues[number];
+        queue.hot = true;
+        let Some(kick) = &mut queue.kick else { return };
+        let mut count = [0; 8];
+        match kick.read(&mut count) {
+            Ok(8) => queue.server.kicked(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Not an eventfd, or the end of one: it would be readable for ever.
+            _ => {
+                let text = format_args!("the kick descriptor is of no use");
+                queue.server.warn(Kind::Descriptors, text);
+                unlisten(&self.epoll, kick.as_raw_fd());
+                queue.kick = None;
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start { ring, kick, error_event, account } => {
+                let Some((number, queue)) = find(&mut self.queues, ring) else { return };
+                if let Some(old) = queue.kick.take() {
+                    unlisten(&self.epoll, old.as_raw_fd());
+                }
+                if let Err(error) = listen_for_edges(&self.epoll, kick.as_raw_fd(), number as u64) {
+                    let text = format_args!("kicks cannot be waited for: {error}");
+                    queue.server.warn(Kind::Descriptors, text);
+                }
+                queue.kick = Some(kick);
+                queue.server.start(error_event, account);
+                // The kick of a front end that reconnects may never come again.
+                queue.hot = true;
+            }
+            Command::Look { ring } => {
+                if let Some((_, queue)) = find(&mut self.queues, ring) {
+                    queue.hot = true;
+                }
+            }
+            Command::Stop { ring, stopped } => {
+                let Some((_, queue)) = find(&mut self.queues, ring) else { return };
+                if let Some(kick) = queue.kick.take() {
+                    unlisten(&self.epoll, kick.as_raw_fd());
+                }
+                queue.server.stop();
+                queue.stopped = Some(stopped);
+                // What an earlier process took is still to be done.
+                queue.hot = true;
+            }
+            Command::Pause { paused, resume } => {
+                self.drain();
+                let _ = paused.send(());
+                // Ends when the session drops its end, also if it does so by dying.
+                let _ = resume.recv();
+                for queue in &mut self.queues {
+                    queue.server.resume();
+                    // Kicks of this time were seen and not followed.
+                    queue.hot = true;
+                }
+            }
+            Command::Quit => {
+                for queue in &mut self.queues {
+                    queue.server.leave();
+                    queue.hot = true;
+                }
+                self.quitting = true;
+            }
+        }
+    }
+
+    /// Finishes what is in flight, or puts it back, taking nothing new.
+    fn drain(&mut self) {
+        let (mut commands, mut woken) = (Vec::new(), Vec::new());
+        let mut events = [EpollEvent::default()];
+        self.queues.iter_mut().for_each(|queue| queue.server.pause());
+        while !self.queues.iter().all(|queue| queue.server.is_at_rest()) {
+            self.mailbox.take(&mut commands, &mut woken);
+            self.wake(&mut woken);
+            if !self.queues.iter().any(|queue| queue.server.has_woken()) {
+                // Kicks wake this up as well; all queues are looked at after the pause, which is short.
+                let _ = self.epoll.wait(1, &mut events);
+            }
+            for queue in &mut self.queues {
+                if queue.server.has_woken() {
+                    queue.server.go_on(&mut self.lane);
+                }
+            }
+            self.look_after_parked();
+        }
+        for command in commands {
+            self.mailbox.send(command);
+        }
+    }
+}
+
+fn find<'a, 'd>(queues: &'a mut [Served<'d>], ring: usize) -> Option<(usize, &'a mut Served<'d>)> {
+    queues.iter_mut().enumerate().find(|(_, queue)| queue.index == ring)
+}
+
+fn listen(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+/// The same, woken by each signal once. What stays readable whatever is read from it, as a full eventfd
+/// that counts down by ones, does not keep the thread busy.
+fn listen_for_edges(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+}
+
+fn unlisten(epoll: &Epoll, fd: RawFd) {
+    if let Err(error) = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
+        log::debug!("a descriptor cannot be taken out of epoll: {error}");
+    }
+}

@@ -1,0 +1,581 @@
+//! The messages of a vhost-user session, and what they do to rings and memory.
+//!
+//! Runs on the session's thread. Queue threads are reached through their mailboxes only, and are
+//! brought to rest before anything that they use is changed.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost_user_backend::VringT;
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::blk::config::{ConfigSpace, F_PROTOCOL_FEATURES};
+use crate::blk::mailbox::Command;
+use crate::blk::queue::{SHARE_IT, Shared, Vring};
+use crate::blk::worker::Worker;
+use crate::blk::workers::Workers;
+use crate::causes::with_causes;
+use crate::ratelimit::Kind;
+use crate::vhost_user::events;
+use crate::virtq::account::Account;
+use crate::virtq::inflight::{self, Inflight};
+use crate::virtq::memory::{Layout, MAX_REGIONS, MemoryMap};
+use crate::virtq::position::{self, Known, PositionError};
+
+/// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
+/// be stopped, and checked and started anew, after any change.
+#[derive(Default)]
+struct Staged {
+    /// Descriptor table, used ring and available ring, in the front end's address space.
+    addresses: Option<[u64; 3]>,
+    kick: Option<File>,
+    error_event: Option<File>,
+    /// A queue thread serves it.
+    started: bool,
+    /// It was started before in this session, so its indexes are of this session's making.
+    known: bool,
+    /// What was done of it can be told even if its thread dies.
+    accounted: bool,
+    /// Its rings went away with a piece of guest memory, and may come back with one.
+    lost: bool,
+}
+
+/// How far a front end has come with its session. It does not go back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// It has not said that the session is its own.
+    Begun,
+    /// It has, and nothing more than what any front end asks.
+    Owned,
+    /// It has said something of rings or memory, as QEMU does of each queue before its guest runs.
+    InUse,
+}
+
+/// The front end's requests, carried out.
+pub(crate) struct Handler {
+    shared: Arc<Shared>,
+    memory: MemoryMap,
+    /// What rings that are started next keep their accounts in.
+    inflight: Option<Inflight>,
+    /// An earlier one was cut short.
+    lost_region: bool,
+    /// It shows requests, and was given to a disk that never served any: they were another disk's.
+    lost_disk: bool,
+    config: ConfigSpace,
+    vrings: Vec<Vring>,
+    staged: Vec<Staged>,
+    workers: Workers,
+    acked_features: u64,
+    phase: Phase,
+    soft_refusal: bool,
+    /// Whether a guest had been served from this disk when the session began.
+    had_served: bool,
+    /// A ring was refused because it is of a guest whose disk this never was.
+    strange: bool,
+}
+
+impl Handler {
+    /// A handler for rings `vrings`. `trouble` is signalled if a queue thread dies.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        memory: MemoryMap,
+        vrings: Vec<Vring>,
+        trouble: EventFd,
+    ) -> Self {
+        let workers = Workers::new(Arc::clone(&shared), vrings.clone(), trouble);
+        let device = &shared.device;
+        let config = ConfigSpace::new(&shared.options, device.sectors(), device.block_size());
+        let staged = vrings.iter().map(|_| Staged::default()).collect();
+        let had_served = shared.device.has_served();
+        Self {
+            shared,
+            memory,
+            inflight: None,
+            lost_region: false,
+            lost_disk: false,
+            config,
+            vrings,
+            staged,
+            workers,
+            acked_features: 0,
+            phase: Phase::Begun,
+            soft_refusal: false,
+            had_served,
+            strange: false,
+        }
+    }
+
+    /// Whether the last error was a refusal that the front end was told of, and no reason to end
+    /// the session.
+    pub(crate) fn take_soft_refusal(&mut self) -> bool {
+        std::mem::take(&mut self.soft_refusal)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn vring(&self, ring: usize) -> Vring {
+        self.vrings[ring].clone()
+    }
+
+    /// How far the front end has come.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether memory of the front end's was lost.
+    pub(crate) fn memory_is_lost(&self) -> bool {
+        let region = self.inflight.as_ref().is_some_and(Inflight::is_lost);
+        self.memory.is_lost() || region || self.lost_region
+    }
+
+    /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
+    /// them had died.
+    pub(crate) fn shut_down(&mut self) -> bool {
+        self.workers.shut_down()
+    }
+
+    /// At the end of a session: a guest that was refused one ring may have used another one, which
+    /// stood at 0. That must not make its disk of this one when it comes back.
+    pub(crate) fn forget_stranger(&self) {
+        if self.strange && !self.had_served {
+            self.shared.device.forget_served();
+        }
+    }
+
+    /// After the death of a queue thread: makes the disk refuse rings that are in use, until a guest
+    /// starts anew, if there is a ring of which nobody can tell what was done.
+    pub(crate) fn forget_unaccounted(&self) {
+        if self.staged.iter().any(|staged| staged.known && !staged.accounted) {
+            self.shared.device.forget_served();
+        }
+    }
+
+    /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
+    fn refuse<T>(&self, why: impl std::fmt::Display) -> Result<T> {
+        let line = format_args!("the front end is refused: {why}");
+        self.shared.log.warn(Kind::Messages, line);
+        Err(Error::InvalidParam)
+    }
+
+    /// The thread of a ring that was started.
+    fn worker(&self, ring: usize) -> Result<&Worker> {
+        self.workers.running_for(ring).ok_or(Error::BackendInternalError)
+    }
+
+    fn ring(&mut self, index: u32) -> Result<usize> {
+        let ring = index as usize;
+        if ring >= self.vrings.len() {
+            return self.refuse(format_args!("there is no queue {index}"));
+        }
+        self.phase = Phase::InUse;
+        Ok(ring)
+    }
+
+    /// A descriptor for events of a ring.
+    fn event(&self, ring: usize, what: &str, file: File) -> Result<File> {
+        let event = events::event(file);
+        event.or_else(|error| {
+            self.refuse(format_args!("{what} of queue {ring}: {}", with_causes(&error)))
+        })
+    }
+
+    /// Stops a ring: when this returns, all that was taken from it is published.
+    fn stop(&mut self, ring: usize) -> Result<()> {
+        if !self.staged[ring].started {
+            return Ok(());
+        }
+        let (stopped, wait) = channel();
+        self.worker(ring)?.send(Command::Stop { ring, stopped });
+        wait.recv().map_err(|_| Error::BackendInternalError)?;
+        self.vrings[ring].set_queue_ready(false);
+        self.staged[ring].started = false;
+        Ok(())
+    }
+
+    /// Starts a ring if the front end has said all that it takes.
+    fn start_if_complete(&mut self, ring: usize) -> Result<()> {
+        let staged = &self.staged[ring];
+        let (Some([table, used, available]), Some(kick)) = (staged.addresses, &staged.kick) else {
+            return Ok(());
+        };
+        let kick = kick.try_clone().map_err(Error::ReqHandlerError)?;
+        let error_event = staged.error_event.as_ref().map(File::try_clone).transpose();
+        let error_event = error_event.map_err(Error::ReqHandlerError)?;
+        let translate = |addr| self.memory.guest_address(addr);
+        let (Some(table), Some(used), Some(available)) =
+            (translate(table), translate(used), translate(available))
+        else {
+            return self.refuse(format_args!(
+                "the rings of queue {ring} lie outside of its memory, which may be shared in part \
+                 only: {SHARE_IT}"
+            ));
+        };
+        let vring = &self.vrings[ring];
+        if vring.set_queue_info(table, available, used).is_err() {
+            return self.refuse(format_args!("the rings of queue {ring} are not aligned"));
+        }
+        // Before anything is changed for the ring: there may be no thread to be had.
+        if let Err(error) = self.workers.of(ring) {
+            return self.refuse(format_args!("queue {ring}: {}", with_causes(&error)));
+        }
+        vring.set_queue_ready(true);
+        let account = match self.position(ring) {
+            Ok(account) => account,
+            Err(error) => {
+                vring.set_queue_ready(false);
+                self.strange |= matches!(error, PositionError::NeverServed { .. });
+                return self.refuse(format_args!("queue {ring}: {error}"));
+            }
+        };
+        vring.set_queue_event_idx(self.acked_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1);
+        if self.acked_features & F_PROTOCOL_FEATURES == 0 {
+            // Without protocol features there is no enable message (vhost-user, "Ring states").
+            vring.set_enabled(true);
+        }
+        let staged = &mut self.staged[ring];
+        (staged.started, staged.known, staged.lost) = (true, true, false);
+        staged.accounted = !matches!(account, Account::None);
+        self.worker(ring)?.send(Command::Start { ring, kick, error_event, account });
+        Ok(())
+    }
+
+    /// Positions a ring, if it is one to be served.
+    fn position(&self, ring: usize) -> std::result::Result<Account, PositionError> {
+        // A start alone says nothing: what the ring's indexes say was not done here if nothing was.
+        let made_here = self.staged[ring].known && self.shared.device.has_served();
+        let known = Known {
+            may_be_used: (self.had_served || made_here) && !self.lost_disk,
+            elsewhere: self.lost_disk,
+            outlives: self.shared.device.outlives_process(),
+        };
+        let parts = self.inflight.as_ref().and_then(|inflight| inflight.parts(ring));
+        let vring = &self.vrings[ring];
+        let found = {
+            let shared = self.memory.shared();
+            let state = vring.get_ref();
+            position::find(state.get_queue(), &shared.memory(), parts, known)?
+        };
+        let (again, later) = (found.again, found.later);
+        if again > 0 {
+            self.shared.log.info(Kind::Queues, format_args!(
+                "queue {ring}: takes up again {again} requests in flight, {later} later ones had \
+                 been completed"
+            ));
+        }
+        if let Some(entries) = found.too_small {
+            let order = if known.outlives { ", and completes requests in order" } else { "" };
+            self.shared.log.warn(Kind::Queues, format_args!(
+                "queue {ring}: the in-flight region has {entries} entries, too few for this ring, \
+                 which goes on without it{order}"
+            ));
+        }
+        vring.set_queue_next_avail(found.next_avail);
+        vring.set_queue_next_used(found.next_used);
+        Ok(found.account)
+    }
+
+    /// Changes what the front end said of a ring; a running one is stopped, and started anew.
+    fn change_ring(&mut self, ring: usize, change: impl FnOnce(&mut Self)) -> Result<()> {
+        let started = self.staged[ring].started;
+        self.stop(ring)?;
+        change(self);
+        if started { self.start_if_complete(ring) } else { Ok(()) }
+    }
+
+    /// Changes guest memory while all queue threads rest with nothing in flight; rings that no
+    /// longer lie in it are stopped.
+    fn change_memory(
+        &mut self,
+        change: impl FnOnce(
+            &mut MemoryMap,
+        ) -> std::result::Result<(), crate::virtq::memory::MemoryError>,
+    ) -> Result<()> {
+        let mut resting = Vec::new();
+        for worker in self.workers.running() {
+            let (paused, wait) = channel();
+            let (keep, resume) = channel();
+            worker.send(Command::Pause { paused, resume });
+            resting.push((wait, keep));
+        }
+        for (wait, _) in &resting {
+            wait.recv().map_err(|_| Error::BackendInternalError)?;
+        }
+        let changed = change(&mut self.memory);
+        self.phase = if changed.is_ok() { Phase::InUse } else { self.phase };
+        let gone: Vec<usize> = (0..self.vrings.len())
+            .filter(|ring| self.staged[*ring].started && !self.still_lies_in_memory(*ring))
+            .collect();
+        for ring in &gone {
+            self.vrings[*ring].set_queue_ready(false);
+        }
+        drop(resting);
+        for ring in gone {
+            self.shared.log.warn(
+                Kind::Queues,
+                format_args!("queue {ring} is stopped: its rings are no longer in guest memory"),
+            );
+            self.stop(ring)?;
+            self.staged[ring].lost = true;
+            if let Some(event) = &mut self.staged[ring].error_event {
+                let _ = event.write(&1_u64.to_ne_bytes());
+            }
+        }
+        // A front end that changes a region takes it away and gives it back, and says nothing
+        // more of the rings in it.
+        for ring in 0..self.vrings.len() {
+            if self.staged[ring].lost && self.still_lies_in_memory(ring) {
+                self.start_if_complete(ring)?;
+            }
+        }
+        changed.or_else(|error| self.refuse(with_causes(&error)))
+    }
+
+    /// Whether a ring's addresses still mean what they meant when it was started.
+    fn still_lies_in_memory(&self, ring: usize) -> bool {
+        let Some(addresses) = self.staged[ring].addresses else { return false };
+        let state = self.vrings[ring].get_ref();
+        let queue = state.get_queue();
+        let shared = self.memory.shared();
+        let now = addresses.map(|addr| self.memory.guest_address(addr));
+        // `is_valid` wants a ring that is ready, which a lost one is not; it is checked again when
+        // it is started.
+        now == [Some(queue.desc_table()), Some(queue.used_ring()), Some(queue.avail_ring())]
+            && (!queue.ready() || queue.is_valid(&*shared.memory()))
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        self.phase = self.phase.max(Phase::Owned);
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        for ring in 0..self.vrings.len() {
+            self.stop(ring)?;
+            self.vrings[ring].set_enabled(false);
+            self.staged[ring] = Staged::default();
+        }
+        self.acked_features = 0;
+        self.inflight = None;
+        self.lost_disk = false;
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("RESET_DEVICE is not offered"))
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.shared.options.features())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.shared.options.features() != 0 {
+            return self.refuse(format_args!("features {features:#x} were not all offered"));
+        }
+        self.acked_features = features;
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(crate::blk::config::GuestOptions::protocol_features())
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        if features & !crate::blk::config::GuestOptions::protocol_features().bits() != 0 {
+            return self
+                .refuse(format_args!("protocol features {features:#x} were not all offered"));
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let regions = regions.iter().map(Layout::from).zip(files).collect();
+        self.change_memory(|memory| memory.set(regions))?;
+        Ok(None)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        self.change_memory(|memory| memory.add(Layout::from(region), file))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.change_memory(|memory| memory.remove(Layout::from(region)))
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let ring = self.ring(index)?;
+        let max = self.shared.options.max_queue_size;
+        let size = u16::try_from(num).ok().filter(|size| *size <= max && size.is_power_of_two());
+        let Some(size) = size else {
+            return self
+                .refuse(format_args!("{num} is no size for a queue: a power of two up to {max}"));
+        };
+        self.change_ring(ring, |this| this.vrings[ring].set_queue_size(size))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let ring = self.ring(index)?;
+        let addresses = Some([descriptor, used, available]);
+        self.stop(ring)?;
+        self.staged[ring].addresses = addresses;
+        self.start_if_complete(ring)
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let ring = self.ring(index)?;
+        let Ok(base) = u16::try_from(base) else {
+            return self.refuse(format_args!("{base} is no index of a queue"));
+        };
+        self.change_ring(ring, |this| this.vrings[ring].set_queue_next_avail(base))
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let ring = self.ring(index)?;
+        self.stop(ring)?;
+        // A kick descriptor starts the ring again, and only a new one (vhost-user, "Ring states").
+        self.staged[ring].kick = None;
+        let vring = &self.vrings[ring];
+        vring.set_call(None);
+        Ok(VhostUserVringState::new(index, u32::from(vring.queue_next_avail())))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        let Some(fd) = fd else {
+            return self.refuse(format_args!("queue {ring} would have to be polled"));
+        };
+        let kick = self.event(ring, "kicks", fd)?;
+        self.stop(ring)?;
+        self.staged[ring].kick = Some(kick);
+        self.start_if_complete(ring)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        let call = fd.map(|fd| self.event(ring, "calls", fd)).transpose()?;
+        let vring = &self.vrings[ring];
+        vring.set_call(call);
+        // The interrupt for what is in the used ring may have died with an earlier session.
+        let _ = vring.signal_used_queue();
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let ring = self.ring(index.into())?;
+        let error_event = fd.map(|fd| self.event(ring, "errors", fd)).transpose()?;
+        self.change_ring(ring, |this| this.staged[ring].error_event = error_event)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let ring = self.ring(index)?;
+        self.vrings[ring].set_enabled(enable);
+        if enable && self.staged[ring].started {
+            self.worker(ring)?.send(Command::Look { ring });
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.vrings.len() as u64)
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Ok(self.config.read(offset, size))
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        self.config.write(offset, bytes).map_err(|error| {
+            log::debug!("{error}");
+            self.soft_refusal = true;
+            Error::InvalidParam
+        })
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("this is a disk"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("SHARED_OBJECT is not offered"))
+    }
+
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        inflight::create(asked, self.shared.options.region_limits())
+            .or_else(|error| self.refuse(with_causes(&error)))
+    }
+
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        let options = &self.shared.options;
+        let inflight = Inflight::map(given, file, options.region_limits(), self.memory.alarm());
+        let inflight = inflight.or_else(|error| self.refuse(with_causes(&error)))?;
+        let (queues, size) = (given.num_queues, given.queue_size);
+        log::debug!("an in-flight region for {queues} queues of {size}");
+        // A front end sends it before its rings. One that does not has them start anew with it.
+        let running: Vec<usize> =
+            (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();
+        running.iter().try_for_each(|ring| self.stop(*ring))?;
+        // Before any ring of it runs, and with all its queues: one that is in use tells of the others.
+        self.lost_disk = !self.shared.device.has_served() && inflight.shows_use();
+        // The alarm of one that is replaced may still be to be heard.
+        let old = self.inflight.replace(inflight);
+        self.lost_region |= old.is_some_and(|old| old.is_lost());
+        running.iter().try_for_each(|ring| self.start_if_complete(*ring))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("SHMEM is not offered"))
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("LOG_SHMFD is not offered"))
+    }
+}

@@ -1,0 +1,15 @@
+//! vhost-user sessions: one front end, from connection to end.
+//!
+//! * `session`: the seam behind which all else lies
+//! * `incoming`: what lies in the socket, before it is read
+//! * `events`: eventfds that a front end hands over
+//! * `handler`: what each message does to rings and memory
+
+mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod handler;
+mod incoming;
+mod session;
+
+pub use self::session::{Others, Server, SessionEnd, SessionError, Times};

@@ -1,0 +1,318 @@
+//! One front end, from its connection to its end: the seam between sockets and rings.
+//!
+//! The vhost crate knows the messages; here is what it leaves open: when a message may be read
+//! (whole, so that a peer which stalls in the middle of one holds up nobody), what ends a session,
+//! and that everything a guest was promised is published before the next session begins.
+//! Config-change messages and polling will find their place behind this same seam.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use vhost_user_backend::VringT;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::blk::config::GuestOptions;
+use crate::blk::queue::{Shared, Vring};
+use crate::device::Device;
+use crate::ratelimit::Limiter;
+use crate::sync;
+use crate::vhost_user::handler::{Handler, Phase};
+use crate::vhost_user::incoming::{
+    Incoming, can_reply, check_descriptors, has_hung_up, look_at, wait,
+};
+use crate::virtq::memory::MemoryMap;
+use crate::virtq::{sigbus, sys};
+
+/// How often a peer that stalls is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a front end may keep others waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// For the rest of a message that it began, or before it reads its replies. Also if nobody waits.
+    pub stall: Duration,
+    /// Before it owns the session (SET_OWNER), once another one waits.
+    pub silence: Duration,
+    /// Before it says anything of rings or memory, once another one waits. From then on it is a guest's
+    /// and may be silent for ever: QEMU says nothing more until the guest's driver starts.
+    pub idle: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { stall: seconds(5), silence: seconds(3), idle: seconds(60) }
+    }
+}
+
+/// Front ends that wait while another one is served.
+pub trait Others {
+    /// Readable when there is something to look at.
+    fn event(&self) -> BorrowedFd<'_>;
+    /// Takes note of who has come, spoken and left.
+    fn look(&mut self);
+    /// Since when somebody waits who has said something.
+    fn waiting_since(&self) -> Option<Instant>;
+}
+
+/// How a session ended. In every case all requests that were taken are finished and published.
+#[derive(Debug)]
+pub enum SessionEnd {
+    /// The front end hung up.
+    HungUp,
+    /// The daemon is to stop.
+    Stopped,
+    /// The front end said something that cannot be, or was too slow; it was disconnected.
+    Refused(SessionError),
+}
+
+/// Why a session could not start, or was ended from this side.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection fails.
+    #[error("the connection fails")]
+    Connection(#[source] io::Error),
+    /// Threads or descriptors cannot be had.
+    #[error("the session cannot be set up")]
+    Setup(#[source] io::Error),
+    /// A message is not one, or was refused.
+    #[error("the front end's message is refused")]
+    Message(#[source] VhostError),
+    /// A message's size cannot be.
+    #[error("a message of {0} bytes is too long")]
+    MessageSize(usize),
+    /// The peer began a message and did not go on, or does not read replies.
+    #[error("the front end stalls")]
+    Stalled,
+    /// The peer did nothing with its session while another one was waiting.
+    #[error("the front end says nothing, and another one is waiting")]
+    Silent,
+    /// A message carries too many descriptors.
+    #[error("a message has {count} descriptors: {max} is the most")]
+    Descriptors {
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// A message carries a file for which somebody may have to wait.
+    #[error(
+        "a message has a descriptor that is {0}: guest memory is a memfd, a file on tmpfs or hugetlbfs, \
+         or secret memory (memfd_secret), and all else an eventfd"
+    )]
+    Foreign(&'static str),
+    /// The process has no descriptors left for those of a message.
+    #[error("there are no descriptors left for those of a message (ulimit -n)")]
+    NoDescriptors,
+    /// The peer's memory went away under its mapping.
+    #[error("the guest's memory is gone")]
+    MemoryLost,
+    /// A queue thread died.
+    #[error("a queue thread died")]
+    QueueThread,
+}
+
+/// Serves front ends, one at a time.
+pub struct Server {
+    device: Arc<Device>,
+    options: GuestOptions,
+    times: Times,
+    log: Arc<Limiter>,
+}
+
+type Connection = BackendReqHandler<Mutex<Handler>>;
+
+impl Server {
+    /// A server of one disk. From now on a SIGBUS that somebody sends does nothing.
+    pub fn new(device: Arc<Device>, options: GuestOptions) -> Self {
+        if let Err(error) = sigbus::install() {
+            // Each region of memory will be refused with the same.
+            log::error!("lost guest memory cannot be survived: {error}");
+        }
+        Self { device, options, times: Times::default(), log: Arc::default() }
+    }
+
+    /// The same server, with other limits on how long a front end may keep others waiting.
+    #[must_use]
+    pub fn with_times(self, times: Times) -> Self {
+        Self { times, ..self }
+    }
+
+    /// What the server and its sessions log, less what comes too often.
+    pub fn log(&self) -> &Arc<Limiter> {
+        &self.log
+    }
+
+    /// Serves one front end until it hangs up, errs, or `stop` becomes readable, while `others` wait.
+    ///
+    /// When this returns, no request is in flight and nothing of the guest's memory is mapped. The
+    /// connection is the caller's to close, after that: a front end that sees it close can rely on
+    /// the used rings.
+    pub fn serve(
+        &self,
+        stream: &UnixStream,
+        stop: BorrowedFd<'_>,
+        others: Option<&mut dyn Others>,
+    ) -> SessionEnd {
+        match Session::start(self, stream) {
+            Ok(session) => session.run(stream, stop, others),
+            Err(error) => SessionEnd::Refused(error),
+        }
+    }
+}
+
+struct Session {
+    handler: Arc<Mutex<Handler>>,
+    connection: Connection,
+    /// Readable when guest memory was lost or a queue thread died.
+    trouble: EventFd,
+    times: Times,
+}
+
+impl Session {
+    fn start(server: &Server, stream: &UnixStream) -> Result<Self, SessionError> {
+        let trouble = EventFd::new(EFD_NONBLOCK).map_err(SessionError::Setup)?;
+        let clone = || trouble.try_clone().map_err(SessionError::Setup);
+        let memory = MemoryMap::new(clone()?);
+        let options = &server.options;
+        let vrings: Vec<Vring> = (0..options.num_queues)
+            .map(|_| Vring::new(memory.shared(), options.max_queue_size))
+            .collect::<Result<_, _>>()
+            .map_err(|error| SessionError::Setup(io::Error::other(error)))?;
+        let shared = Arc::new(Shared {
+            device: Arc::clone(&server.device),
+            memory: memory.shared(),
+            options: options.clone(),
+            log: Arc::clone(&server.log),
+            parked: AtomicUsize::default(),
+            seen: AtomicBool::default(),
+        });
+        let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
+        let stream = stream.try_clone().map_err(SessionError::Connection)?;
+        let connection = Connection::from_stream(stream, Arc::clone(&handler));
+        Ok(Self { handler, connection, trouble, times: server.times })
+    }
+
+    fn run(
+        mut self,
+        stream: &UnixStream,
+        stop: BorrowedFd<'_>,
+        others: Option<&mut dyn Others>,
+    ) -> SessionEnd {
+        let end = self.pump(stream, stop, others).unwrap_or_else(SessionEnd::Refused);
+        // Take no more, finish and publish what was taken; only then is the socket closed.
+        let healthy = sync::lock(&self.handler).shut_down();
+        sync::lock(&self.handler).forget_stranger();
+        if healthy {
+            end
+        } else {
+            // What it took may not have been published, so used indexes alone do not say what was
+            // done: rings that are in use must not be taken up again by them.
+            sync::lock(&self.handler).forget_unaccounted();
+            SessionEnd::Refused(SessionError::QueueThread)
+        }
+    }
+
+    fn pump(
+        &mut self,
+        stream: &UnixStream,
+        stop: BorrowedFd<'_>,
+        others: Option<&mut dyn Others>,
+    ) -> Result<SessionEnd, SessionError> {
+        let mut others = others;
+        let started = Instant::now();
+        let mut stalled_since: Option<Instant> = None;
+        loop {
+            let left = self.time_left(started, others.as_deref());
+            let look = stalled_since.map(|_| LOOK);
+            let timeout = left.into_iter().chain(look).min();
+            // While a message is incomplete its first bytes keep the socket readable, so it is
+            // looked at by the clock.
+            let socket = if stalled_since.is_some() { None } else { Some(stream.as_fd()) };
+            let waiting = others.as_deref().map(Others::event);
+            let trouble = Some(sys::event_fd(&self.trouble));
+            let [readable, stopped, trouble, waiting] =
+                wait([socket, Some(stop), trouble, waiting], timeout)?;
+            if stopped {
+                return Ok(SessionEnd::Stopped);
+            }
+            if trouble {
+                let _ = self.trouble.read();
+                let lost = sync::lock(&self.handler).memory_is_lost();
+                return Err(if lost {
+                    SessionError::MemoryLost
+                } else {
+                    SessionError::QueueThread
+                });
+            }
+            if let Some(others) = others.as_deref_mut().filter(|_| waiting) {
+                others.look();
+            }
+            if self.time_left(started, others.as_deref()).is_some_and(|left| left.is_zero()) {
+                return Err(SessionError::Silent);
+            }
+            if !readable && stalled_since.is_none() {
+                continue;
+            }
+            match look_at(stream)? {
+                Incoming::End => return Ok(SessionEnd::HungUp),
+                Incoming::Message if can_reply(stream)? => {
+                    stalled_since = None;
+                    check_descriptors(stream)?;
+                    if !self.handle_message()? {
+                        return Ok(SessionEnd::HungUp);
+                    }
+                }
+                Incoming::Part { begun: false } => stalled_since = None,
+                Incoming::Part { begun: true } if has_hung_up(stream)? => {
+                    return Ok(SessionEnd::HungUp);
+                }
+                Incoming::Part { begun: true } | Incoming::Message => {
+                    let since = *stalled_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > self.times.stall {
+                        return Err(SessionError::Stalled);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long the front end may still keep others waiting; `None` is for ever. One that has said
+    /// something of rings or memory is in use, however silent it is.
+    fn time_left(&self, started: Instant, others: Option<&dyn Others>) -> Option<Duration> {
+        let limit = match sync::lock(&self.handler).phase() {
+            Phase::Begun => self.times.silence,
+            Phase::Owned => self.times.idle,
+            Phase::InUse => return None,
+        };
+        let since = others?.waiting_since()?.max(started);
+        Some(limit.saturating_sub(since.elapsed()))
+    }
+
+    /// Handles one message; false if the peer hung up in the middle of it.
+    fn handle_message(&mut self) -> Result<bool, SessionError> {
+        // The ring state's mutex is poisoned by a queue thread that dies while it holds it, and the
+        // crate unwraps; that must end this session and not the disk.
+        let connection = &mut self.connection;
+        let handled = catch_unwind(AssertUnwindSafe(|| connection.handle_request()));
+        match handled.map_err(|_| SessionError::QueueThread)? {
+            Ok(()) => Ok(true),
+            // The last one is a reply that nobody reads any more, or a reset.
+            Err(
+                VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),
+            ) => Ok(false),
+            Err(_) if sync::lock(&self.handler).take_soft_refusal() => Ok(true),
+            Err(error) => Err(SessionError::Message(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

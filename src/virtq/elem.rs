@@ -1,0 +1,72 @@
+//! A head on its way from the available ring to the used ring (VIRTIO 1.2, 2.7.6 and 2.7.8).
+//!
+//! Neither type can be copied, and a head that is lost on the way says so.
+
+use super::chain::ChainError;
+
+/// A head that was taken from the available ring and has to be given back.
+#[derive(Debug)]
+#[must_use = "a head that is not given back is a request that the guest waits for forever"]
+pub(crate) struct Taken {
+    head: u16,
+    given_back: bool,
+}
+
+impl Taken {
+    pub(crate) fn new(head: u16) -> Self {
+        Self { head, given_back: false }
+    }
+
+    pub(crate) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Puts the head back into the available ring, where it will be taken from again.
+    pub(crate) fn put_back(mut self) -> u16 {
+        self.given_back = true;
+        self.head
+    }
+
+    /// Leaves the request unanswered: what its ring's account has of it stays as it is.
+    pub(crate) fn abandon(mut self) {
+        self.given_back = true;
+    }
+
+    /// Ends the request, with so many bytes written to its writable part. One of them is a status:
+    /// the caller has written it.
+    pub(crate) fn finish(mut self, written: u32) -> Finished {
+        self.given_back = true;
+        Finished { head: self.head, written }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if !self.given_back && !std::thread::panicking() {
+            log::error!("request {} was forgotten", self.head);
+            debug_assert!(self.given_back, "request {} was forgotten", self.head);
+        }
+    }
+}
+
+/// A request whose status is written; what is left is its used element.
+#[derive(Debug)]
+#[must_use = "a finished request has to be put into the used ring"]
+pub(crate) struct Finished {
+    pub(crate) head: u16,
+    pub(crate) written: u32,
+}
+
+/// Why a request cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unanswerable {
+    /// Any byte that such a chain names may be something else than a status.
+    #[error("its chain has no meaning ({0})")]
+    Chain(#[from] ChainError),
+    #[error("it has no writable byte for a status")]
+    NoStatus,
+    #[error("its status byte lies outside of guest memory")]
+    Outside,
+    #[error("its status byte lies in guest memory that is gone")]
+    Lost,
+}

@@ -1,0 +1,221 @@
+//! The split virtqueue as the device sees it: heads out of the available ring, batches into the
+//! used ring, notifications both ways (VIRTIO 1.2, 2.7).
+//!
+//! Addresses, sizes and indexes are kept by the virtio-queue crate's `Queue`. The crate publishes
+//! each used element by itself and does not know of `NO_INTERRUPT`; a batch with one interrupt
+//! needs both done here.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+
+use crate::failpoint;
+use crate::virtq::chain::DescriptorTable;
+use crate::virtq::elem::{Finished, Taken, Unanswerable};
+use crate::virtq::ledger::Ledger;
+use crate::virtq::memory::{self, Memory, Region};
+
+/// Heads that one batch takes at most.
+pub(crate) const BATCH: usize = 32;
+
+/// Why a ring cannot go on. It is stopped until the front end starts it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RingError {
+    #[error("the available index runs more than the ring's size ahead")]
+    AvailableIndex,
+    #[error("head {0} is out of range")]
+    HeadOutOfRange(u16),
+    #[error("head {0} is made available while it is in flight")]
+    HeadInFlight(u16),
+    #[error("the rings lie outside of guest memory")]
+    Unreachable,
+    #[error("guest memory is gone")]
+    Lost,
+    #[error("request {head} cannot be answered: {why}")]
+    Unanswerable { head: u16, why: Unanswerable },
+}
+
+/// Heads that are taken and not yet given back: one bit each.
+#[derive(Debug, Default)]
+pub(crate) struct Heads {
+    bits: Vec<u64>,
+}
+
+impl Heads {
+    pub(crate) fn new(size: u16) -> Self {
+        Self { bits: vec![0; usize::from(size).div_ceil(64)] }
+    }
+
+    /// Marks a head as taken; false if it already was.
+    pub(crate) fn take(&mut self, head: u16) -> bool {
+        let (group, bit) = (usize::from(head / 64), 1 << (head % 64));
+        let free = self.bits[group] & bit == 0;
+        self.bits[group] |= bit;
+        free
+    }
+
+    pub(crate) fn give_back(&mut self, head: u16) {
+        self.bits[usize::from(head / 64)] &= !(1 << (head % 64));
+    }
+}
+
+/// Where the ring's descriptors lie.
+pub(crate) fn descriptors(queue: &Queue) -> DescriptorTable {
+    DescriptorTable { addr: GuestAddress(queue.desc_table()), size: queue.size() }
+}
+
+/// Takes up to `limit` heads. An error ends the ring; what was taken before it is in `batch`.
+pub(crate) fn take_batch(
+    queue: &mut Queue,
+    memory: &Memory,
+    heads: &mut Heads,
+    limit: usize,
+    batch: &mut VecDeque<Taken>,
+) -> Result<(), RingError> {
+    let size = queue.size();
+    let available = queue.iter(memory).map_err(|error| match error {
+        virtio_queue::Error::InvalidAvailRingIndex => RingError::AvailableIndex,
+        _ => RingError::Unreachable,
+    })?;
+    let mut outcome = Ok(());
+    for chain in available.take(limit) {
+        let head = chain.head_index();
+        if head >= size {
+            outcome = Err(RingError::HeadOutOfRange(head));
+        } else if !heads.take(head) {
+            outcome = Err(RingError::HeadInFlight(head));
+        }
+        if outcome.is_err() {
+            break;
+        }
+        batch.push_back(Taken::new(head));
+    }
+    if outcome.is_err() {
+        // The one that is wrong was not taken.
+        queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+    }
+    if memory::is_lost(memory) {
+        // Heads that were read from lost memory are zeroes, and what they name was not asked for.
+        put_back(queue, heads, batch);
+        return Err(RingError::Lost);
+    }
+    outcome
+}
+
+/// The head at `index` of the available ring, or `None` if it cannot be reached.
+pub(crate) fn available(queue: &Queue, memory: &Memory, index: u16) -> Option<u16> {
+    let slot = u64::from(index % queue.size());
+    load(memory, address(queue.avail_ring(), 4 + 2 * slot).ok()?).ok()
+}
+
+/// Puts the rest of what was taken last back into the available ring, as if it had not been taken.
+pub(crate) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque<Taken>) {
+    // A ring has at most 32768 entries.
+    let count = rest.len() as u16;
+    queue.set_next_avail(queue.next_avail().wrapping_sub(count));
+    for taken in rest.drain(..) {
+        heads.give_back(taken.put_back());
+    }
+}
+
+/// Puts finished requests into the used ring and publishes them with one store of the index. The
+/// ledger, if there is one, is written before and after it, so that at each store it says which of
+/// them are published.
+pub(crate) fn put_batch(
+    queue: &mut Queue,
+    memory: &Memory,
+    heads: &mut Heads,
+    mut ledger: Option<&mut Ledger>,
+    batch: &mut Vec<Finished>,
+) -> Result<(), RingError> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    if let Some(ledger) = &mut ledger {
+        ledger.chain(batch);
+    }
+    let published = publish(queue, memory, heads, batch);
+    if let (Ok(used), Some(ledger)) = (&published, ledger) {
+        ledger.end_batch(batch, *used);
+    }
+    batch.clear();
+    published.map(|_| ())
+}
+
+/// Writes used elements, and the index behind them, which it returns.
+fn publish(
+    queue: &mut Queue,
+    memory: &Memory,
+    heads: &mut Heads,
+    batch: &[Finished],
+) -> Result<u16, RingError> {
+    let mut next = queue.next_used();
+    let mut reached = Ok(());
+    for finished in batch {
+        debug_assert!(finished.written > 0, "request {} has no status", finished.head);
+        let slot = u64::from(next % queue.size());
+        // le16 flags, le16 index, then elements of le32 head and le32 length.
+        let element = u64::from(finished.head) | u64::from(finished.written) << 32;
+        reached = reached.and(write(memory, queue.used_ring(), 4 + slot * 8, element));
+        next = next.wrapping_add(1);
+        heads.give_back(finished.head);
+    }
+    reached?;
+    failpoint::reach("ring.elements");
+    let index = address(queue.used_ring(), 2)?;
+    let stored = memory.store(next.to_le(), index, Ordering::Release);
+    stored.map_err(|_| RingError::Unreachable)?;
+    if memory.find_region(index).is_none_or(Region::is_lost) {
+        // Nobody sees it, so nothing of the batch is done with.
+        return Err(RingError::Lost);
+    }
+    queue.set_next_used(next);
+    failpoint::reach("ring.index");
+    Ok(next)
+}
+
+/// Whether the driver wants an interrupt for what was published since `signalled`, the used index
+/// at the last time it was asked.
+pub(crate) fn wants_interrupt(
+    queue: &Queue,
+    memory: &Memory,
+    signalled: &mut u16,
+) -> Result<bool, RingError> {
+    let new = queue.next_used();
+    let old = std::mem::replace(signalled, new);
+    if new == old {
+        return Ok(false);
+    }
+    // The used index has to be out before the driver's wish is read (2.7.7.1, 2.7.8.1).
+    fence(Ordering::SeqCst);
+    if queue.event_idx_enabled() {
+        let used_event = address(queue.avail_ring(), 4 + 2 * u64::from(queue.size()))?;
+        let event: u16 = load(memory, used_event)?;
+        // vring_need_event: has the index passed the event since the last look?
+        return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
+    }
+    let flags: u16 = load(memory, address(queue.avail_ring(), 0)?)?;
+    Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
+
+/// The used index as it stands in guest memory, or `None` if it cannot be reached.
+pub(crate) fn used_index(queue: &Queue, memory: &Memory) -> Option<u16> {
+    queue.used_idx(memory, Ordering::Acquire).ok().map(|index| index.0)
+}
+
+fn address(base: u64, offset: u64) -> Result<GuestAddress, RingError> {
+    GuestAddress(base).checked_add(offset).ok_or(RingError::Unreachable)
+}
+
+fn load(memory: &Memory, addr: GuestAddress) -> Result<u16, RingError> {
+    let value = memory.load(addr, Ordering::Relaxed).map_err(|_| RingError::Unreachable)?;
+    Ok(u16::from_le(value))
+}
+
+fn write(memory: &Memory, base: u64, offset: u64, element: u64) -> Result<(), RingError> {
+    let addr = address(base, offset)?;
+    memory.write_obj(element.to_le(), addr).map_err(|_| RingError::Unreachable)
+}
