@@ -141,7 +141,7 @@ pub struct Args {
     engine_workers: Option<u16>,
 
     /// Pages that may wait for a worker.
-    #[arg(long, value_name = "N", default_value_t = 256,
+    #[arg(long, value_name = "N", default_value_t = 1024,
           value_parser = clap::value_parser!(u16).range(1..=16384))]
     engine_queue: u16,
 

@@ -230,7 +230,7 @@ impl Report {
         }
     }
 
-    fn pairs(&self) -> [(&'static str, u64); 40] {
+    fn pairs(&self) -> [(&'static str, u64); 39] {
         [
             ("orig_data_size", self.orig_data_size),
             ("compr_data_size", self.compr_data_size),
@@ -264,7 +264,6 @@ impl Report {
             ("engine_batches", self.engine.batches),
             ("engine_completed", self.engine.completed),
             ("engine_refusals", self.engine.refusals),
-            ("engine_waits", self.engine.waits),
             ("engine_fallbacks", self.engine.fallbacks),
             ("engine_failures", self.engine.failures),
             ("engine_corruptions", self.engine.corruptions),

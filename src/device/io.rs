@@ -318,7 +318,7 @@ impl<'d, P: Payload> Io<'d, P> {
             }
             let begun = self.begin_pages(&mut share, lane, cx)?;
             // Before it sleeps, all that it waits for has to be under way.
-            if self.send(lane, cx) {
+            if self.send(lane) {
                 continue;
             }
             if begun.is_ready() && self.at == self.end && self.offload.is_empty() {

@@ -17,7 +17,7 @@ mod revive;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 pub use self::compact::Compactor;
@@ -142,9 +142,6 @@ impl DeviceConfig {
 /// Largest disk in bytes: twice its bytes and what all classes have beside fit in an arena.
 const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (8 << 30);
 
-/// Lanes that are told apart where turns are taken.
-const MOST_LANES: usize = 64;
-
 /// One disk: its slots, the pool of its objects, its codecs and its counters.
 pub struct Device {
     size: u64,
@@ -158,7 +155,6 @@ pub struct Device {
     host: OnceLock<HostWatch>,
     codecs: CodecTable,
     engine: Engine,
-    lanes: AtomicUsize,
     figures: Sharded<Figures>,
     served: AtomicBool,
 }
@@ -196,7 +192,6 @@ impl Device {
             reclaiming: Mutex::default(),
             host: OnceLock::new(),
             engine: Engine::start(&codecs, &config.engine)?,
-            lanes: AtomicUsize::new(0),
             codecs,
             figures: Sharded::default(),
             served,
@@ -228,8 +223,7 @@ impl Device {
     /// # Errors
     /// The codec cannot allocate its contexts.
     pub fn lane(&self) -> Result<Lane, DeviceError> {
-        let number = self.lanes.fetch_add(1, Ordering::Relaxed) % MOST_LANES;
-        Ok(Lane::new(&self.codecs, number, self.table.reader())?)
+        Ok(Lane::new(&self.codecs, self.table.reader())?)
     }
 
     /// The calling thread's counters.

@@ -9,7 +9,7 @@ use super::io::{Io, IoError, PAGE, Payload, Prepared};
 use super::page::Stored;
 use super::{Device, Lane};
 use crate::clock::Share;
-use crate::engine::{Engine, Job, JobError, Output, Pending, Room, Submitted};
+use crate::engine::{Engine, Job, JobError, Output, Pending};
 use crate::slot::Waiter;
 
 /// Pages of one request that may be in the engine at once: what a request of 128 KiB has. Each takes
@@ -22,8 +22,6 @@ pub(super) struct Offload<'d> {
     pages: Vec<Page<'d>>,
     /// Jobs that are still to be submitted, oldest first.
     unsent: VecDeque<Arc<Job>>,
-    /// Where it waits to submit them.
-    room: Option<Room<'d>>,
 }
 
 /// A page that was begun and is not finished.
@@ -105,29 +103,14 @@ impl Offload<'_> {
 impl<P: Payload> Io<'_, P> {
     /// Submits what is to be submitted. True if some of that was done inline instead, so there is a
     /// result already.
-    pub(super) fn send(&mut self, lane: &mut Lane, cx: &Context<'_>) -> bool {
-        let engine = &self.device.engine;
-        let Offload { unsent, room, .. } = &mut self.offload;
-        while !unsent.is_empty() {
-            match engine.submit(unsent, room) {
-                Submitted::All => {}
-                Submitted::DoTheRest => {
-                    // One at a time: whoever polls counts the time that it takes.
-                    let Some(job) = unsent.pop_front() else { return false };
-                    engine.count_fallback(None);
-                    job.finish(job.run(&self.device.codecs, &mut lane.workspace));
-                    return true;
-                }
-                Submitted::WaitForRoom => {
-                    if engine.wait_for_room(lane.number, cx.waker(), room) {
-                        return false;
-                    }
-                }
-            }
-        }
-        // A turn that is not needed any more is the next one's.
-        *room = None;
-        false
+    pub(super) fn send(&mut self, lane: &mut Lane) -> bool {
+        let Device { engine, codecs, .. } = self.device;
+        engine.submit(&mut self.offload.unsent);
+        // One at a time: whoever polls counts the time that it takes.
+        let Some(job) = self.offload.unsent.pop_front() else { return false };
+        engine.count_fallback(None);
+        job.finish(job.run(codecs, &mut lane.workspace));
+        true
     }
 
     /// Goes on with all pages that the engine is done with. False if its share of the thread's time

@@ -14,8 +14,6 @@ pub(super) const MAX_OBJECT: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
 /// What one thread needs to serve requests: codec contexts and scratch pages. Not shared.
 pub struct Lane {
-    /// Which of the lanes that wait for the engine this is.
-    pub(super) number: usize,
     pub(super) workspace: Workspace,
     pub(super) page: Box<Page>,
     object: Box<[u8; MAX_OBJECT]>,
@@ -26,13 +24,8 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(
-        codecs: &CodecTable,
-        number: usize,
-        reader: Reader,
-    ) -> Result<Self, CodecError> {
+    pub(super) fn new(codecs: &CodecTable, reader: Reader) -> Result<Self, CodecError> {
         Ok(Self {
-            number,
             workspace: codecs.workspace()?,
             page: Box::new([0; PAGE_SIZE]),
             object: Box::new([0; MAX_OBJECT]),

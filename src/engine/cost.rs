@@ -134,7 +134,7 @@ pub(super) fn share(each: Duration, pages: usize, idle: usize) -> usize {
     }
 }
 
-/// Whether a page is so slow that a request rather waits for a place than works itself.
+/// Whether a page is so slow that it is handed over wherever the workers have too little to do.
 pub(super) fn is_slow(each: Duration) -> bool {
     each >= SLOW
 }

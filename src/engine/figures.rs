@@ -15,7 +15,6 @@ pub(super) struct Counters {
     pub(super) batches: AtomicU64,
     pub(super) completed: AtomicU64,
     pub(super) refusals: AtomicU64,
-    pub(super) waits: AtomicU64,
     pub(super) fallbacks: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) corruptions: AtomicU64,
@@ -43,7 +42,6 @@ impl Counters {
             batches: value(&self.batches),
             completed: value(&self.completed),
             refusals: value(&self.refusals),
-            waits: value(&self.waits),
             fallbacks: value(&self.fallbacks),
             failures: value(&self.failures),
             corruptions: value(&self.corruptions),
@@ -68,8 +66,6 @@ pub struct EngineReport {
     /// Submissions that were not taken, by a model's decision. One job of each is done inline then,
     /// and the rest submitted again.
     pub refusals: u64,
-    /// Times that a request went to sleep because the queue was full.
-    pub waits: u64,
     /// Jobs whose work the request did itself: refused, failed, or more than fit.
     pub fallbacks: u64,
     /// Jobs that failed in the engine.

@@ -5,7 +5,6 @@ use std::io;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use super::cost::{self, Costs, Sampler};
 use super::figures::{Counters, EngineReport, add};
 use super::job::{Job, Pending, Work};
 use super::model::{EngineModel, Fault};
-use super::queue::{Place, Queue};
+use super::queue::Queue;
 use super::threads::{self, Cpus};
 use super::worker::{self, InService};
 use crate::codec::{CodecError, CodecTable};
@@ -56,7 +55,7 @@ pub struct EngineConfig {
     /// Worker threads, at least 1. `None` is one for each processor if the codec is so slow that a
     /// queue's own thread never uses it, and one less if it does.
     pub workers: Option<usize>,
-    /// Jobs that the queue holds, at least 1.
+    /// Jobs that the queue holds, at least 1. What one virtqueue moves at most, 4 MiB, has 1024 pages.
     pub depth: usize,
     /// Where the workers may run; anywhere if empty.
     pub cpus: Cpus,
@@ -74,7 +73,7 @@ impl Default for EngineConfig {
         Self {
             policy: Policy::Auto,
             workers: None,
-            depth: 256,
+            depth: 1024,
             cpus: Cpus::default(),
             timeout: Duration::from_secs(5),
             assumed_cost: None,
@@ -92,17 +91,6 @@ pub enum EngineError {
     /// No thread.
     #[error("the engine's threads cannot be started")]
     Thread(#[source] io::Error),
-}
-
-/// What became of jobs that were to be submitted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Submitted {
-    /// All of them are in the queue.
-    All,
-    /// Those that are left have to be done inline.
-    DoTheRest,
-    /// Those that are left may be submitted again once there is room.
-    WaitForRoom,
 }
 
 /// What workers and submitters share.
@@ -131,21 +119,6 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Patience {
     stopped: bool,
-}
-
-/// A place among those who wait for room in the queue. Dropping it gives it up, and passes its turn
-/// on.
-pub struct Room<'e> {
-    engine: &'e Engine,
-    place: Option<Place>,
-}
-
-impl Drop for Room<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.engine.shared.queue.leave(place);
-        }
-    }
 }
 
 /// A pool of workers that does codec work for others.
@@ -240,66 +213,36 @@ impl Engine {
     }
 
     /// Submits jobs, the first ones first, and takes those out of `jobs` that were accepted; each
-    /// has been made [`Pending`] by [`Engine::pending`] before.
-    /// With `room`, what it waited for is used up, if it is its turn.
-    pub fn submit<'e>(
-        &'e self,
-        jobs: &mut VecDeque<Arc<Job>>,
-        room: &mut Option<Room<'e>>,
-    ) -> Submitted {
+    /// has been made [`Pending`] by [`Engine::pending`] before. Those that are left are not accepted,
+    /// because the queue is full, a model refuses them, or no worker is there: their work is done
+    /// inline.
+    pub fn submit(&self, jobs: &mut VecDeque<Arc<Job>>) {
         let shared = &*self.shared;
-        let Some(first) = jobs.front() else { return Submitted::All };
-        let work = first.work();
+        if jobs.is_empty() {
+            return;
+        }
         let refused = shared.model.as_ref().is_some_and(|model| {
             model.strikes(Fault::Refuse, shared.submissions.fetch_add(1, Ordering::Relaxed))
         });
         if refused || shared.alive.load(Ordering::Relaxed) == 0 {
             add(&shared.counters.refusals, 1);
-            return Submitted::DoTheRest;
+            return;
         }
-        let mut place = room.as_mut().and_then(|room| room.place.take());
         // Before they are put in: whoever finishes a job takes it off again.
         let all = jobs.len();
         shared.outstanding.fetch_add(all, Ordering::SeqCst);
-        let count = shared.queue.put(jobs, &mut place);
+        let count = shared.queue.put(jobs);
         shared.settled(all - count);
-        *room = place.map(|place| Room { engine: self, place: Some(place) });
         if count > 0 {
             add(&shared.counters.jobs, count as u64);
             add(&shared.counters.batches, 1);
             shared.watch();
-        }
-        match jobs.is_empty() {
-            true => Submitted::All,
-            // A cheap page is done sooner than a place is had.
-            false if self.policy == Policy::Auto && !cost::is_slow(shared.costs.of(work).get()) => {
-                Submitted::DoTheRest
-            }
-            false => Submitted::WaitForRoom,
         }
     }
 
     /// The result of a job that is going to be submitted.
     pub fn pending(job: &Arc<Job>) -> Pending {
         Pending::new(Arc::clone(job))
-    }
-
-    /// Arranges that `waker` is woken when there is room in the queue, in the turn of its lane, and
-    /// keeps the place for that in `room`. False if there is room now.
-    pub fn wait_for_room<'e>(
-        &'e self,
-        lane: usize,
-        waker: &Waker,
-        room: &mut Option<Room<'e>>,
-    ) -> bool {
-        let mut place = room.as_mut().and_then(|room| room.place.take());
-        let is_new = place.is_none();
-        let waits = self.shared.queue.wait_for_room(lane, waker, &mut place);
-        *room = place.map(|place| Room { engine: self, place: Some(place) });
-        if waits && is_new {
-            add(&self.shared.counters.waits, 1);
-        }
-        waits
     }
 
     /// Counts a job whose work the request does itself, because of this.

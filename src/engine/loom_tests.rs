@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc as StdArc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use loom::sync::Arc;
 use loom::thread;
@@ -10,7 +10,7 @@ use loom::thread;
 use super::job::{Job, Output, Spares};
 use super::queue::{Queue, Taken};
 use super::{JobError, Pending};
-use crate::sync::{self, AtomicUsize, Ordering};
+use crate::sync;
 use crate::units::PAGE_SIZE;
 
 fn job() -> StdArc<Job> {
@@ -55,50 +55,30 @@ fn a_request_may_leave_its_job() {
     });
 }
 
-/// Counts wake-ups.
-struct Woken(AtomicUsize);
-
-impl Wake for Woken {
-    fn wake(self: StdArc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// Two requests meet a full queue of one place, from which a worker takes. The first one goes away,
-/// whether it had its turn or not: the other one's comes all the same.
+/// Two requests submit to a queue of one place, from which a worker takes: what is not put in stays
+/// with its request, and what is put in is taken.
 #[test]
-fn a_turn_is_passed_on() {
+fn a_full_queue_loses_no_job() {
     loom::model(|| {
         let queue = Arc::new(Queue::new(1));
-        queue.put(&mut VecDeque::from([job()]), &mut None);
-        let worker = {
-            let queue = Arc::clone(&queue);
-            thread::spawn(move || {
-                let mut jobs = Vec::new();
-                assert_eq!(queue.take(1, true, &mut jobs), Taken::Some);
-            })
-        };
-        let woken =
-            [StdArc::new(Woken(AtomicUsize::new(0))), StdArc::new(Woken(AtomicUsize::new(0)))];
-        let mut places = [None, None];
-        let waits: Vec<bool> = (0..2)
-            .map(|lane| {
-                let waker = Waker::from(StdArc::clone(&woken[lane]));
-                queue.wait_for_room(lane, &waker, &mut places[lane])
+        let submitters: Vec<_> = (0..2)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    let mut jobs = VecDeque::from([job(), job()]);
+                    let count = queue.put(&mut jobs);
+                    assert_eq!(count + jobs.len(), 2);
+                    assert!(count <= 1, "more than fit");
+                    count
+                })
             })
             .collect();
-        if let Some(place) = places[0].take() {
-            queue.leave(place);
-        }
-        worker.join().unwrap();
-        if waits[1] {
-            assert_eq!(woken[1].0.load(Ordering::SeqCst), 1, "asleep beside an empty queue");
-        }
-        // The room is this one's, and nobody else's.
-        if waits[1] {
-            assert_eq!(queue.put(&mut VecDeque::from([job()]), &mut None), 0);
-        }
-        assert_eq!(queue.put(&mut VecDeque::from([job()]), &mut places[1]), 1);
+        let mut taken = Vec::new();
+        assert_eq!(queue.take(1, true, &mut taken), Taken::Some);
+        let put: usize = submitters.into_iter().map(|submitter| submitter.join().unwrap()).sum();
+        queue.close();
+        while queue.take(1, true, &mut taken) == Taken::Some {}
+        assert_eq!(taken.len(), put);
     });
 }
 
@@ -118,8 +98,8 @@ fn a_worker_sleeps_through_nothing() {
                 count
             })
         };
-        queue.put(&mut VecDeque::from([job()]), &mut None);
-        queue.put(&mut VecDeque::from([job()]), &mut None);
+        queue.put(&mut VecDeque::from([job()]));
+        queue.put(&mut VecDeque::from([job()]));
         queue.close();
         assert_eq!(worker.join().unwrap(), 2);
     });

@@ -36,7 +36,7 @@ pub use self::figures::EngineReport;
 #[cfg(not(loom))]
 use self::host::Shared;
 #[cfg(not(loom))]
-pub use self::host::{Engine, EngineConfig, EngineError, Policy, Room, Submitted};
+pub use self::host::{Engine, EngineConfig, EngineError, Policy};
 pub use self::job::{Job, Output, Pending, Spares, Work};
 #[cfg(not(loom))]
 pub use self::model::{EngineModel, ModelError};

@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
-use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use super::queue::{Place, Queue, Taken};
+use super::queue::{Queue, Taken};
 use super::*;
 use crate::codec::{Codec, CodecError, CodecTable};
 use crate::sync;
@@ -39,7 +37,8 @@ fn decompress(object: &[u8]) -> Arc<Job> {
 fn run(engine: &Engine, job: &Arc<Job>) -> Result<Output, JobError> {
     let mut pending = Engine::pending(job);
     let mut jobs = VecDeque::from([Arc::clone(job)]);
-    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::All);
+    engine.submit(&mut jobs);
+    assert!(jobs.is_empty());
     sync::block_on(|cx| pending.poll(cx))
 }
 
@@ -110,35 +109,25 @@ fn a_model_decides_how_a_job_comes_back() {
 fn a_refusal_leaves_the_jobs_where_they_are() {
     let engine = engine(|config| config.model = Some("refuse=1".parse().unwrap()));
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
-    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::DoTheRest);
+    engine.submit(&mut jobs);
     assert_eq!((jobs.len(), engine.report().refusals), (1, 1));
 }
 
 #[test]
-fn a_full_queue_takes_what_fits() {
-    let engine = engine(|config| {
-        config.model = Some("latency=20ms".parse().unwrap());
-        config.depth = 3;
-    });
-    let mut jobs: VecDeque<_> = (0..20).map(|seed| compress(seed, PAGE_SIZE)).collect();
-    let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
-    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::WaitForRoom);
-    assert!((10..=17).contains(&jobs.len()), "{} left", jobs.len());
-    let mut room = None;
-    while !jobs.is_empty() {
-        sync::block_on(|cx| {
-            if engine.wait_for_room(0, cx.waker(), &mut room) {
-                std::task::Poll::Pending
-            } else {
-                std::task::Poll::Ready(())
-            }
-        });
-        engine.submit(&mut jobs, &mut room);
-    }
-    for mut pending in all {
-        sync::block_on(|cx| pending.poll(cx)).unwrap();
-    }
-    assert!(engine.report().deepest <= 3);
+fn a_full_queue_takes_what_fits_and_the_next_when_there_is_room() {
+    let queue = Queue::new(3);
+    let mut jobs: VecDeque<_> = (0..5).map(|seed| compress(seed, PAGE_SIZE)).collect();
+    let all: Vec<_> = jobs.iter().map(Arc::clone).collect();
+    assert_eq!(queue.put(&mut jobs), 3);
+    assert_eq!(queue.put(&mut jobs), 0);
+    assert!(jobs.iter().zip(&all[3..]).all(|(left, last)| Arc::ptr_eq(left, last)));
+    let mut taken = Vec::new();
+    assert_eq!(queue.take(3, true, &mut taken), Taken::Some);
+    assert!(taken.len() == 1 && Arc::ptr_eq(&taken[0], &all[0]), "the oldest first");
+    assert_eq!(queue.put(&mut jobs), 1);
+    assert_eq!((queue.depths(), jobs.len()), ((3, 3), 1));
+    queue.close();
+    assert_eq!(queue.put(&mut jobs), 0);
 }
 
 #[test]
@@ -146,7 +135,7 @@ fn an_engine_that_ends_leaves_no_job_without_an_answer() {
     let engine = engine(|config| config.model = Some("latency=5ms".parse().unwrap()));
     let mut jobs: VecDeque<_> = (0..50).map(|seed| compress(seed, PAGE_SIZE)).collect();
     let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
-    engine.submit(&mut jobs, &mut None);
+    engine.submit(&mut jobs);
     drop(engine);
     for mut pending in all {
         let _ = sync::block_on(|cx| pending.poll(cx));
@@ -161,69 +150,27 @@ fn an_engine_without_workers_takes_nothing_and_keeps_nothing() {
     });
     let mut jobs: VecDeque<_> = (0..40).map(|seed| compress(seed, PAGE_SIZE)).collect();
     let all: Vec<_> = jobs.iter().map(Engine::pending).collect();
-    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::All);
+    engine.submit(&mut jobs);
+    assert!(jobs.is_empty());
     engine.lose_workers();
     let lost =
         all.into_iter().filter_map(|mut pending| sync::block_on(|cx| pending.poll(cx)).err());
     assert!(lost.filter(|error| *error == JobError::Lost).count() >= 30);
     assert_eq!(engine.share(Work::Decompress { codec: 0 }, 100), 0);
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
-    assert_eq!(engine.submit(&mut jobs, &mut None), Submitted::DoTheRest);
-}
-
-/// Puts its number on a list.
-struct Listed(usize, Sender<usize>);
-
-impl Wake for Listed {
-    fn wake(self: Arc<Self>) {
-        let _ = self.1.send(self.0);
-    }
-}
-
-#[test]
-fn turns_go_round_the_lanes_and_newcomers_wait() {
-    let queue = Queue::new(1);
-    let put = |place: &mut Option<Place>| {
-        queue.put(&mut VecDeque::from([compress(1, PAGE_SIZE)]), place) == 1
-    };
-    assert!(put(&mut None));
-    let (says, woken) = channel();
-    let mut places = Vec::new();
-    for number in 0..12 {
-        // Ten of one lane, and then one each of two others.
-        let lane = usize::from(number >= 10) + usize::from(number == 11);
-        let waker = Waker::from(Arc::new(Listed(number, says.clone())));
-        let mut place = None;
-        assert!(queue.wait_for_room(lane, &waker, &mut place));
-        places.push(place);
-    }
-    let mut order = Vec::new();
-    while order.len() < 12 {
-        assert_eq!(queue.take(1, true, &mut Vec::new()), Taken::Some);
-        assert!(!put(&mut None), "a newcomer took the room of who was woken");
-        let next = woken.try_recv().expect("one turn for one place");
-        assert!(woken.try_recv().is_err());
-        assert!(put(&mut places[next]) && places[next].is_none());
-        order.push(next);
-    }
-    let of_first: Vec<_> = order.iter().copied().filter(|number| *number < 10).collect();
-    assert_eq!(of_first, (0..10).collect::<Vec<_>>(), "in the order of a lane");
-    assert!(order[..4].contains(&10) && order[..4].contains(&11), "{order:?}");
+    engine.submit(&mut jobs);
+    assert_eq!(jobs.len(), 1);
 }
 
 #[test]
 fn what_nobody_takes_is_given_up_and_makes_room() {
     let queue = Queue::new(2);
     let mut jobs: VecDeque<_> = (0..3).map(|seed| compress(seed, PAGE_SIZE)).collect();
-    assert_eq!(queue.put(&mut jobs, &mut None), 2);
-    let (says, woken) = channel();
-    let waker = Waker::from(Arc::new(Listed(7, says)));
-    let mut place = None;
-    assert!(queue.wait_for_room(0, &waker, &mut place));
+    assert_eq!(queue.put(&mut jobs), 2);
     assert!(queue.expire(Duration::from_secs(60)).is_empty());
     assert_eq!(queue.expire(Duration::ZERO).len(), 2);
-    assert_eq!((queue.queued(), woken.try_recv()), (0, Ok(7)));
-    assert_eq!(queue.put(&mut jobs, &mut place), 1);
+    assert_eq!(queue.queued(), 0);
+    assert_eq!(queue.put(&mut jobs), 1);
 }
 
 #[test]
@@ -231,7 +178,8 @@ fn nothing_is_handed_over_inline_and_no_thread_is_there() {
     let none = engine(|config| config.policy = Policy::Inline);
     assert_eq!(none.share(Work::Decompress { codec: 0 }, 100), 0);
     let mut jobs = VecDeque::from([compress(1, PAGE_SIZE)]);
-    assert_eq!(none.submit(&mut jobs, &mut None), Submitted::DoTheRest);
+    none.submit(&mut jobs);
+    assert_eq!(jobs.len(), 1);
     // What the codec is said to cost decides, and not how fast this machine is.
     let costing = |each: u64| {
         engine(|config| {

@@ -240,7 +240,7 @@ fn the_same_where_owners_sleep_on_the_engine() {
         let device = sleepers::offloading(PAGES, depth, 2, model);
         contend(&device);
         let engine = device.report().engine;
-        assert!(engine.jobs > 100 && (depth > 1 || engine.waits > 10), "{engine:?}");
+        assert!(engine.jobs > 100 && (depth > 1 || engine.fallbacks > 10), "{engine:?}");
     }
 }
 
