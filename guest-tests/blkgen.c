@@ -5,10 +5,10 @@
  *        blkgen verify DEV OFFSET LENGTH SEED [LAST] each block has the content of SEED .. LAST
  *        blkgen zeros  DEV OFFSET LENGTH             the region reads as zeroes
  *        blkgen load   DEV OFFSET LENGTH SEED        write the region with SEED, SEED+1, ... until
- *                                                    killed; says "blkgen: done N" after each
+ *                                                    killed; says "@@ load done=N" after each
  *
  * Content is a function of block number and seed, so a lost, misplaced, torn or mixed-up write
- * shows, and nothing has to be remembered over a crash: after "done N" each block must be of
+ * shows, and nothing has to be remembered over a crash: after "done=N" each block must be of
  * seed N or N+1, as pass N+1 may have been under way. OFFSET and LENGTH may be anything for
  * verify and zeros; else multiples of 4096. All I/O is O_DIRECT, so that it is the disk
  * that is tested and not the guest's page cache. Exit 0 if all is well.
@@ -213,7 +213,7 @@ int main(int argc, char **argv)
 		return write_pass();
 	if (!strcmp(argv[1], "load")) {
 		while (write_pass() == 0)
-			printf("blkgen: done %llu\n", (unsigned long long)seed++);
+			printf("@@ load done=%llu\n", (unsigned long long)seed++);
 		return 1;
 	}
 	fprintf(stderr, "blkgen: unknown command '%s'\n", argv[1]);

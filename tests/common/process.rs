@@ -94,6 +94,11 @@ impl Lines {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many lines there are so far.
+    pub fn len(&self) -> usize {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Waits for the `nth` (from 0) line that begins with `prefix`.
     pub fn wait_for(&self, prefix: &str, nth: usize, limit: Duration) -> Option<String> {
         let is_it = |line: &str| line.starts_with(prefix).then(|| line.to_owned());
