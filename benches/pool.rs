@@ -22,8 +22,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhost_user_zram::pool::{Effort, LastRound, Move, Pool};
-use vhost_user_zram::store::{Arena, MemoryKind, Place};
+use vhost_user_zram::pool::{Effort, LastRound, Move, Owned, Pool};
+use vhost_user_zram::store::{Arena, MemoryKind};
 
 /// Pages of the disk that the pool is for: 1 GiB.
 const PAGES: u64 = 1 << 18;
@@ -48,7 +48,7 @@ fn pool() -> Result<Pool, Box<dyn Error>> {
     Ok(Pool::new(arena, PAGES, 0))
 }
 
-fn store(pool: &Pool, bytes: &[u8]) -> Place {
+fn store<'p>(pool: &'p Pool, bytes: &[u8]) -> Owned<'p> {
     pool.store(bytes, 7).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -56,8 +56,9 @@ fn store(pool: &Pool, bytes: &[u8]) -> Place {
 fn churn(length: usize, threads: usize, steps: usize) -> Result<Duration, Box<dyn Error>> {
     let pool = pool()?;
     let barrier = Barrier::new(threads + 1);
+    let mut residents = Vec::with_capacity(RESIDENT);
     for _ in 0..RESIDENT {
-        store(&pool, &vec![7; length]);
+        residents.push(store(&pool, &vec![7; length]));
     }
     let elapsed = thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -66,14 +67,14 @@ fn churn(length: usize, threads: usize, steps: usize) -> Result<Duration, Box<dy
                 scope.spawn(move || {
                     let bytes = vec![7; length];
                     let mut random = Xorshift(thread as u64 + 1);
-                    let mut places: Vec<Place> =
-                        (0..WORKING_SET).map(|_| store(pool, &bytes)).collect();
+                    let mut objects: Vec<Option<Owned>> =
+                        (0..WORKING_SET).map(|_| Some(store(pool, &bytes))).collect();
                     barrier.wait();
                     barrier.wait();
                     for _ in 0..steps {
-                        let place = &mut places[random.below(WORKING_SET)];
-                        pool.free(*place, length);
-                        *place = store(pool, black_box(&bytes));
+                        let object = &mut objects[random.below(WORKING_SET)];
+                        *object = None;
+                        *object = Some(store(pool, black_box(&bytes)));
                     }
                 })
             })
@@ -103,7 +104,7 @@ fn grow(
     let start = Instant::now();
     for number in 0..count {
         let length = lengths(number);
-        objects.push((store(&pool, &bytes[..length]), length));
+        objects.push(store(&pool, &bytes[..length]));
     }
     let stored = start.elapsed();
     if shuffle {
@@ -113,9 +114,7 @@ fn grow(
         }
     }
     let start = Instant::now();
-    for (place, length) in objects {
-        pool.free(place, length);
-    }
+    drop(objects);
     let freed = start.elapsed();
     let start = Instant::now();
     pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::Busy, || true);

@@ -29,7 +29,7 @@ pub const STEPS: &[&str] = &[
     "modify.prepared",
     "modify.published",
     "modify.freed",
-    // Storing an object, for a write or a change.
+    // Storing an object, for a write or a change, or where it is moved to.
     "store.allocated",
     "store.written",
     "store.tagged",

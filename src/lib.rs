@@ -24,6 +24,8 @@ pub mod engine;
 #[cfg(not(any(loom, shuttle)))]
 pub mod failpoint;
 #[cfg(not(shuttle))]
+mod notifier;
+#[cfg(not(shuttle))]
 pub mod pool;
 #[cfg(not(any(loom, shuttle)))]
 mod ratelimit;

@@ -1,6 +1,6 @@
 //! The checker where it is on: who holds what, and what happens to it.
 //!
-//! Mutexes are noted with the thread that locked them. Tickets stand in one list of all that are
+//! Mutexes are noted with the thread that locked them. Guards stand in one list of all that are
 //! held, by the address of their lock, since any thread may release them. That list has a mutex
 //! of its own, under which nothing else is locked.
 
@@ -74,7 +74,7 @@ impl Stopwatch {
     }
 }
 
-/// A ticket that is held.
+/// A guard that is held.
 struct Entry {
     held: Held,
     since: Instant,
@@ -82,11 +82,11 @@ struct Entry {
 
 static TICKETS: Mutex<BTreeMap<usize, Entry>> = Mutex::new(BTreeMap::new());
 
-fn tickets() -> MutexGuard<'static, BTreeMap<usize, Entry>> {
+fn guards() -> MutexGuard<'static, BTreeMap<usize, Entry>> {
     TICKETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many tickets are held. Who holds one itself sees at least that one, so at 0 the list need
+/// How many guards are held. Who holds one itself sees at least that one, so at 0 the list need
 /// not be looked at.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
@@ -139,8 +139,8 @@ impl Here {
         if HELD.load(Ordering::Relaxed) == 0 {
             return mutexes.collect();
         }
-        let tickets = tickets();
-        mutexes.chain(tickets.values().map(|entry| entry.held).filter(is_ours)).collect()
+        let guards = guards();
+        mutexes.chain(guards.values().map(|entry| entry.held).filter(is_ours)).collect()
     }
 
     /// Checks an attempt to take a lock, which may have to wait for it.
@@ -174,7 +174,7 @@ pub fn taken(lock: Lock, since: Stopwatch) {
     lock.class.count_taken(now - since.0);
     let holder = here(|here| Some(here.holder()));
     let entry = Entry { held: Held { lock, holder }, since: now };
-    let before = tickets().insert(lock.address, entry);
+    let before = guards().insert(lock.address, entry);
     if before.is_none() {
         HELD.fetch_add(1, Ordering::Relaxed);
     }
@@ -186,7 +186,7 @@ pub fn taken(lock: Lock, since: Stopwatch) {
 /// The lock is about to be released, by whomever: it must be called before anybody else can have
 /// it.
 pub fn released(lock: Lock) {
-    let entry = tickets().remove(&lock.address);
+    let entry = guards().remove(&lock.address);
     report(match entry {
         Some(entry) => {
             HELD.fetch_sub(1, Ordering::Relaxed);
@@ -199,7 +199,7 @@ pub fn released(lock: Lock) {
 
 /// The lock is given away: its holder no longer counts as one, and who gets it not yet.
 pub fn detached(lock: Lock) {
-    if let Some(entry) = tickets().get_mut(&lock.address) {
+    if let Some(entry) = guards().get_mut(&lock.address) {
         entry.held.holder = None;
     }
 }
@@ -209,13 +209,13 @@ pub fn closed(domain: usize) {
     report(leak("what its lock guards", |held| held.lock.domain == domain));
 }
 
-/// Takes all tickets that match off the list. If there was one, that is a leak.
+/// Takes all guards that match off the list. If there was one, that is a leak.
 fn leak(what: &'static str, matches: impl Fn(&Held) -> bool) -> Verdict {
     let mut first = None;
     if HELD.load(Ordering::Relaxed) == 0 {
         return Ok(());
     }
-    tickets().retain(|_, entry| {
+    guards().retain(|_, entry| {
         let leaked = matches(&entry.held);
         HELD.fetch_sub(usize::from(leaked), Ordering::Relaxed);
         if leaked && first.is_none() {
@@ -238,8 +238,8 @@ pub fn may_not_hold(what: &'static str) {
     report(held.map_or(Ok(()), |held| Err(Box::new(Fault::MayNotHold { what, held }))));
 }
 
-/// Something that is polled and that may keep a ticket from one turn to the next. What it holds
-/// when it is dropped is leaked, so it has to be dropped after its tickets.
+/// Something that is polled and that may keep a guard from one turn to the next. What it holds
+/// when it is dropped is leaked, so it has to be dropped after its guards.
 #[derive(Debug)]
 pub struct Task(u64);
 
@@ -277,7 +277,7 @@ pub struct Turn {
 }
 
 impl Drop for Turn {
-    /// A task that sleeps keeps tickets, but not a mutex.
+    /// A task that sleeps keeps guards, but not a mutex.
     fn drop(&mut self) {
         let kept = here(|here| {
             here.tasks.pop();

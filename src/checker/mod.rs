@@ -7,7 +7,7 @@
 //! * **inversion**: two classes taken in both orders, or two locks of one class against the order
 //!   of their addresses (which for slots is the order of their index);
 //! * **recursion**: a holder waits for what it holds;
-//! * **leaks**: a ticket that is not released when its task, or the slot table, comes to its end;
+//! * **leaks**: a guard that is not released when its task, or the slot table, comes to its end;
 //! * **two owners** of one lock, and a release of what nobody holds;
 //! * a lock held **where the thread may sleep** ([`might_sleep`]), or where nothing may be held at
 //!   all ([`may_not_hold`]);
@@ -16,16 +16,16 @@
 //! that tests fail; while a thread unwinds anyway it is an error in the log.
 //!
 //! # Who holds a lock
-//! A mutex guard belongs to its *thread*. A slot's ticket is `Send`, so it belongs to the *task*
+//! A mutex guard belongs to its *thread*. A slot's guard is `Send`, so it belongs to the *task*
 //! whose turn it was when the lock was taken (the request that a queue thread polled, see
 //! [`Task`]), or to the thread if no task had the turn. The task keeps it while it sleeps, and
-//! while another thread polls it; whoever releases the ticket, it is the task's that is released.
-//! A ticket that is given away altogether has to be [`detached`] by the giver: then nobody
+//! while another thread polls it; whoever releases the guard, it is the task's that is released.
+//! A guard that is given away altogether has to be [`detached`] by the giver: then nobody
 //! counts as its holder.
 //!
 //! # Who waits
 //! A thread that locks a mutex waits with all that it and its task hold. A task that polls for a
-//! slot waits with its own tickets only: the thread goes on with other tasks. A plain thread that
+//! slot waits with its own guards only: the thread goes on with other tasks. A plain thread that
 //! sleeps until a task is done ([`Waits`]) waits with both.
 //!
 //! # What it costs

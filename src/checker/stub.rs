@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::ClassFigures;
 
-// What is put into tickets, requests and guards adds nothing to them.
+// What is put into guards, requests and guards adds nothing to them.
 const _: () = {
     assert!(size_of::<Lock>() == 0 && size_of::<Stopwatch>() == 0);
     assert!(size_of::<Task>() == 0 && size_of::<Turn>() == 0);

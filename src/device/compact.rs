@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::{Device, IoError};
 use crate::checker::Class;
-use crate::failpoint;
-use crate::pool::{Compaction, Effort, LastRound, Move, PoolError};
+use crate::pool::{Compaction, Effort, LastRound, Owned, PoolError};
 use crate::slot::{GivenBack, Reader};
-use crate::store::{HOST_PAGE, Place};
+use crate::store::HOST_PAGE;
 use crate::sync::{self, AtomicBool, Ordering};
 
 /// Bytes that a writer who meets a limit gives back at least, before it stores its own page.
@@ -152,7 +151,7 @@ impl Device {
         };
         let grown = self.make_room(reader, || self.table.ensure(index, reserve, release), refused);
         // It may stay without content, and the host has less.
-        self.pool.ring();
+        self.pool.notify();
         grown
     }
 
@@ -162,7 +161,7 @@ impl Device {
         index: u64,
         bytes: &[u8],
         reader: &Reader,
-    ) -> Result<Place, PoolError> {
+    ) -> Result<Owned<'_>, PoolError> {
         // Slots are numbered in 32 bits: a disk has less than 16 TiB.
         let owner = index as u32;
         let refused =
@@ -220,26 +219,5 @@ impl Device {
             began.elapsed() < WRITER_WAITS
         };
         progress || self.give_table_back(false, wait).bytes > 0
-    }
-
-    /// Moves the object at `from` to a lower place, if `owner` names it and is not locked.
-    ///
-    /// The tag that named the owner was read without any lock, so it may be of an object that was
-    /// freed since, or be overwritten just now. The slot's word decides: while the slot is locked
-    /// nobody changes or frees what it names.
-    fn relocate(&self, owner: u32, from: Place) -> Move {
-        let Some(ticket) = self.table.try_lock(u64::from(owner)) else { return Move::Busy };
-        let word = ticket.word();
-        let Some(object) = word.content().object().filter(|object| object.place == from) else {
-            return Move::Busy;
-        };
-        let Some(to) = self.pool.relocate(from, object.length) else { return Move::NoPlace };
-        // The bytes are complete at the new place before the word names it.
-        failpoint::reach("compact.copied");
-        self.table.publish_moved(ticket, word.moved_to(to));
-        failpoint::reach("compact.published");
-        self.pool.vacate(from, object.length);
-        failpoint::reach("compact.vacated");
-        Move::Moved
     }
 }

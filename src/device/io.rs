@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use super::content::NewContent;
 use super::modify::Modify;
 use super::offload::Offload;
-use super::page::Stored;
 use super::{Device, Lane};
 use crate::checker;
 use crate::clock::Share;
@@ -14,7 +14,7 @@ use crate::codec::CodecError;
 use crate::engine::{Job, Work};
 use crate::failpoint;
 use crate::pool::PoolError;
-use crate::slot::{Content, Ticket, Waiter, Word};
+use crate::slot::{Content, Waiter};
 use crate::store::StoreError;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
@@ -130,33 +130,6 @@ impl std::fmt::Display for Obstacle {
     }
 }
 
-/// A content that is stored and that no slot names yet. Dropping it frees the object.
-pub(super) struct Prepared<'d> {
-    device: &'d Device,
-    index: u64,
-    stored: Stored,
-}
-
-impl<'d> Prepared<'d> {
-    pub(super) fn new(device: &'d Device, index: u64, stored: Stored) -> Self {
-        Self { device, index, stored }
-    }
-
-    pub(super) fn install(mut self, ticket: Ticket<'_>) {
-        let new = std::mem::replace(&mut self.stored, Content::Empty.into());
-        failpoint::reach("write.prepared");
-        self.device.replace(self.index, ticket, new, failpoint::WRITE);
-    }
-}
-
-impl Drop for Prepared<'_> {
-    fn drop(&mut self) {
-        if let Some(object) = self.stored.content.object() {
-            self.device.free(object);
-        }
-    }
-}
-
 /// A request under way.
 ///
 /// Poll it until it is ready. One that is dropped before leaves each of its pages either done or
@@ -178,10 +151,10 @@ pub struct Io<'d, P> {
     handed: u64,
     planned: u64,
     pub(super) waiter: Option<Waiter<'d>>,
-    prepared: Option<Prepared<'d>>,
+    prepared: Option<NewContent<'d>>,
     pub(super) modify: Option<Modify<'d>>,
     pub(super) offload: Offload<'d>,
-    /// Who holds its tickets, to the lock checker. Dropped last.
+    /// Who holds its guards, to the lock checker. Dropped last.
     task: checker::Task,
 }
 
@@ -227,34 +200,6 @@ impl Device {
             return Err(IoError::OutOfRange { sector, bytes });
         }
         Ok(())
-    }
-
-    /// What can be said of a slot without its lock.
-    pub(super) fn peek(&self, index: u64) -> Option<Content> {
-        if self.table.is_doubtful(index) { None } else { self.table.peek(index) }
-    }
-
-    /// Puts `new` in place of what the slot holds, in one step, and frees what it held.
-    pub(super) fn replace(
-        &self,
-        index: u64,
-        ticket: Ticket<'_>,
-        new: Stored,
-        steps: failpoint::Steps,
-    ) {
-        let old = ticket.word().content();
-        self.table.publish(ticket, Word::new(new.content), new.body);
-        failpoint::reach(steps.published);
-        // Not before: whoever does not doubt the slot may look at it without its lock.
-        self.table.settle(index);
-        self.account(old, new.content);
-        if new.content == Content::Empty && self.table.note_empty(index) {
-            self.pool.ring();
-        }
-        if let Some(object) = old.object() {
-            self.free(object);
-            failpoint::reach(steps.freed);
-        }
     }
 
     fn count_success(&self, op: Op) {
@@ -394,18 +339,16 @@ impl<'d, P: Payload> Io<'d, P> {
     ) -> Poll<Result<(), IoError>> {
         let device = self.device;
         let offset = self.at - self.start;
-        let content = match device.peek(index) {
+        let content = match device.table.peek(index) {
             Some(content) => {
                 // It may have been waiting for it when it had an object.
                 self.waiter = None;
-                device.decode(index, content, lane)
+                device.decode(index, content, &[], lane)
             }
             None => match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
-                Some(ticket) => {
-                    device.verify(index, &ticket)?;
-                    let content = ticket.word().content();
+                Some(guard) => {
+                    let (content, bytes) = device.held(&guard)?;
                     if let Content::Object(codec, object) = content {
-                        let bytes = device.pool.read(object.place, object.length);
                         if object.is_huge() {
                             // Stored as it is: straight from the arena to where it is wanted.
                             let done = self.payload.deliver(offset, &bytes[part]);
@@ -414,14 +357,14 @@ impl<'d, P: Payload> Io<'d, P> {
                         if self.hands_over(Work::Decompress { codec }) {
                             // From a copy, so that nobody waits for the slot meanwhile.
                             let job = Job::decompress(bytes, codec, &mut lane.spares);
-                            drop(ticket);
+                            drop(guard);
                             self.offload.decompress(job, index, offset, part, cx);
                             return Poll::Ready(Ok(()));
                         }
                     }
-                    device.decode(index, content, lane)
+                    device.decode(index, content, bytes, lane)
                 }
-                None => device.decode(index, Content::Empty, lane),
+                None => device.decode(index, Content::Empty, &[], lane),
             },
         };
         let done = content.and_then(|()| Ok(self.payload.deliver(offset, &lane.page[part])?));
@@ -451,17 +394,18 @@ impl<'d, P: Payload> Io<'d, P> {
                 return Poll::Ready(Ok(()));
             }
             let stored = same.map_or_else(|| device.encode_page(index, lane), Ok)?;
-            self.prepared = Some(Prepared::new(device, index, stored));
+            self.prepared = Some(stored);
         }
-        let ticket = loop {
+        let guard = loop {
             match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
-                Some(ticket) => break ticket,
+                Some(guard) => break guard,
                 // Nothing was in its part of the table, so that went meanwhile.
                 None => device.ensure(index, &lane.reader)?,
             }
         };
         let Some(prepared) = self.prepared.take() else { unreachable!("the page was prepared") };
-        prepared.install(ticket);
+        failpoint::reach("write.prepared");
+        device.replace(guard, prepared, failpoint::WRITE);
         Poll::Ready(Ok(()))
     }
 
@@ -474,11 +418,11 @@ impl<'d, P: Payload> Io<'d, P> {
         let freed = if next > index {
             next - index
         } else {
-            if device.peek(index) != Some(Content::Empty)
-                && let Some(ticket) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
+            if device.table.peek(index) != Some(Content::Empty)
+                && let Some(guard) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
             {
                 failpoint::reach("discard.locked");
-                device.replace(index, ticket, Content::Empty.into(), failpoint::DISCARD);
+                device.replace(guard, NewContent::EMPTY, failpoint::DISCARD);
             }
             1
         };

@@ -5,6 +5,7 @@
 //! `Pending` and has arranged to be woken. Nothing here blocks.
 
 mod compact;
+mod content;
 mod extent;
 mod figures;
 #[cfg(any(test, fuzzing))]
@@ -13,7 +14,7 @@ mod io;
 mod modify;
 mod offload;
 mod page;
-mod revive;
+mod reopen;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +32,7 @@ use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
 pub use crate::pool::{Compaction, Effort};
 use crate::pool::{LastRound, Pool, RebuildError};
-use crate::slot::{Content, Object, SlotTable};
+use crate::slot::SlotTable;
 use crate::stats::Sharded;
 use crate::store::{Arena, Place, StoreError, Words};
 pub use crate::store::{MemoryKind, State, StateError};
@@ -269,19 +270,9 @@ impl Device {
         Report::collect(&self.figures, &pool, table, beside, self.engine.report())
     }
 
-    fn free(&self, object: Object) {
-        self.pool.free(object.place, object.length);
-    }
-
-    /// Counts the change of one slot's content. Called after the change was published, and before
-    /// anything else of the same request is.
-    fn account(&self, old: Content, new: Content) {
-        self.figures.local().replace(old, new);
-    }
-
     /// Holds the lock of a slot that exists, so that requests have to wait for it.
     #[cfg(test)]
-    pub(crate) fn hold(&self, index: u64) -> Option<crate::slot::Ticket<'_>> {
+    pub(crate) fn hold(&self, index: u64) -> Option<crate::slot::SlotGuard<'_>> {
         self.table.try_lock(index)
     }
 

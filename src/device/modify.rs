@@ -12,11 +12,11 @@ use super::Lane;
 use super::io::{Io, IoError, Op, Payload};
 use crate::engine::{Engine, Job, Pending, Work};
 use crate::failpoint;
-use crate::slot::{Content, Ticket};
+use crate::slot::{Content, SlotGuard};
 
 /// A page that is being changed, its slot held, while the engine works on it.
 pub(super) struct Modify<'d> {
-    ticket: Ticket<'d>,
+    guard: SlotGuard<'d>,
     pending: Pending,
     stage: Stage,
 }
@@ -44,30 +44,28 @@ impl<'d, P: Payload> Io<'d, P> {
             return Poll::Pending;
         }
         let device = self.device;
-        if self.op == Op::WriteZeroes && device.peek(index) == Some(Content::Empty) {
+        if self.op == Op::WriteZeroes && device.table.peek(index) == Some(Content::Empty) {
             self.waiter = None;
             return Poll::Ready(Ok(()));
         }
-        let ticket = loop {
+        let guard = loop {
             match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
-                Some(ticket) => break ticket,
+                Some(guard) => break guard,
                 None => device.ensure(index, &lane.reader)?,
             }
         };
-        // An early return drops the ticket: the slot keeps what it has.
+        // An early return drops the guard: the slot keeps what it has.
         failpoint::reach("modify.locked");
-        device.verify(index, &ticket)?;
-        let content = ticket.word().content();
+        let (content, bytes) = device.held(&guard)?;
         if let Content::Object(codec, object) = content
             && !object.is_huge()
             && device.engine.share(Work::Decompress { codec }, 1) > 0
         {
-            let object = device.pool.read(object.place, object.length);
-            let job = Job::decompress(object, codec, &mut lane.spares);
-            return self.hand_over(job, ticket, Stage::Decoding, cx);
+            let job = Job::decompress(bytes, codec, &mut lane.spares);
+            return self.hand_over(job, guard, Stage::Decoding, cx);
         }
-        device.decode(index, content, lane)?;
-        self.change(index, part, ticket, lane, cx)
+        device.decode(index, content, bytes, lane)?;
+        self.change(index, part, guard, lane, cx)
     }
 
     /// Goes on with what the engine has done.
@@ -83,18 +81,18 @@ impl<'d, P: Payload> Io<'d, P> {
             self.modify = Some(modify);
             return Poll::Pending;
         };
-        let Modify { ticket, pending, stage } = modify;
+        let Modify { guard, pending, stage } = modify;
         match stage {
             Stage::Decoding => {
                 self.device.decoded(index, &pending, result, lane)?;
                 pending.recycle(&mut lane.spares);
-                self.change(index, part, ticket, lane, cx)
+                self.change(index, part, guard, lane, cx)
             }
             Stage::Encoding => {
                 let new = self.device.encoded(index, &pending, result, lane)?;
                 pending.recycle(&mut lane.spares);
                 failpoint::reach("modify.prepared");
-                self.device.replace(index, ticket, new, failpoint::MODIFY);
+                self.device.replace(guard, new, failpoint::MODIFY);
                 Poll::Ready(Ok(()))
             }
         }
@@ -105,7 +103,7 @@ impl<'d, P: Payload> Io<'d, P> {
         &mut self,
         index: u64,
         part: Range<usize>,
-        ticket: Ticket<'d>,
+        guard: SlotGuard<'d>,
         lane: &mut Lane,
         cx: &Context<'_>,
     ) -> Poll<Result<(), IoError>> {
@@ -120,26 +118,26 @@ impl<'d, P: Payload> Io<'d, P> {
             Some(same) => same,
             None if device.engine.share(device.compression(), 1) > 0 => {
                 let job = lane.compress_later(device.codecs.primary().number());
-                return self.hand_over(job, ticket, Stage::Encoding, cx);
+                return self.hand_over(job, guard, Stage::Encoding, cx);
             }
             None => device.encode_page(index, lane)?,
         };
         failpoint::reach("modify.prepared");
-        device.replace(index, ticket, new, failpoint::MODIFY);
+        device.replace(guard, new, failpoint::MODIFY);
         Poll::Ready(Ok(()))
     }
 
     fn hand_over(
         &mut self,
         job: Arc<Job>,
-        ticket: Ticket<'d>,
+        guard: SlotGuard<'d>,
         stage: Stage,
         cx: &Context<'_>,
     ) -> Poll<Result<(), IoError>> {
         let mut pending = Engine::pending(&job);
         // Not done yet, but this leaves the waker.
         let _ = pending.poll(cx);
-        self.modify = Some(Modify { ticket, pending, stage });
+        self.modify = Some(Modify { guard, pending, stage });
         self.offload.submit_later(job);
         Poll::Pending
     }

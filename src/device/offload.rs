@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::io::{Io, IoError, PAGE, Payload, Prepared};
-use super::page::Stored;
+use super::content::NewContent;
+use super::io::{Io, IoError, PAGE, Payload};
 use super::{Device, Lane};
 use crate::clock::Share;
 use crate::engine::{Engine, Job, JobError, Output, Pending};
+use crate::failpoint;
 use crate::slot::Waiter;
 
 /// Pages of one request that may be in the engine at once: what a request of 128 KiB has. Each takes
@@ -41,7 +42,7 @@ enum Stage<'d> {
     Compress(Pending),
     /// It is stored, and waits for its slot.
     Install {
-        prepared: Option<Prepared<'d>>,
+        prepared: Option<NewContent<'d>>,
         waiter: Option<Waiter<'d>>,
     },
     Over,
@@ -159,23 +160,23 @@ impl<P: Payload> Io<'_, P> {
                 Stage::Compress(pending) => {
                     let stored = device.encoded(index, &pending, result, lane)?;
                     pending.recycle(&mut lane.spares);
-                    let prepared = Some(Prepared::new(device, index, stored));
-                    page.stage = Stage::Install { prepared, waiter: None };
+                    page.stage = Stage::Install { prepared: Some(stored), waiter: None };
                 }
                 Stage::Install { .. } | Stage::Over => unreachable!("it was with the engine"),
             }
         }
         let Stage::Install { prepared, waiter } = &mut page.stage else { return Ok(false) };
-        let ticket = loop {
+        let guard = loop {
             match device.table.poll_lock(index, waiter, cx) {
-                Poll::Ready(Some(ticket)) => break ticket,
+                Poll::Ready(Some(guard)) => break guard,
                 // Nothing was in its part of the table, so that went meanwhile.
                 Poll::Ready(None) => device.ensure(index, &lane.reader)?,
                 Poll::Pending => return Ok(false),
             }
         };
         let Some(prepared) = prepared.take() else { unreachable!("the page was stored") };
-        prepared.install(ticket);
+        failpoint::reach("write.prepared");
+        device.replace(guard, prepared, failpoint::WRITE);
         Ok(true)
     }
 }
@@ -188,7 +189,7 @@ impl Device {
         pending: &Pending,
         result: Result<Output, JobError>,
         lane: &mut Lane,
-    ) -> Result<Stored, IoError> {
+    ) -> Result<NewContent<'_>, IoError> {
         let job = pending.job();
         match result {
             Ok(output) => {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::content::NewContent;
 use super::{Device, IoError};
 use crate::codec::{CodecError, CodecTable, Workspace};
 use crate::engine::{Job, Sampler, Spares, Work};
-use crate::slot::{Content, Mismatch, Object, Reader, Ticket};
+use crate::slot::{Content, Reader};
 use crate::units::{PAGE_SIZE, Page};
 
 /// Longest object that is worth its decompression: 15/16 of a page. What compresses worse is
@@ -44,34 +45,21 @@ impl Lane {
     }
 }
 
-/// A content for a slot that does not name it yet.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stored {
-    pub(super) content: Content,
-    /// What its object adds to the slot's check sum; 0 where there is none.
-    pub(super) body: u32,
-}
-
-impl From<Content> for Stored {
-    /// A content without an object.
-    fn from(content: Content) -> Self {
-        debug_assert!(content.object().is_none());
-        Self { content, body: 0 }
-    }
-}
-
 impl Device {
     /// Stores the page in `lane.page`, if it is same-filled, as a content for the slot `index`,
     /// which does not name it yet.
-    pub(super) fn encode_same(&self, index: u64, lane: &Lane) -> Result<Option<Stored>, IoError> {
+    pub(super) fn encode_same(
+        &self,
+        index: u64,
+        lane: &Lane,
+    ) -> Result<Option<NewContent<'_>>, IoError> {
         let Some(word) = same_filled(&lane.page) else { return Ok(None) };
         let [a, b, c, d, rest @ ..] = word;
         if [a, b, c, d] == rest {
-            return Ok(Some(Content::Same(u32::from_le_bytes(rest)).into()));
+            return Ok(Some(NewContent::same(u32::from_le_bytes(rest))));
         }
-        let place = self.store(index, &word, &lane.reader)?;
-        let content = Content::SameWide(Object { place, length: word.len() });
-        Ok(Some(Stored { content, body: self.table.body_sum(&word) }))
+        let object = self.store(index, &word, &lane.reader)?;
+        Ok(Some(self.content_of(object, Content::SameWide)))
     }
 
     /// What is done with a page that is written.
@@ -80,7 +68,11 @@ impl Device {
     }
 
     /// Compresses and stores the page in `lane.page`, which is not same-filled, likewise.
-    pub(super) fn encode_page(&self, index: u64, lane: &mut Lane) -> Result<Stored, IoError> {
+    pub(super) fn encode_page(
+        &self,
+        index: u64,
+        lane: &mut Lane,
+    ) -> Result<NewContent<'_>, IoError> {
         let Lane { workspace, page, object, sampler, .. } = lane;
         let codec = self.codecs.primary();
         let work = self.compression();
@@ -102,10 +94,9 @@ impl Device {
         codec: u8,
         bytes: &[u8],
         reader: &Reader,
-    ) -> Result<Stored, IoError> {
-        let place = self.store(index, bytes, reader)?;
-        let content = Content::Object(codec, Object { place, length: bytes.len() });
-        Ok(Stored { content, body: self.table.body_sum(bytes) })
+    ) -> Result<NewContent<'_>, IoError> {
+        let object = self.store(index, bytes, reader)?;
+        Ok(self.content_of(object, |object| Content::Object(codec, object)))
     }
 
     pub(super) fn store_raw(
@@ -113,27 +104,17 @@ impl Device {
         index: u64,
         page: &Page,
         reader: &Reader,
-    ) -> Result<Stored, IoError> {
-        let place = self.store(index, page, reader)?;
-        let content = Content::Object(0, Object { place, length: page.len() });
-        Ok(Stored { content, body: self.table.body_sum(page) })
+    ) -> Result<NewContent<'_>, IoError> {
+        let object = self.store(index, page, reader)?;
+        Ok(self.content_of(object, |object| Content::Object(0, object)))
     }
 
-    /// Looks whether the content of a slot that an earlier process left is what that had stored.
-    pub(super) fn verify(&self, index: u64, ticket: &Ticket<'_>) -> Result<(), IoError> {
-        if !self.table.is_doubtful(index) {
-            return Ok(());
-        }
-        let object = ticket.word().content().object();
-        let bytes = object.map(|object| self.pool.read(object.place, object.length));
-        self.table.verify(ticket, bytes).map_err(|Mismatch| IoError::Damaged { index })
-    }
-
-    /// Reads a content into `lane.page`. If it has an object, the caller holds the slot's lock.
+    /// Reads a content into `lane.page`; `object` is the bytes of its object.
     pub(super) fn decode(
         &self,
         index: u64,
         content: Content,
+        object: &[u8],
         lane: &mut Lane,
     ) -> Result<(), IoError> {
         let page = &mut *lane.page;
@@ -143,18 +124,9 @@ impl Device {
             Content::Same(pattern) => {
                 fill(page, (u64::from(pattern) << 32 | u64::from(pattern)).to_le_bytes());
             }
-            Content::SameWide(object) => {
-                let bytes = self.pool.read(object.place, object.length);
-                fill(page, bytes.first_chunk().copied().unwrap_or_default());
-            }
-            Content::Object(codec, object) => {
-                let bytes = self.pool.read(object.place, object.length);
-                if object.is_huge() {
-                    page.copy_from_slice(bytes);
-                } else {
-                    self.decompress(index, codec, bytes, lane)?;
-                }
-            }
+            Content::SameWide(_) => fill(page, object.first_chunk().copied().unwrap_or_default()),
+            Content::Object(_, stored) if stored.is_huge() => page.copy_from_slice(object),
+            Content::Object(codec, _) => self.decompress(index, codec, object, lane)?,
         }
         Ok(())
     }

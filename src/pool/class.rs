@@ -1,14 +1,13 @@
 //! A size class: all objects of one shape.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::bits::Bits;
 use super::budget::Budget;
 use super::layout::{SPAN_OBJECTS, Shape, region_of};
 use super::region::Regions;
 use super::span::Span;
-use super::{PoolError, RebuildError};
+use super::{PoolError, RebuildError, owned};
 use crate::checker;
 use crate::failpoint;
 use crate::store::{Arena, HOST_PAGE, Place};
@@ -252,7 +251,7 @@ impl Class {
             end.object = found.unwrap_or(0);
             if let Some(object) = found {
                 let place = self.place(Number { span: end.span, object });
-                let owner = arena.tag(place).load(Ordering::Relaxed);
+                let owner = owned::owner(arena, place);
                 into.push(Candidate { number: end, place, owner });
             }
         }
@@ -318,7 +317,7 @@ impl Class {
                     span.is_none_or(|span| !span.is_committed(page))
                 }) {
                     let offset = self.shape.page_offset(*region, within, bare.start);
-                    common.arena.decommit(offset, bare.len() as u64 * HOST_PAGE)?;
+                    owned::decommit(common.arena, offset, bare.len() as u64 * HOST_PAGE)?;
                 }
             }
         }
@@ -415,7 +414,7 @@ impl Class {
         let offset = self.page_offset(span, pages.start);
         if let Err(error) = common.arena.commit(offset, bytes) {
             // Some of the pages may exist now. Nobody would know of them.
-            if let Err(error) = common.arena.decommit(offset, bytes) {
+            if let Err(error) = owned::decommit(common.arena, offset, bytes) {
                 log::warn!("{bytes} bytes that are not used cannot be given back: {error}");
             }
             common.budget.release(bytes);
@@ -442,7 +441,7 @@ impl Class {
             let given = run.end - (run.len() as u64).min(excess) as u32..run.end;
             if !given.is_empty() {
                 let bytes = given.len() as u64 * HOST_PAGE;
-                common.arena.decommit(self.page_offset(number, given.start), bytes)?;
+                owned::decommit(common.arena, self.page_offset(number, given.start), bytes)?;
                 failpoint::reach("compact.trimmed");
                 common.budget.release(bytes);
                 self.pages -= given.len() as u64;

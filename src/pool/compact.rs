@@ -4,7 +4,6 @@
 use std::sync::atomic::Ordering;
 
 use super::class::{CLASS, Candidate, Load, Number};
-use super::layout::TAG_BYTES;
 use super::objects::Pool;
 use crate::store::{HOST_PAGE, Place};
 use crate::sync;
@@ -69,7 +68,7 @@ impl Pool {
     ///
     /// `relocate` is called with the number of an object's owner and the object's place, without
     /// any of the pool's locks. It has to lock the owner, see that the owner does name this place
-    /// (else the object is [`Move::Busy`]), and call [`Pool::relocate`]. `go_on` is asked every
+    /// (else the object is [`Move::Busy`]), and call [`Pool::copy_below`]. `go_on` is asked every
     /// now and then, also without locks, whether to.
     pub fn compact(
         &self,
@@ -116,23 +115,6 @@ impl Pool {
         self.pages_compacted.fetch_add(done.vacated, Ordering::Relaxed);
         last.changes = self.loads().map(|load| load.changes).collect();
         done
-    }
-
-    /// Moves an object of the caller's to a lower place, and returns the new one. The caller holds
-    /// its owner's lock, publishes the new place, and then frees the old one by
-    /// [`Pool::vacate`].
-    pub fn relocate(&self, from: Place, length: usize) -> Option<Place> {
-        let mut class = sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)]);
-        // No memory for a hole in a low page is no fault here.
-        let to = class.allocate_below(from, self.common()).ok().flatten()?;
-        drop(class);
-        self.arena.copy(from, to, TAG_BYTES, length);
-        Some(to)
-    }
-
-    /// Frees the place that an object was moved away from.
-    pub fn vacate(&self, from: Place, length: usize) {
-        self.free_at_once(from, length);
     }
 }
 

@@ -6,8 +6,8 @@ use std::task::{Wake, Waker};
 use loom::sync::Arc;
 use loom::thread;
 
-use super::bell::Bell;
 use super::budget::Budget;
+use crate::notifier::Notifier;
 use crate::sync::{self, AtomicUsize, Mutex, Ordering};
 
 #[test]
@@ -77,21 +77,21 @@ impl Wake for Woken {
 fn no_work_is_left_without_a_wake_up() {
     loom::model(|| {
         let woken = StdArc::new(Woken(AtomicUsize::new(0)));
-        let bell = Bell::new();
-        bell.set_waker(Waker::from(StdArc::clone(&woken)));
-        let shared = Arc::new((bell, Mutex::new(0_u32)));
+        let notifier = Notifier::new();
+        notifier.set_waker(Waker::from(StdArc::clone(&woken)));
+        let shared = Arc::new((notifier, Mutex::new(0_u32)));
         let workers: Vec<_> = (0..2)
             .map(|_| {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
                     *sync::lock(&shared.1) += 1;
-                    shared.0.ring();
+                    shared.0.notify();
                 })
             })
             .collect();
-        let (bell, work) = &*shared;
+        let (notifier, work) = &*shared;
         // Woken by the setting of the waker: answer, look.
-        assert!(bell.answer());
+        assert!(notifier.answer());
         let seen = *sync::lock(work);
         let before = woken.0.load(Ordering::SeqCst);
         for worker in workers {
@@ -99,6 +99,6 @@ fn no_work_is_left_without_a_wake_up() {
         }
         let rung_since = woken.0.load(Ordering::SeqCst) > 1 || before > 1;
         assert!(seen == 2 || rung_since, "{seen} of 2 seen, and nobody woke the answerer");
-        assert!(seen == 2 || bell.answer());
+        assert!(seen == 2 || notifier.answer());
     });
 }

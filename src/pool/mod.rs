@@ -13,7 +13,6 @@
 //! A shard of caches, then a class, then the free list of regions.
 
 // Under loom only what is shared without a mutex is built.
-mod bell;
 #[cfg(not(loom))]
 mod bits;
 // Its model needs but a part of it.
@@ -33,6 +32,8 @@ mod loom_tests;
 #[cfg(not(loom))]
 mod objects;
 #[cfg(not(loom))]
+mod owned;
+#[cfg(not(loom))]
 mod rebuild;
 #[cfg(not(loom))]
 mod region;
@@ -46,5 +47,7 @@ pub use self::compact::{Compaction, Effort, LastRound, Move};
 pub use self::error::{PoolError, RebuildError};
 #[cfg(not(loom))]
 pub use self::objects::{Pool, PoolUsage};
+#[cfg(not(loom))]
+pub use self::owned::Owned;
 #[cfg(not(loom))]
 pub use self::rebuild::Named;

@@ -1,17 +1,16 @@
-//! Storing, reading and freeing objects.
+//! The pool as a whole: places that are allocated and freed, limits, and what all that takes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
 use super::PoolError;
-use super::bell::Bell;
 use super::budget::Budget;
 use super::cache::Caches;
 use super::class::{CLASS, Class, Common, Load};
-use super::layout::{Classes, REGION_BYTES, TAG_BYTES};
+use super::layout::{Classes, REGION_BYTES};
 use super::region::Regions;
-use crate::failpoint;
+use crate::notifier::Notifier;
 use crate::store::{Arena, Place};
 use crate::sync;
 use crate::units::PAGE_SIZE;
@@ -42,7 +41,7 @@ pub struct Pool {
     pub(super) kinds: Classes,
     pub(super) classes: Box<[Mutex<Class>]>,
     caches: Caches,
-    bell: Bell,
+    notifier: Notifier,
     pub(super) pages_compacted: AtomicU64,
 }
 
@@ -59,7 +58,7 @@ impl Pool {
             kinds,
             classes: classes.collect(),
             caches: Caches::new(kinds.count()),
-            bell: Bell::new(),
+            notifier: Notifier::new(),
             pages_compacted: AtomicU64::new(0),
             arena,
         }
@@ -73,25 +72,8 @@ impl Pool {
         bytes.saturating_mul(2).saturating_add(2 * classes * REGION_BYTES)
     }
 
-    /// Stores a new object of 1 to [`PAGE_SIZE`] bytes, and beside it the number of its owner: of
-    /// the slot that will name it.
-    ///
-    /// # Errors
-    /// A limit is reached, the address space used up, or the host out of memory. Nothing has
-    /// changed then.
-    pub fn store(&self, object: &[u8], owner: u32) -> Result<Place, PoolError> {
-        let place = self.allocate(object.len())?;
-        failpoint::reach("store.allocated");
-        self.arena.write(place, TAG_BYTES, object);
-        failpoint::reach("store.written");
-        // Compaction may look at it at any time, and then finds that the owner does not name it.
-        self.arena.tag(place).store(owner, Ordering::Relaxed);
-        failpoint::reach("store.tagged");
-        Ok(place)
-    }
-
     /// Frees an object that was stored here with this length and that nobody reads any more.
-    pub fn free(&self, place: Place, length: usize) {
+    pub(super) fn free(&self, place: Place, length: usize) {
         debug_assert!((1..=PAGE_SIZE).contains(&length));
         let number = self.kinds.of(length);
         self.caches.with(number, |magazine| {
@@ -106,13 +88,7 @@ impl Pool {
                 class.free(place, &self.regions);
             }
         });
-        self.bell.ring();
-    }
-
-    /// The bytes of a stored object. The caller owns it: it holds the lock of the slot that names
-    /// it, so nobody frees it meanwhile.
-    pub fn read(&self, place: Place, length: usize) -> &[u8] {
-        self.arena.read(place, TAG_BYTES, length)
+        self.notifier.notify();
     }
 
     /// A place for an object of this length, out of the calling thread's cache if it has one.
@@ -135,8 +111,15 @@ impl Pool {
             }
             Ok(place)
         });
-        self.bell.ring();
+        self.notifier.notify();
         place
+    }
+
+    /// A place for an object of this length that is lower than the one at `from`, in the same class.
+    pub(super) fn allocate_below(&self, from: Place, length: usize) -> Option<Place> {
+        let mut class = sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)]);
+        // No memory for a hole in a low page is not an error here.
+        class.allocate_below(from, self.common()).ok().flatten()
     }
 
     /// Frees an object past the caches.
@@ -160,20 +143,20 @@ impl Pool {
         Common { arena: &self.arena, budget: &self.budget, regions: &self.regions }
     }
 
-    /// Who is woken when there may be something to give back: once, until
+    /// Sets what is woken when there may be something to give back: once, until
     /// [`Pool::answer`] is called.
     pub fn set_waker(&self, waker: Waker) {
-        self.bell.set_waker(waker);
+        self.notifier.set_waker(waker);
     }
 
     /// There may be something to give back beside the arena.
-    pub fn ring(&self) {
-        self.bell.ring();
+    pub fn notify(&self) {
+        self.notifier.notify();
     }
 
     /// Whether anything was allocated or freed since the last call.
     pub fn answer(&self) -> bool {
-        self.bell.answer()
+        self.notifier.answer()
     }
 
     /// Bytes of arena and table that are committed, or reserved to be.
@@ -256,13 +239,6 @@ impl Pool {
     /// The arena, without what is known of it.
     pub(crate) fn into_arena(self) -> Arena {
         self.arena
-    }
-
-    /// What lies after an object on its last page.
-    pub(crate) fn bytes_after(&self, place: Place, length: usize) -> &[u8] {
-        let end = place.offset() + (TAG_BYTES + length) as u64;
-        let rest = end.next_multiple_of(crate::store::HOST_PAGE) - end;
-        self.arena.read(place, TAG_BYTES + length, rest as usize)
     }
 
     /// Objects in use, those in caches not counted.

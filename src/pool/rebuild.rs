@@ -1,9 +1,9 @@
 //! A pool from an arena that has objects already, and the table that names them.
 
-use super::RebuildError;
 use super::class::CLASS;
 use super::layout::REGION_BYTES;
 use super::objects::Pool;
+use super::{RebuildError, owned};
 use crate::failpoint;
 use crate::store::{Arena, Place, StoreError};
 use crate::sync;
@@ -83,12 +83,12 @@ impl Pool {
             sync::lock_as(&CLASS, class).punch_unused(self.common())?;
         }
         for (offset, len) in self.regions.unowned() {
-            self.arena.decommit(offset, len)?;
+            owned::decommit(&self.arena, offset, len)?;
         }
         // The end of the arena that is too short for a region.
         let rest = self.arena.len() / REGION_BYTES * REGION_BYTES;
         if rest < self.arena.len() {
-            self.arena.decommit(rest, self.arena.len() - rest)?;
+            owned::decommit(&self.arena, rest, self.arena.len() - rest)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::checker::*;
-use crate::slot::{SlotTable, Ticket};
+use crate::slot::{SlotGuard, SlotTable};
 use crate::store::{MemoryKind, Words};
 use crate::sync::{self, Mutex};
 
@@ -29,10 +29,10 @@ fn table(slots: u64) -> SlotTable {
 }
 
 /// Polls for a slot, which has to be free, as whoever has the turn.
-fn take(table: &SlotTable, index: u64) -> Ticket<'_> {
+fn take(table: &SlotTable, index: u64) -> SlotGuard<'_> {
     let mut place = None;
     match table.poll_lock(index, &mut place, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(ticket)) => ticket,
+        Poll::Ready(Some(guard)) => guard,
         _ => panic!("slot {index} is not free"),
     }
 }
@@ -79,9 +79,9 @@ fn an_order_that_closes_a_circle_of_three_is_found() {
 fn a_slot_after_a_mutex_that_came_after_a_slot_is_found() {
     static MUTEX: Class = Class::mutex("after slots");
     let (table, mutex) = (table(1), Mutex::new(()));
-    let ticket = take(&table, 0);
+    let guard = take(&table, 0);
     drop(sync::lock_as(&MUTEX, &mutex));
-    drop(ticket);
+    drop(guard);
     let _locked = sync::lock_as(&MUTEX, &mutex);
     let said = fault(|| drop(take(&table, 0)));
     assert!(said.contains("inversion: 'slot' 0 is taken with 'after slots'"), "{said}");
@@ -124,10 +124,10 @@ fn a_task_that_waits_for_its_own_slot_is_found() {
     let table = table(2);
     let task = Task::default();
     let _turn = task.enter();
-    let ticket = take(&table, 1);
+    let guard = take(&table, 1);
     let said = fault(|| queue(&table, 1));
     assert!(said.contains("recursion: who wants 'slot' 1 holds it"), "{said}");
-    drop(ticket);
+    drop(guard);
 }
 
 #[test]
@@ -138,20 +138,20 @@ fn a_thread_that_waits_for_its_own_lock_is_found() {
     let said = fault(|| drop(sync::lock_as(&MUTEX, &mutex)));
     assert!(said.contains("recursion"), "{said}");
     drop(_locked);
-    let ticket = take(&table, 0);
+    let guard = take(&table, 0);
     let said = fault(|| drop(sync::block_on(|cx| table.poll_lock(0, &mut None, cx))));
     assert!(said.contains("recursion"), "{said}");
     // Not so if the thread goes on, for others to wait.
     queue(&table, 0);
-    drop(ticket);
+    drop(guard);
 }
 
 #[test]
-fn a_sleeping_task_keeps_its_ticket_and_holds_nobody_else_up() {
+fn a_sleeping_task_keeps_its_guard_and_holds_nobody_else_up() {
     let table = table(8);
     let (sleeper, other) = (Task::default(), Task::default());
     let turn = sleeper.enter();
-    let ticket = take(&table, 5);
+    let guard = take(&table, 5);
     drop(turn);
     // On the same thread: neither recursion nor an order.
     let turn = other.enter();
@@ -168,16 +168,16 @@ fn a_sleeping_task_keeps_its_ticket_and_holds_nobody_else_up() {
         assert!(said.contains("'slot' 2 is taken with 'slot' 5"), "{said}");
     });
     // And what another thread releases is no longer held.
-    thread::scope(|scope| drop(scope.spawn(move || drop(ticket))));
+    thread::scope(|scope| drop(scope.spawn(move || drop(guard))));
     let _turn = sleeper.enter();
     drop(take(&table, 2));
 }
 
 #[test]
-fn a_ticket_that_was_given_away_is_nobodys() {
+fn a_guard_that_was_given_away_is_nobodys() {
     let table = table(8);
     let task = Task::default();
-    let ticket = {
+    let guard = {
         let _turn = task.enter();
         take(&table, 5).detach()
     };
@@ -187,11 +187,11 @@ fn a_ticket_that_was_given_away_is_nobodys() {
         queue(&table, 5);
     }
     drop(task);
-    drop(ticket);
+    drop(guard);
 }
 
 #[test]
-fn a_task_that_ends_with_a_ticket_is_found() {
+fn a_task_that_ends_with_a_guard_is_found() {
     let table = table(4);
     let task = Task::default();
     {
@@ -214,7 +214,7 @@ fn a_table_that_ends_with_a_locked_slot_is_found() {
 fn a_mutex_where_the_thread_may_sleep_is_found_and_a_slot_is_not() {
     static MUTEX: Class = Class::mutex("sleepless");
     let (table, mutex) = (table(1), Mutex::new(()));
-    let ticket = take(&table, 0);
+    let guard = take(&table, 0);
     might_sleep("nothing but a slot");
     let locked = sync::lock_as(&MUTEX, &mutex);
     let said = fault(|| might_sleep("a slow codec"));
@@ -223,19 +223,19 @@ fn a_mutex_where_the_thread_may_sleep_is_found_and_a_slot_is_not() {
     assert!(said.contains("may sleep: waiting for a task"), "{said}");
     drop(locked);
     sync::block_on(|_| Poll::Ready(()));
-    drop(ticket);
+    drop(guard);
 }
 
 #[test]
 fn anything_where_nothing_may_be_held_is_found() {
     let table = table(1);
     may_not_hold("at first");
-    let ticket = take(&table, 0);
+    let guard = take(&table, 0);
     let said = fault(|| may_not_hold("an idle thread"));
     assert!(said.contains("may not hold: an idle thread, with 'slot' 0"), "{said}");
     // Another thread's are no matter.
     thread::scope(|scope| drop(scope.spawn(|| may_not_hold("elsewhere"))));
-    drop(ticket);
+    drop(guard);
     may_not_hold("at last");
 }
 

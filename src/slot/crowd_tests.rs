@@ -92,12 +92,12 @@ fn waiters_are_served_in_order_with_few_newcomers_between() {
                     }
                     assert_eq!(task, next, "only the first is woken");
                     let cx = Context::from_waker(&wakers[task]);
-                    if let Poll::Ready(ticket) = table.poll_lock(0, &mut places[task], &cx) {
+                    if let Poll::Ready(guard) = table.poll_lock(0, &mut places[task], &cx) {
                         assert!(newcomer.is_none(), "two owners");
                         most = most.max(between);
                         assert!(between <= MAX_PASSED, "{between} newcomers passed task {task}");
                         between = 0;
-                        drop(ticket);
+                        drop(guard);
                     }
                 }
             }
@@ -141,11 +141,11 @@ fn a_thousand_tasks_on_four_threads_are_all_served_within_bounds() {
                     }
                     let was_queued = place.is_some();
                     match table.poll_lock(0, place, &Context::from_waker(&wakers[task])) {
-                        Poll::Ready(ticket) => {
-                            let ticket = ticket.expect("the slot exists");
-                            let Content::Same(count) = ticket.word().content() else {
+                        Poll::Ready(guard) => {
+                            let guard = guard.expect("the slot exists");
+                            let Content::Same(count) = guard.word().content() else {
                                 // The first of all.
-                                ticket.release(Word::new(Content::Same(0)));
+                                guard.release(Word::new(Content::Same(0)));
                                 wakers[task].wake_by_ref();
                                 continue;
                             };
@@ -156,7 +156,7 @@ fn a_thousand_tasks_on_four_threads_are_all_served_within_bounds() {
                             }
                             // A lock that is not exclusive would lose some.
                             thread::yield_now();
-                            ticket.release(Word::new(Content::Same(count + 1)));
+                            guard.release(Word::new(Content::Same(count + 1)));
                             *rounds -= 1;
                             match *rounds {
                                 0 => left -= 1,

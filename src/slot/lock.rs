@@ -53,8 +53,8 @@ pub(super) struct Slot<'a> {
 ///
 /// `Send`: a completion on another thread may release it. Dropping it releases the slot with its
 /// content unchanged.
-#[must_use = "dropping the ticket releases the slot unchanged"]
-pub struct Ticket<'a> {
+#[must_use = "dropping the guard releases the slot unchanged"]
+pub struct SlotGuard<'a> {
     slot: Slot<'a>,
     /// Content and flags at the time of locking. Nobody else can change them.
     data: Word,
@@ -75,7 +75,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Takes the lock if it is free.
-    pub(super) fn try_lock(self) -> Option<Ticket<'a>> {
+    pub(super) fn try_lock(self) -> Option<SlotGuard<'a>> {
         let seen = self.word.load(Ordering::Relaxed);
         if seen & LOCKED != 0 {
             return None;
@@ -84,7 +84,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Takes the lock unless somebody has it; `seen` is what the word was, with LOCKED clear.
-    fn take(self, mut seen: u64, since: Stopwatch) -> Option<Ticket<'a>> {
+    fn take(self, mut seen: u64, since: Stopwatch) -> Option<SlotGuard<'a>> {
         while seen & LOCKED == 0 {
             match self.word.compare_exchange_weak(
                 seen,
@@ -92,17 +92,17 @@ impl<'a> Slot<'a> {
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(self.ticket(seen, since)),
+                Ok(_) => return Some(self.guard(seen, since)),
                 Err(now) => seen = now,
             }
         }
         None
     }
 
-    /// The ticket of the lock, which the caller just took, or was handed.
-    fn ticket(self, word: u64, since: Stopwatch) -> Ticket<'a> {
+    /// The guard of the lock, which the caller just took, or was handed.
+    fn guard(self, word: u64, since: Stopwatch) -> SlotGuard<'a> {
         checker::taken(self.checked(), since);
-        Ticket { slot: self, data: Word(word).data() }
+        SlotGuard { slot: self, data: Word(word).data() }
     }
 
     /// Takes the lock or queues up for it.
@@ -113,9 +113,9 @@ impl<'a> Slot<'a> {
         self,
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
-    ) -> Poll<Ticket<'a>> {
+    ) -> Poll<SlotGuard<'a>> {
         checker::wants(self.checked());
-        // A place in another slot's queue would end in another slot's ticket.
+        // A place in another slot's queue would end in another slot's guard.
         if waiter.as_ref().is_some_and(|place| place.slot.index != self.index) {
             *waiter = None;
         }
@@ -124,18 +124,18 @@ impl<'a> Slot<'a> {
             *waiter = None;
         }
         if let Some(place) = waiter.as_mut() {
-            let Some(ticket) = place.poll(cx) else { return Poll::Pending };
+            let Some(guard) = place.poll(cx) else { return Poll::Pending };
             *waiter = None;
-            return Poll::Ready(ticket);
+            return Poll::Ready(guard);
         }
         let since = Stopwatch::start();
         let seen = self.word.load(Ordering::Relaxed);
-        if let Some(ticket) = self.take(seen, since) {
-            return Poll::Ready(ticket);
+        if let Some(guard) = self.take(seen, since) {
+            return Poll::Ready(guard);
         }
         let mut bucket = self.lot.bucket(self.index);
-        if let Some(ticket) = self.take_or_announce(since) {
-            return Poll::Ready(ticket);
+        if let Some(guard) = self.take_or_announce(since) {
+            return Poll::Ready(guard);
         }
         let sleeper = Sleeper::new(cx.waker());
         bucket.push(self.index, Arc::clone(&sleeper));
@@ -145,13 +145,13 @@ impl<'a> Slot<'a> {
 
     /// Takes the lock, or makes sure that its owner looks into the queue when it releases. The
     /// caller has the bucket's mutex.
-    fn take_or_announce(self, since: Stopwatch) -> Option<Ticket<'a>> {
+    fn take_or_announce(self, since: Stopwatch) -> Option<SlotGuard<'a>> {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
             if seen & LOCKED == 0 {
-                let ticket = self.take(seen, since);
-                if ticket.is_some() {
-                    return ticket;
+                let guard = self.take(seen, since);
+                if guard.is_some() {
+                    return guard;
                 }
                 seen = self.word.load(Ordering::Relaxed);
                 continue;
@@ -182,7 +182,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Takes the lock, if the slot is empty and free and nobody waits for it, to take the slot away
-    /// with the page it lies in. Without a ticket: whoever comes to need the page may put the slot back.
+    /// with the page it lies in. Without a guard: whoever comes to need the page may put the slot back.
     #[cfg(not(shuttle))]
     pub(super) fn take_away(self) -> bool {
         let taken = self.word.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed);
@@ -229,10 +229,10 @@ impl<'a> Slot<'a> {
             bucket.remove(&sleeper);
             let waiters = if bucket.waits(self.index) { WAITERS } else { 0 };
             self.word.store(free | waiters | LOCKED, Ordering::Release);
-            sleeper.settle(Fate::Granted);
+            sleeper.set_fate(Fate::Granted);
         } else {
             self.word.store(free | WAITERS, Ordering::Release);
-            sleeper.settle(Fate::Woken);
+            sleeper.set_fate(Fate::Woken);
         }
         drop(bucket);
         // One that was woken before has yet to be polled, and will see what it got.
@@ -242,7 +242,7 @@ impl<'a> Slot<'a> {
     }
 }
 
-impl Ticket<'_> {
+impl SlotGuard<'_> {
     /// Content and flags of the slot, as they were when it was locked.
     pub fn word(&self) -> Word {
         self.data
@@ -250,11 +250,17 @@ impl Ticket<'_> {
 
     /// Number of the slot.
     #[cfg(not(any(loom, shuttle)))]
-    pub(super) fn index(&self) -> u64 {
+    pub fn index(&self) -> u64 {
         self.slot.index
     }
 
-    /// Says that the ticket is given to somebody else, who may be anywhere. Only the lock checker
+    /// Whether the slot is one of the table whose waiters sleep in `lot`.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn is_of(&self, lot: &ParkingLot) -> bool {
+        std::ptr::eq(self.slot.lot, lot)
+    }
+
+    /// Says that the guard is given to somebody else, who may be anywhere. Only the lock checker
     /// hears it: whoever took the lock no longer counts as its holder.
     pub fn detach(self) -> Self {
         checker::detached(self.slot.checked());
@@ -263,13 +269,13 @@ impl Ticket<'_> {
 
     /// Publishes a new word and releases the slot, in one atomic step. The lock bits of `word`
     /// are ignored.
-    pub fn release(self, word: Word) {
+    pub(super) fn release(self, word: Word) {
         let this = std::mem::ManuallyDrop::new(self);
         this.slot.unlock(this.data, word);
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
         self.slot.unlock(self.data, self.data);
     }
@@ -283,32 +289,32 @@ impl<'a> Waiter<'a> {
 
     /// Takes the lock if it is this waiter's turn and nobody was faster; else `cx` is who will be
     /// woken.
-    fn poll(&mut self, cx: &Context<'_>) -> Option<Ticket<'a>> {
+    fn poll(&mut self, cx: &Context<'_>) -> Option<SlotGuard<'a>> {
         let sleeper = self.sleeper.as_ref()?;
         if sleeper.fate() == Fate::Queued {
             sleeper.set_waker(cx.waker());
-            // Again: settled between look and change, the old waker was the one that fired.
+            // Again: if the fate changed between check and change, the old waker was the one that fired.
             if sleeper.fate() == Fate::Queued {
                 return None;
             }
         }
         let mut bucket = self.slot.lot.bucket(self.slot.index);
         debug_assert!(sleeper.fate() != Fate::Dismissed, "its slot exists");
-        let ticket = if sleeper.fate() == Fate::Granted {
+        let guard = if sleeper.fate() == Fate::Granted {
             let word = self.slot.word.load(Ordering::Acquire);
             debug_assert!(word & LOCKED != 0, "a granted lock is held");
-            Some(self.slot.ticket(word, self.since))
+            Some(self.slot.guard(word, self.since))
         } else {
             self.slot.take_or_announce(self.since)
         };
-        if ticket.is_some() {
+        if guard.is_some() {
             bucket.remove(sleeper);
             self.sleeper = None;
         } else {
             sleeper.set_waker(cx.waker());
             bucket.requeue(sleeper);
         }
-        ticket
+        guard
     }
 }
 
@@ -322,7 +328,7 @@ impl Drop for Waiter<'_> {
             Fate::Granted => {
                 drop(bucket);
                 let word = self.slot.word.load(Ordering::Acquire);
-                drop(self.slot.ticket(word, self.since));
+                drop(self.slot.guard(word, self.since));
             }
             Fate::Woken => {
                 bucket.remove(&sleeper);
@@ -337,7 +343,7 @@ impl Drop for Waiter<'_> {
                     return;
                 };
                 let next = Arc::clone(&next.sleeper);
-                next.settle(Fate::Woken);
+                next.set_fate(Fate::Woken);
                 drop(bucket);
                 next.wake();
             }

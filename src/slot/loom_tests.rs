@@ -8,9 +8,9 @@ use std::task::Poll;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
-use super::doubts::Doubts;
-use super::lock::{Slot, Ticket, Waiter};
+use super::lock::{Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
+use super::unverified::Unverified;
 use super::word::{Content, LOCKED, WAITERS, Word};
 use crate::sync::{self, AtomicU64, Ordering};
 
@@ -31,7 +31,7 @@ impl Shared {
         Slot { word: &self.word, lot: &self.lot, index: 0 }
     }
 
-    fn lock(&self) -> Ticket<'_> {
+    fn lock(&self) -> SlotGuard<'_> {
         let mut place = None;
         sync::block_on(|cx| self.slot().poll_lock(&mut place, cx))
     }
@@ -48,8 +48,8 @@ impl Shared {
     fn finish(&self) -> u32 {
         let word = self.word.load(Ordering::Relaxed);
         assert_eq!(word & (LOCKED | WAITERS), 0, "a lock bit is left at the end");
-        let ticket = self.slot().try_lock().expect("the lock is free at the end");
-        drop(ticket);
+        let guard = self.slot().try_lock().expect("the lock is free at the end");
+        drop(guard);
         assert!(!self.lot.bucket(0).waits(0), "nobody waits at the end");
         // SAFETY: as above.
         self.value.with(|value| unsafe { *value })
@@ -69,13 +69,13 @@ fn two_threads_exclude_each_other_and_none_sleeps_for_ever() {
         let shared = Shared::new();
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            let ticket = other.lock();
+            let guard = other.lock();
             other.add_one();
-            drop(ticket);
+            drop(guard);
         });
-        let ticket = shared.lock();
+        let guard = shared.lock();
         shared.add_one();
-        drop(ticket);
+        drop(guard);
         thread.join().unwrap();
         assert_eq!(shared.finish(), 2);
     });
@@ -91,15 +91,15 @@ fn three_threads_are_all_served() {
             .map(|_| {
                 let other = Arc::clone(&shared);
                 thread::spawn(move || {
-                    let ticket = other.lock();
+                    let guard = other.lock();
                     other.add_one();
-                    drop(ticket);
+                    drop(guard);
                 })
             })
             .collect();
-        let ticket = shared.lock();
+        let guard = shared.lock();
         shared.add_one();
-        drop(ticket);
+        drop(guard);
         for thread in threads {
             thread.join().unwrap();
         }
@@ -113,16 +113,16 @@ fn what_is_published_by_release_is_seen_by_the_next_owner() {
         let shared = Shared::new();
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            let ticket = other.lock();
+            let guard = other.lock();
             other.add_one();
-            ticket.release(Word::new(Content::Same(1)));
+            guard.release(Word::new(Content::Same(1)));
         });
-        let ticket = shared.lock();
-        if ticket.word().content() == Content::Same(1) {
+        let guard = shared.lock();
+        if guard.word().content() == Content::Same(1) {
             // The word was published after the bytes that belong to it.
             shared.add_one();
         }
-        drop(ticket);
+        drop(guard);
         thread.join().unwrap();
         shared.finish();
         assert_eq!(Word(shared.word.load(Ordering::Relaxed)).content(), Content::Same(1));
@@ -130,23 +130,23 @@ fn what_is_published_by_release_is_seen_by_the_next_owner() {
 }
 
 #[test]
-fn a_ticket_released_by_another_thread_wakes_the_waiter() {
+fn a_guard_released_by_another_thread_wakes_the_waiter() {
     model(|| {
         let shared = Shared::new();
-        // The ticket borrows the slot, so the thread that gets it keeps the slot alive.
+        // The guard borrows the slot, so the thread that gets it keeps the slot alive.
         let owner: &'static Shared = Box::leak(Box::new(Shared {
             word: AtomicU64::new(0),
             lot: ParkingLot::new(),
             value: UnsafeCell::new(0),
         }));
-        let ticket = owner.slot().try_lock().unwrap();
+        let guard = owner.slot().try_lock().unwrap();
         let thread = thread::spawn(move || {
             owner.add_one();
-            drop(ticket);
+            drop(guard);
         });
-        let ticket = owner.lock();
+        let guard = owner.lock();
         owner.add_one();
-        drop(ticket);
+        drop(guard);
         thread.join().unwrap();
         assert_eq!(owner.finish(), 2);
         drop(shared);
@@ -165,17 +165,17 @@ fn a_waiter_that_gives_up_takes_nobodys_turn_with_it() {
                 let mut place: Option<Waiter<'_>> = None;
                 let waker = std::task::Waker::noop();
                 let cx = std::task::Context::from_waker(waker);
-                if let Poll::Ready(ticket) = other.slot().poll_lock(&mut place, &cx) {
-                    drop(ticket);
+                if let Poll::Ready(guard) = other.slot().poll_lock(&mut place, &cx) {
+                    drop(guard);
                 }
             })
         };
         let waiter = {
             let other = Arc::clone(&shared);
             thread::spawn(move || {
-                let ticket = other.lock();
+                let guard = other.lock();
                 other.add_one();
-                drop(ticket);
+                drop(guard);
             })
         };
         drop(held);
@@ -196,17 +196,17 @@ fn a_waiter_that_leaves_does_not_leave_its_bit() {
             thread::spawn(move || {
                 let mut place: Option<Waiter<'_>> = None;
                 let cx = std::task::Context::from_waker(std::task::Waker::noop());
-                if let Poll::Ready(ticket) = other.slot().poll_lock(&mut place, &cx) {
-                    drop(ticket);
+                if let Poll::Ready(guard) = other.slot().poll_lock(&mut place, &cx) {
+                    drop(guard);
                 }
             })
         };
         let newcomer = {
             let other = Arc::clone(&shared);
             thread::spawn(move || {
-                if let Some(ticket) = other.slot().try_lock() {
+                if let Some(guard) = other.slot().try_lock() {
                     other.add_one();
-                    ticket.release(Word::new(Content::Same(1)));
+                    guard.release(Word::new(Content::Same(1)));
                 }
             })
         };
@@ -227,34 +227,34 @@ fn a_waiter_that_lost_its_races_is_handed_the_lock() {
         // Barges in again and again.
         let thread = thread::spawn(move || {
             for _ in 0..2 {
-                if let Some(ticket) = other.slot().try_lock() {
+                if let Some(guard) = other.slot().try_lock() {
                     other.add_one();
-                    drop(ticket);
+                    drop(guard);
                 }
             }
         });
-        let ticket = shared.lock();
+        let guard = shared.lock();
         shared.add_one();
-        drop(ticket);
+        drop(guard);
         thread.join().unwrap();
         assert!(shared.finish() >= 1);
     });
 }
 
-/// Whoever finds no doubt about a slot looks at its word without the lock: not at the one that was
-/// doubted.
+/// A thread that finds a slot verified reads its word without the lock: not the one that was not
+/// verified.
 #[test]
-fn a_slot_without_doubt_has_what_settled_it() {
+fn a_slot_that_counts_as_verified_has_what_made_it_so() {
     loom::model(|| {
-        let doubts = Doubts::new([0].into_iter(), |index| index < 2);
-        let shared = Arc::new((AtomicU64::new(0), doubts));
+        let unverified = Unverified::new([0].into_iter(), |index| index < 2);
+        let shared = Arc::new((AtomicU64::new(0), unverified));
         let its = Arc::clone(&shared);
         let owner = thread::spawn(move || {
             its.0.store(1, Ordering::Release);
-            its.1.settle(0);
+            its.1.mark_verified(0);
         });
         let other = Arc::clone(&shared);
-        let second = thread::spawn(move || other.1.settle(1));
+        let second = thread::spawn(move || other.1.mark_verified(1));
         if !shared.1.has(0) {
             assert_eq!(shared.0.load(Ordering::Acquire), 1);
         }

@@ -4,8 +4,6 @@
 mod checker_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod crowd_tests;
-#[cfg(not(shuttle))]
-mod doubts;
 mod lock;
 #[cfg(all(test, loom))]
 mod loom_tests;
@@ -21,15 +19,16 @@ mod table;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 #[cfg(not(shuttle))]
+mod unverified;
+#[cfg(not(shuttle))]
 mod vacant;
 #[cfg(all(test, loom))]
 mod vacant_loom_tests;
 mod word;
 
-pub use self::lock::{Ticket, Waiter};
+pub use self::lock::{SlotGuard, Waiter};
 #[cfg(not(any(loom, shuttle)))]
-#[cfg(not(shuttle))]
 pub use readers::Reader;
 #[cfg(not(any(loom, shuttle)))]
-pub use table::{GivenBack, Mismatch, SlotTable, TableUsage};
+pub use table::{Damaged, GivenBack, Replaced, SlotTable, TableUsage};
 pub use word::{Content, Object, Word};

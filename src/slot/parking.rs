@@ -64,7 +64,7 @@ impl Sleeper {
         }
     }
 
-    pub(super) fn settle(&self, fate: Fate) {
+    pub(super) fn set_fate(&self, fate: Fate) {
         self.fate.store(fate as u8, Ordering::Release);
     }
 
@@ -112,7 +112,7 @@ impl Bucket {
     pub(super) fn requeue(&mut self, sleeper: &Arc<Sleeper>) {
         if let Some(at) = self.position(sleeper) {
             self.queue[at].passed += 1;
-            sleeper.settle(Fate::Queued);
+            sleeper.set_fate(Fate::Queued);
         }
     }
 
@@ -154,7 +154,7 @@ impl ParkingLot {
             bucket.queue.retain(|entry| {
                 let goes = of_these(entry.slot);
                 if goes {
-                    entry.sleeper.settle(Fate::Dismissed);
+                    entry.sleeper.set_fate(Fate::Dismissed);
                     dismissed.push(Arc::clone(&entry.sleeper));
                 }
                 !goes
@@ -170,7 +170,7 @@ impl ParkingLot {
 }
 
 impl Drop for ParkingLot {
-    /// No slot of the table can be held any more, unless its ticket was forgotten.
+    /// No slot of the table can be held any more, unless its guard was forgotten.
     fn drop(&mut self) {
         checker::closed(self.domain());
     }

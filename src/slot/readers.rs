@@ -43,7 +43,7 @@ struct Seat {
 /// What a thread needs to look at the slots of a table while others take pages of it away.
 ///
 /// Between [`Reader::enter`] and [`Reader::leave`] a slot that was found stays where it is. A held
-/// ticket keeps its slot in any case, and so does a place in its queue.
+/// guard keeps its slot in any case, and so does a place in its queue.
 pub struct Reader {
     seat: Arc<Seat>,
     barrier: Barrier,

@@ -12,7 +12,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::mpsc::{Receiver, Sender, channel};
 use shuttle::thread;
 
-use super::lock::{MAX_PASSED, Slot, Ticket, Waiter};
+use super::lock::{MAX_PASSED, Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
 use super::word::{Content, Word};
 use crate::sync::{self, AtomicBool, AtomicU64, Ordering};
@@ -43,22 +43,22 @@ impl Shared {
         Slot { word: &self.words[index], lot: &self.lot, index: index as u64 }
     }
 
-    fn lock(&self, index: usize) -> Ticket<'_> {
+    fn lock(&self, index: usize) -> SlotGuard<'_> {
         let mut place = None;
         sync::block_on(|cx| self.slot(index).poll_lock(&mut place, cx))
     }
 
     /// Adds one to what the slot holds, alone, and releases it.
-    fn add_one(&self, index: usize, ticket: Ticket<'_>) {
+    fn add_one(&self, index: usize, guard: SlotGuard<'_>) {
         assert!(!self.inside[index].swap(true, Ordering::SeqCst), "two owners");
-        let count = match ticket.word().content() {
+        let count = match guard.word().content() {
             Content::Same(count) => count,
             _ => 0,
         };
         self.served.fetch_add(1, Order::SeqCst);
         thread::yield_now();
         assert!(self.inside[index].swap(false, Ordering::SeqCst), "two owners");
-        ticket.release(Word::new(Content::Same(count + 1)));
+        guard.release(Word::new(Content::Same(count + 1)));
     }
 
     /// To be called when all threads are done: nothing is locked, waited for or lost.
@@ -66,8 +66,8 @@ impl Shared {
         let mut total = 0;
         for index in 0..SLOTS {
             assert!(!self.lot.bucket(index as u64).waits(index as u64), "somebody waits");
-            let ticket = self.slot(index).try_lock().expect("the lock is free at the end");
-            if let Content::Same(count) = ticket.word().content() {
+            let guard = self.slot(index).try_lock().expect("the lock is free at the end");
+            if let Content::Same(count) = guard.word().content() {
                 total += u64::from(count);
             }
         }
@@ -115,8 +115,8 @@ fn impatient(shared: &Shared, index: usize, polls: usize) -> bool {
     let mut place: Option<Waiter<'_>> = None;
     let cx = Context::from_waker(Waker::noop());
     for _ in 0..polls {
-        if let Poll::Ready(ticket) = shared.slot(index).poll_lock(&mut place, &cx) {
-            shared.add_one(index, ticket);
+        if let Poll::Ready(guard) = shared.slot(index).poll_lock(&mut place, &cx) {
+            shared.add_one(index, guard);
             return true;
         }
         thread::yield_now();
@@ -144,14 +144,14 @@ fn waiters_that_give_up_take_nobodys_turn_with_them() {
 }
 
 #[test]
-fn tickets_released_by_other_threads_wake_who_waits() {
+fn guards_released_by_other_threads_wake_who_waits() {
     explore(|| {
         let shared: &'static Shared = Box::leak(Box::new(Arc::into_inner(Shared::new()).unwrap()));
-        // Takes tickets of others to their end, as a thread that completes their work.
-        let (gives, gets): (Sender<(usize, Ticket<'static>)>, Receiver<_>) = channel();
+        // Takes guards of others to their end, as a thread that completes their work.
+        let (gives, gets): (Sender<(usize, SlotGuard<'static>)>, Receiver<_>) = channel();
         let engine = thread::spawn(move || {
-            while let Ok((index, ticket)) = gets.recv() {
-                shared.add_one(index, ticket);
+            while let Ok((index, guard)) = gets.recv() {
+                shared.add_one(index, guard);
             }
         });
         let threads: Vec<_> = (0..3)
@@ -160,11 +160,11 @@ fn tickets_released_by_other_threads_wake_who_waits() {
                 thread::spawn(move || {
                     for _ in 0..3 {
                         let index = thread_rng().gen_range(0..SLOTS);
-                        let ticket = shared.lock(index);
+                        let guard = shared.lock(index);
                         if thread_rng().gen_bool(0.5) {
-                            gives.send((index, ticket.detach())).unwrap();
+                            gives.send((index, guard.detach())).unwrap();
                         } else {
-                            shared.add_one(index, ticket);
+                            shared.add_one(index, guard);
                         }
                     }
                 })
@@ -206,8 +206,8 @@ fn a_waiter_is_passed_by_a_bounded_number_of_newcomers() {
                 let its = Arc::clone(&shared);
                 thread::spawn(move || {
                     for _ in 0..4 {
-                        if let Some(ticket) = its.slot(0).try_lock() {
-                            its.add_one(0, ticket);
+                        if let Some(guard) = its.slot(0).try_lock() {
+                            its.add_one(0, guard);
                         }
                     }
                 })
@@ -217,16 +217,16 @@ fn a_waiter_is_passed_by_a_bounded_number_of_newcomers() {
         for _ in 0..thread_rng().gen_range(0..4) {
             thread::yield_now();
         }
-        let ticket = loop {
-            if let Poll::Ready(ticket) = shared.slot(0).poll_lock(&mut place, &cx) {
-                break ticket;
+        let guard = loop {
+            if let Poll::Ready(guard) = shared.slot(0).poll_lock(&mut place, &cx) {
+                break guard;
             }
             thread::yield_now();
         };
         let passed = shared.served.load(Order::SeqCst);
         assert!(passed <= u64::from(MAX_PASSED), "passed by {passed} newcomers");
         assert!(woken.0.load(Ordering::SeqCst) > 0, "it was never woken");
-        shared.add_one(0, ticket);
+        shared.add_one(0, guard);
         for newcomer in newcomers {
             newcomer.join().unwrap();
         }

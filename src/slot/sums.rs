@@ -14,7 +14,7 @@
 //! back. After a death in between, the slot has either the old content or the new one, and the intent
 //! says which sums they have; a sum that is neither is damage.
 //!
-//! A sum is looked at when its page is first read after the state was opened ([`Doubts`](super::doubts::Doubts)). From then
+//! A sum is checked when its page is first read after the state was opened (`slot/unverified.rs`). From then
 //! on the memory is this process's own, and is trusted like all of its memory.
 
 use std::sync::Mutex;
@@ -41,7 +41,7 @@ pub(super) fn of_word(index: u64, word: Word) -> u32 {
     crc32fast::hash(&bytes)
 }
 
-/// The part of a sum that the object makes; 0 if there is none.
+/// The part of a sum that the object's bytes make; 0 if there are none.
 pub(super) fn of_bytes(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }

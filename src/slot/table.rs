@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::doubts::{Doubts, GROUP};
-use super::lock::{Slot, Ticket, Waiter};
+use super::lock::{Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
 use super::readers::{Reader, Readers};
 use super::sums::{self, Intents};
+use super::unverified::{GROUP, Unverified};
 use super::vacant::{Coming, Pages};
-use super::word::{Content, Word};
+use super::word::{Content, Object, Word};
 use crate::failpoint;
-use crate::store::{State, StateError, StoreError, WORDS_PER_PAGE, Words};
+use crate::store::{Place, State, StateError, StoreError, WORDS_PER_PAGE, Words};
 use crate::sync::{AtomicU64, Ordering};
 
 /// One slot for each page of a disk.
@@ -31,12 +31,21 @@ pub struct SlotTable {
 struct Kept {
     state: Arc<State>,
     intents: Intents,
-    doubts: Doubts,
+    unverified: Unverified,
 }
 
-/// A slot whose sum does not match.
+/// A slot is not what an earlier process left: its sum does not match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mismatch;
+pub struct Damaged;
+
+/// What a publication replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced {
+    /// The content that the slot had.
+    pub old: Content,
+    /// The slot is empty now, and its part of the table was not known to be without content.
+    pub vacated: bool,
+}
 
 /// What became of parts of the table without content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,8 +79,9 @@ impl SlotTable {
     /// The mapping cannot be made, or is not whole.
     pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StateError> {
         let words = Words::of(state, len)?;
-        let (state, intents, doubts) = (Arc::clone(state), Intents::new(), Doubts::default());
-        Ok(Self { kept: Some(Kept { state, intents, doubts }), ..Self::new(words) })
+        let (state, intents, unverified) =
+            (Arc::clone(state), Intents::new(), Unverified::default());
+        Ok(Self { kept: Some(Kept { state, intents, unverified }), ..Self::new(words) })
     }
 
     /// The first slot whose word cannot be, on a disk with `codecs` codecs.
@@ -86,15 +96,15 @@ impl SlotTable {
     }
 
     /// Takes the table over from a process that is gone: ends what it was at, clears its locks, and
-    /// doubts what it left. `bytes` are those of an object that a slot names.
-    pub fn take_over<'a>(&mut self, bytes: impl Fn(Word) -> Option<&'a [u8]>) {
+    /// has all that it left verified before it is used. `bytes` are those of an object that a slot names.
+    pub fn take_over<'a>(&mut self, bytes: impl Fn(Object) -> &'a [u8]) {
         let Some(kept) = &self.kept else { return };
         self.end_changes(&kept.state, bytes);
         self.unlock_all();
         failpoint::reach("open.unlocked");
-        let doubts = self.doubts();
+        let unverified = self.all_unverified();
         if let Some(kept) = &mut self.kept {
-            kept.doubts = doubts;
+            kept.unverified = unverified;
         }
         self.note_vacant_parts();
         if let Err(error) = self.words.drop_bare_sums() {
@@ -103,9 +113,9 @@ impl SlotTable {
     }
 
     /// Makes the sums match of slots that were being changed, if they have one of their two contents.
-    fn end_changes<'a>(&self, state: &State, bytes: impl Fn(Word) -> Option<&'a [u8]>) {
+    fn end_changes<'a>(&self, state: &State, bytes: impl Fn(Object) -> &'a [u8]) {
         for intent in sums::left(state) {
-            // An intent that makes no sense is nobody's, and leaves its slot to be doubted.
+            // An intent that makes no sense is nobody's, and its slot is verified as it is.
             if intent.index >= self.len() {
                 continue;
             }
@@ -115,7 +125,7 @@ impl SlotTable {
                 continue;
             };
             let word = Word(word.load(Ordering::Acquire));
-            let body = bytes(word).map_or(0, sums::of_bytes);
+            let body = word.content().object().map_or(0, |object| sums::of_bytes(bytes(object)));
             let found = sums::of_word(intent.index, word) ^ body;
             if intent.sums.contains(&found) {
                 sum.store(found, Ordering::Release);
@@ -129,9 +139,12 @@ impl SlotTable {
         let mut index = self.next_existing(0);
         while index < self.len() {
             let slots = self.words.slots(index / WORDS_PER_PAGE);
-            let is_empty = |index| self.peek(index) == Some(Content::Empty);
+            let is_empty = |index| {
+                let word = self.words.get(index).map(|word| Word(word.load(Ordering::Relaxed)));
+                word.is_none_or(|word| word.content() == Content::Empty)
+            };
             if slots.clone().all(is_empty) {
-                self.note_empty(index);
+                self.words.note_vacant(index);
             }
             index = self.next_existing(slots.end);
         }
@@ -150,9 +163,9 @@ impl SlotTable {
         });
     }
 
-    /// Doubts about all slots that have a word or a sum.
-    fn doubts(&self) -> Doubts {
-        let doubtful = |index: u64| {
+    /// All slots that have a word or a sum.
+    fn all_unverified(&self) -> Unverified {
+        let is_unverified = |index: u64| {
             // The last group may have more slots than the table.
             let word = (index < self.len()).then(|| self.words.get(index)).flatten();
             word.is_some_and(|word| {
@@ -166,31 +179,56 @@ impl SlotTable {
             next = (index / GROUP + 1) * GROUP;
             (index < self.len()).then_some(index / GROUP)
         });
-        Doubts::new(groups, doubtful)
+        Unverified::new(groups, is_unverified)
     }
 
-    /// Publishes what a slot holds from now on, and releases it. `body` is what
-    /// [`Self::body_sum`] says of the object that `word` names, 0 if it names none.
-    pub fn publish(&self, ticket: Ticket<'_>, word: Word, body: u32) {
-        self.change(ticket, word, |index, _| sums::of_word(index, word) ^ body);
+    /// Publishes what a slot holds from now on, releases it, and returns what it held. `body` is what
+    /// [`Self::body_sum`] says of the object that `new` names, 0 if it names none. `published` is the
+    /// caller's failpoint behind the release.
+    ///
+    /// # Safety
+    /// The caller owns the object that `new` names, and gives it to the slot. The caller owns the object that
+    /// the slot held from the return on.
+    #[allow(unsafe_code)]
+    pub unsafe fn publish(
+        &self,
+        guard: SlotGuard<'_>,
+        new: Content,
+        body: u32,
+        published: &'static str,
+    ) -> Replaced {
+        let (index, old, word) = (guard.index(), guard.word().content(), Word::new(new));
+        self.change(guard, word, |index, _| sums::of_word(index, word) ^ body);
+        failpoint::reach(published);
+        // Not before: a thread that finds the slot verified reads its word without the lock.
+        self.mark_verified(index);
+        Replaced { old, vacated: new == Content::Empty && self.words.note_vacant(index) }
     }
 
-    /// Publishes that a slot's object is at another place, and releases the slot.
-    pub fn publish_moved(&self, ticket: Ticket<'_>, word: Word) {
-        let old = ticket.word();
-        self.change(ticket, word, |index, sum| {
+    /// Publishes that a slot's object is at another place, and releases the slot. It stays as unverified as
+    /// it was.
+    ///
+    /// # Safety
+    /// As for [`Self::publish`]: the object at `to` is the caller's, with the bytes of the slot's, which
+    /// has an object. The caller owns the one that the slot had from the return on.
+    #[allow(unsafe_code)]
+    pub unsafe fn publish_moved(&self, guard: SlotGuard<'_>, to: Place) {
+        let old = guard.word();
+        let word = old.moved_to(to);
+        self.change(guard, word, |index, sum| {
             sum ^ sums::of_word(index, old) ^ sums::of_word(index, word)
         });
     }
 
-    fn change(&self, ticket: Ticket<'_>, word: Word, sum: impl FnOnce(u64, u32) -> u32) {
-        let index = ticket.index();
+    fn change(&self, guard: SlotGuard<'_>, word: Word, sum: impl FnOnce(u64, u32) -> u32) {
+        assert!(guard.is_of(&self.lot), "a slot of another table");
+        let index = guard.index();
         match (&self.kept, self.words.sum(index)) {
             (Some(kept), Some(place)) => {
                 let new = sum(index, place.load(Ordering::Relaxed));
-                kept.intents.change(&kept.state, index, place, new, || ticket.release(word));
+                kept.intents.change(&kept.state, index, place, new, || guard.release(word));
             }
-            _ => ticket.release(word),
+            _ => guard.release(word),
         }
     }
 
@@ -199,30 +237,44 @@ impl SlotTable {
         if self.kept.is_some() { sums::of_bytes(bytes) } else { 0 }
     }
 
-    /// Whether the slot was left by an earlier process and not looked at since.
-    pub fn is_doubtful(&self, index: u64) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.doubts.has(index))
+    fn is_unverified(&self, index: u64) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.unverified.has(index))
     }
 
-    /// The slot has another content now, or was found good; its lock was ours meanwhile.
-    pub fn settle(&self, index: u64) {
+    fn mark_verified(&self, index: u64) {
         if let Some(kept) = &self.kept {
-            kept.doubts.settle(index);
+            kept.unverified.mark_verified(index);
         }
     }
 
-    /// Looks at a doubtful slot whose lock the caller holds, and whose object has these bytes.
+    /// The content of a slot that the caller has locked, and the bytes of its object, none if it has none.
+    /// `bytes` says where those are. If an earlier process left the slot and it was not verified since, its sum
+    /// is checked first.
     ///
     /// # Errors
-    /// It is damaged.
-    pub fn verify(&self, ticket: &Ticket<'_>, bytes: Option<&[u8]>) -> Result<(), Mismatch> {
-        let index = ticket.index();
-        let Some(sum) = self.words.sum(index) else { return Ok(()) };
-        let found = sums::of_word(index, ticket.word()) ^ bytes.map_or(0, sums::of_bytes);
-        if found != sum.load(Ordering::Relaxed) {
-            return Err(Mismatch);
+    /// The slot is damaged.
+    pub fn held<'g>(
+        &self,
+        guard: &'g SlotGuard<'_>,
+        bytes: impl FnOnce(Object) -> &'g [u8],
+    ) -> Result<(Content, &'g [u8]), Damaged> {
+        assert!(guard.is_of(&self.lot), "a slot of another table");
+        let content = guard.word().content();
+        let bytes = content.object().map_or(&[][..], bytes);
+        let index = guard.index();
+        if self.is_unverified(index) {
+            self.verify(index, guard.word(), bytes)?;
         }
-        self.settle(index);
+        Ok((content, bytes))
+    }
+
+    #[cold]
+    fn verify(&self, index: u64, word: Word, bytes: &[u8]) -> Result<(), Damaged> {
+        let Some(sum) = self.words.sum(index) else { return Ok(()) };
+        if sums::of_word(index, word) ^ sums::of_bytes(bytes) != sum.load(Ordering::Relaxed) {
+            return Err(Damaged);
+        }
+        self.mark_verified(index);
         Ok(())
     }
 
@@ -237,9 +289,13 @@ impl SlotTable {
     }
 
     /// The content of a slot that can be had without its lock: empty and same-filled pages, of
-    /// which the word says everything. `None` if there is an object to be read under the lock.
+    /// which the word says everything. `None` if there is an object to be read under the lock, or a sum to
+    /// be checked.
     pub fn peek(&self, index: u64) -> Option<Content> {
         self.readers.looks();
+        if self.is_unverified(index) {
+            return None;
+        }
         let Some(word) = self.words.get(index) else { return Some(Content::Empty) };
         let content = Word(word.load(Ordering::Acquire)).content();
         content.object().is_none().then_some(content)
@@ -252,7 +308,7 @@ impl SlotTable {
         index: u64,
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
-    ) -> Poll<Option<Ticket<'a>>> {
+    ) -> Poll<Option<SlotGuard<'a>>> {
         self.readers.looks();
         match self.slot(index) {
             Some(slot) => slot.poll_lock(waiter, cx).map(Some),
@@ -265,7 +321,7 @@ impl SlotTable {
     }
 
     /// Takes the lock of a slot if it is free and exists; any index is allowed.
-    pub fn try_lock(&self, index: u64) -> Option<Ticket<'_>> {
+    pub fn try_lock(&self, index: u64) -> Option<SlotGuard<'_>> {
         (index < self.len()).then(|| self.slot(index))??.try_lock()
     }
 
@@ -302,12 +358,6 @@ impl SlotTable {
     /// [`Self::give_back`] meanwhile.
     pub fn reader(&self) -> Reader {
         self.readers.reader()
-    }
-
-    /// The slot is empty from now on, so the part of the table it lies in may be. True if that was not
-    /// known.
-    pub fn note_empty(&self, index: u64) -> bool {
-        self.words.note_vacant(index)
     }
 
     /// Gives parts of the table in which nothing is left back to the host: all, or some of them. Called
@@ -363,8 +413,11 @@ impl SlotTable {
 
     /// What the table takes.
     pub fn usage(&self) -> TableUsage {
-        let doubts = self.kept.as_ref().map_or(0, |kept| kept.doubts.heap_bytes());
-        TableUsage { words: self.words.resident_bytes(), index: self.words.index_bytes() + doubts }
+        let unverified = self.kept.as_ref().map_or(0, |kept| kept.unverified.heap_bytes());
+        TableUsage {
+            words: self.words.resident_bytes(),
+            index: self.words.index_bytes() + unverified,
+        }
     }
 
     /// Calls `visit` with every slot that is not empty, in order, without locking. Exact when

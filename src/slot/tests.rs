@@ -53,13 +53,13 @@ fn a_slot_that_does_not_exist_is_empty_and_cannot_be_locked() {
 #[test]
 fn the_lock_is_exclusive_and_release_publishes() {
     let table = table(4);
-    let ticket = table.try_lock(1).unwrap();
+    let guard = table.try_lock(1).unwrap();
     assert!(table.try_lock(1).is_none());
     assert!(table.try_lock(2).is_some(), "another slot is free");
-    ticket.release(object(5));
-    let ticket = table.try_lock(1).unwrap();
-    assert_eq!(ticket.word(), object(5));
-    drop(ticket);
+    guard.release(object(5));
+    let guard = table.try_lock(1).unwrap();
+    assert_eq!(guard.word(), object(5));
+    drop(guard);
     assert_eq!(table.try_lock(1).unwrap().word(), object(5), "dropping changes nothing");
 }
 
@@ -86,10 +86,10 @@ fn a_waiter_is_woken_by_release_and_once() {
     assert_eq!(rings(&bell), 0);
     held.release(object(3));
     assert_eq!(rings(&bell), 1);
-    let Poll::Ready(Some(ticket)) = table.poll_lock(0, &mut place, &cx) else { panic!() };
-    assert_eq!(ticket.word(), object(3));
+    let Poll::Ready(Some(guard)) = table.poll_lock(0, &mut place, &cx) else { panic!() };
+    assert_eq!(guard.word(), object(3));
     assert!(place.is_none());
-    drop(ticket);
+    drop(guard);
     assert_eq!(rings(&bell), 1);
 }
 
@@ -155,7 +155,6 @@ fn a_woken_waiter_that_leaves_does_not_keep_its_part_of_the_table() {
             assert!(table.poll_lock(3, &mut place, &Context::from_waker(&waker)).is_ready());
         }
         drop(place);
-        table.note_empty(3);
         let given = table.give_back(true, || false);
         assert_eq!(given, GivenBack { bytes: 4096, more: false }, "leaves: {leaves}");
         assert_eq!(table.give_back(true, || false), GivenBack::default());
@@ -204,13 +203,13 @@ fn a_waiter_that_leaves_after_it_was_handed_the_lock_releases_it() {
 }
 
 #[test]
-fn a_ticket_can_be_released_on_another_thread() {
+fn a_guard_can_be_released_on_another_thread() {
     let table = table(1);
-    let ticket = table.try_lock(0).unwrap().detach();
+    let guard = table.try_lock(0).unwrap().detach();
     thread::scope(|scope| {
-        scope.spawn(move || ticket.release(object(2)));
-        let ticket = sync::block_on(|cx| table.poll_lock(0, &mut None, cx));
-        drop(ticket);
+        scope.spawn(move || guard.release(object(2)));
+        let guard = sync::block_on(|cx| table.poll_lock(0, &mut None, cx));
+        drop(guard);
     });
     assert_eq!(table.try_lock(0).unwrap().word(), object(2));
 }
@@ -229,14 +228,14 @@ fn threads_on_few_slots_never_share_a_lock_and_lose_no_update() {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let index = random >> 33 & 1;
                     let mut place = None;
-                    let ticket = sync::block_on(|cx| table.poll_lock(index, &mut place, cx));
-                    let ticket = ticket.unwrap();
-                    let count = match ticket.word().content() {
+                    let guard = sync::block_on(|cx| table.poll_lock(index, &mut place, cx));
+                    let guard = guard.unwrap();
+                    let count = match guard.word().content() {
                         Content::Same(count) => count,
                         _ => 0,
                     };
                     // A lock that is not exclusive would lose increments.
-                    ticket.release(Word::new(Content::Same(count + 1)));
+                    guard.release(Word::new(Content::Same(count + 1)));
                 }
             });
         }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use loom::cell::UnsafeCell;
 use loom::thread;
 
-use super::lock::{Slot, Ticket, Waiter};
+use super::lock::{Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
 use super::readers::{Reader, Readers};
 use super::vacant::{Coming, Gone, Pages};
@@ -105,7 +105,7 @@ impl Table {
         index: u64,
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
-    ) -> Poll<Option<Ticket<'a>>> {
+    ) -> Poll<Option<SlotGuard<'a>>> {
         if !self.is_shown(0) {
             *waiter = None;
             return Poll::Ready(None);
@@ -131,8 +131,8 @@ impl Table {
             reader.inside(|| {
                 loop {
                     match self.poll_lock(index, &mut waiter, cx) {
-                        Poll::Ready(Some(ticket)) => {
-                            ticket.release(Word::new(content));
+                        Poll::Ready(Some(guard)) => {
+                            guard.release(Word::new(content));
                             self.touch();
                             return Poll::Ready(());
                         }

@@ -1,15 +1,16 @@
 //! The mapping that objects live in.
+#![allow(unsafe_code)]
 
 use std::io;
 
 use super::mapping::Mapping;
 use super::{HOST_PAGE, MemoryKind, Place, State, StoreError};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::AtomicU32;
 
 /// A sparse range of shared memory for objects.
 ///
-/// It only moves bytes and pages. Who owns which bytes is decided above: an object belongs to the
-/// slot that names it, and is read and freed under that slot's lock.
+/// It only moves bytes and pages. The layers above decide who owns which bytes, so all access to
+/// bytes here is `unsafe`; `pool/owned.rs` has the safe way to them.
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
@@ -76,34 +77,73 @@ impl Arena {
     ///
     /// # Errors
     /// The host refuses; the pages and their bytes are still there then.
-    pub fn decommit(&self, offset: u64, len: u64) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// No object lies in the range, so no slice of it lives.
+    pub unsafe fn decommit(&self, offset: u64, len: u64) -> io::Result<()> {
         debug_assert!(offset.is_multiple_of(HOST_PAGE) && len.is_multiple_of(HOST_PAGE));
         self.mapping.punch(offset, len)
     }
 
-    /// The 32-bit word at the start of a place, in committed memory. It may be read at any time,
-    /// whoever owns the place.
-    pub fn tag(&self, place: Place) -> &AtomicU32 {
+    /// The 32-bit word at the start of a place, in committed memory.
+    ///
+    /// # Safety
+    /// The place was allocated, and objects are written behind the first 4 bytes of a place, so that
+    /// these are accessed by this method alone. Several threads may do so.
+    pub unsafe fn tag(&self, place: Place) -> &AtomicU32 {
         self.mapping.half_word(place.offset())
     }
 
-    /// Writes a new object, whose bytes no slot names yet, to committed memory, `skip` bytes after
-    /// the start of its place.
-    pub fn write(&self, place: Place, skip: usize, bytes: &[u8]) {
-        self.mapping.write(place.offset() + skip as u64, bytes);
+    /// Writes a new object to committed memory, `skip` bytes after the start of its place.
+    ///
+    /// # Safety
+    /// The place is the caller's alone, with as many bytes as that takes.
+    pub unsafe fn write(&self, place: Place, skip: usize, bytes: &[u8]) {
+        // SAFETY: the contract of this function is the same.
+        unsafe { self.mapping.write(place.offset() + skip as u64, bytes) }
     }
 
-    /// The bytes of an object, read in place. The caller holds the lock of the slot that names it,
-    /// or has just written it.
-    pub fn read(&self, place: Place, skip: usize, len: usize) -> &[u8] {
-        self.mapping.bytes(place.offset() + skip as u64, len)
+    /// The bytes of an object, read in place.
+    ///
+    /// # Safety
+    /// While the slice lives nobody writes the object, frees it, or gives its memory back.
+    pub unsafe fn read(&self, place: Place, skip: usize, len: usize) -> &[u8] {
+        // SAFETY: the contract of this function is the same.
+        unsafe { self.mapping.bytes(place.offset() + skip as u64, len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn committed_pages_are_counted_and_given_back() {
+        let arena = Arena::new(16 * MIB, &MemoryKind::default()).unwrap();
+        // SAFETY: the arena is this test's alone, and no slice outlives its line.
+        let read = |place| unsafe { arena.read(place, 4, 6) }.to_vec();
+        assert_eq!(arena.allocated_bytes(), 0);
+        arena.commit(MIB, 64 * 1024).unwrap();
+        assert_eq!(arena.allocated_bytes(), 64 * 1024);
+        let place = Place::from_offset(MIB + 16);
+        // SAFETY: as above.
+        unsafe { arena.write(place, 4, b"object") };
+        assert_eq!(read(place), b"object");
+        // SAFETY: as above.
+        unsafe { arena.decommit(MIB, 64 * 1024) }.unwrap();
+        assert_eq!(arena.allocated_bytes(), 0);
+        // A committed page is zero: nothing of the old object shows.
+        arena.commit(MIB, 4096).unwrap();
+        assert_eq!(read(place), [0; 6]);
     }
 
-    /// Copies a tag and the object after it to another place, whose bytes no slot names yet. The
-    /// caller holds the lock of the slot that names the first.
-    pub fn copy(&self, from: Place, to: Place, skip: usize, len: usize) {
-        let tag = self.tag(from).load(Ordering::Relaxed);
-        self.tag(to).store(tag, Ordering::Relaxed);
-        self.write(to, skip, self.read(from, skip, len));
+    #[test]
+    #[should_panic(expected = "outside of a mapping")]
+    fn bounds_are_checked() {
+        let arena = Arena::new(MIB, &MemoryKind::default()).unwrap();
+        // SAFETY: the arena is this test's alone.
+        let _ = unsafe { arena.read(Place::from_offset(MIB - 16), 4, 13) };
     }
 }

@@ -28,8 +28,8 @@ pub(super) struct Mapping {
     len: usize,
 }
 
-// SAFETY: the mapping is memory that belongs to this value alone, and every access to it goes
-// through methods that say who may touch which bytes when.
+// SAFETY: the mapping is memory that belongs to this value alone. Safe methods access it atomically
+// or by system calls; the others say in their contract which bytes may be accessed when.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -159,21 +159,23 @@ impl Mapping {
 
     /// Copies `bytes` in at `offset`.
     ///
-    /// The caller owns these bytes of the mapping: nobody else reads or writes them now.
-    pub(super) fn write(&self, offset: u64, bytes: &[u8]) {
+    /// # Safety
+    /// Until this returns nobody else accesses these bytes of the mapping, and no slice of them lives.
+    pub(super) unsafe fn write(&self, offset: u64, bytes: &[u8]) {
         let to = self.range(offset, bytes.len() as u64);
-        // SAFETY: `range` checked the bounds, the source is borrowed from outside the mapping,
-        // and the owner of the bytes is the caller (see above).
+        // SAFETY: `range` checked the bounds, the source is no part of the target, of which no slice
+        // lives, and nobody else accesses the target.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
     }
 
     /// The bytes at `offset`.
     ///
-    /// The caller has them locked: nobody writes them while the slice lives.
-    pub(super) fn bytes(&self, offset: u64, len: usize) -> &[u8] {
+    /// # Safety
+    /// While the slice lives nobody changes these bytes of the mapping, by a store or by [`Self::punch`].
+    pub(super) unsafe fn bytes(&self, offset: u64, len: usize) -> &[u8] {
         let at = self.range(offset, len as u64);
         // SAFETY: `range` checked the bounds, the mapping lives as long as `self`, any bytes are
-        // valid `u8`, and nobody writes them (see above).
+        // valid `u8`, and nobody changes them (the contract of this function).
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
     }
 
@@ -182,7 +184,8 @@ impl Mapping {
         assert!(offset.is_multiple_of(4), "a half word at {offset}");
         let at = self.range(offset, 4).cast::<AtomicU32>();
         // SAFETY: within the mapping, aligned to 4 (the base is page-aligned), any bytes are a
-        // valid value, and bytes used as half words are never accessed but atomically.
+        // valid value. All safe access to the mapping is atomic, and callers of `bytes` and `write`
+        // answer for theirs.
         unsafe { at.as_ref() }
     }
 
@@ -190,7 +193,8 @@ impl Mapping {
     pub(super) fn word(&self, number: u64) -> &AtomicU64 {
         let at = self.range(number * 8, 8).cast::<AtomicU64>();
         // SAFETY: within the mapping, aligned to 8 (the base is page-aligned), any bytes are a
-        // valid value, and all accesses to a mapping used for words are atomic.
+        // valid value. All safe access to the mapping is atomic, and callers of `bytes` and `write`
+        // answer for theirs.
         unsafe { at.as_ref() }
     }
 

@@ -1,7 +1,7 @@
 //! States are made, opened, and refused.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -521,10 +521,8 @@ fn what_the_guest_stored_does_not_make_a_file_another_one() {
     state.set_complete();
     let held = copies(&state);
     // An arena that begins like a superblock.
-    let arena = Arena::of(&state).unwrap();
-    arena.commit(0, HOST_PAGE).unwrap();
-    arena.write(Place::from_offset(0), 0, b"vuzstate\x01\0\0\0");
-    drop((arena, state));
+    state.arena().write_all_at(b"vuzstate\x01\0\0\0", 0).unwrap();
+    drop(state);
     State::from_files(held, "hands", &format(), false).unwrap();
 }
 

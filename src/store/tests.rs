@@ -76,29 +76,6 @@ fn the_last_page_of_words_ends_at_len() {
 }
 
 #[test]
-fn committed_pages_are_counted_and_given_back() {
-    let arena = Arena::new(16 * MIB, &MemoryKind::default()).unwrap();
-    assert_eq!(arena.allocated_bytes(), 0);
-    arena.commit(MIB, 64 * 1024).unwrap();
-    assert_eq!(arena.allocated_bytes(), 64 * 1024);
-    let place = Place::from_offset(MIB + 16);
-    arena.write(place, 4, b"object");
-    assert_eq!(arena.read(place, 4, 6), b"object");
-    arena.decommit(MIB, 64 * 1024).unwrap();
-    assert_eq!(arena.allocated_bytes(), 0);
-    // A committed page is zero: nothing of the old object shows.
-    arena.commit(MIB, 4096).unwrap();
-    assert_eq!(arena.read(place, 4, 6), [0; 6]);
-}
-
-#[test]
-#[should_panic(expected = "outside of a mapping")]
-fn bounds_are_checked() {
-    let arena = Arena::new(MIB, &MemoryKind::default()).unwrap();
-    let _ = arena.read(Place::from_offset(MIB - 16), 4, 13);
-}
-
-#[test]
 fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     let dir = Scratch::new();
     let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];

@@ -100,7 +100,7 @@ fn account_of(rig: &Rig, mode: Mode, region: &Inflight) -> Account {
 }
 
 /// A rig in which a small read and then a large write wait for slots, whose holders come with it.
-fn waiting(rig: &Rig) -> Vec<crate::slot::Ticket<'_>> {
+fn waiting(rig: &Rig) -> Vec<crate::slot::SlotGuard<'_>> {
     rig.write(0, 0, 4096);
     rig.write(1, 1, 4096);
     rig.settle(&mut rig.server(), &mut rig.lane());
@@ -274,7 +274,7 @@ fn a_guest_that_rewrites_taken_entries_does_not_confuse_a_stop() {
 /// A queue thread, and the slot that its large request waits for.
 struct Waiting<'r> {
     worker: Worker,
-    held: Vec<crate::slot::Ticket<'r>>,
+    held: Vec<crate::slot::SlotGuard<'r>>,
 }
 
 impl<'r> Waiting<'r> {

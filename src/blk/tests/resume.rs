@@ -80,8 +80,8 @@ fn a_pause_publishes_all_that_was_begun_in_order() {
     let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
     rig.settle(&mut server, &mut lane);
     rig.write(3, 9, 4096);
-    while let Some(ticket) = held.pop() {
-        drop(ticket);
+    while let Some(guard) = held.pop() {
+        drop(guard);
         rig.pass_on(&mut server);
         while server.has_woken() {
             server.go_on(&mut lane);

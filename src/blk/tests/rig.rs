@@ -19,7 +19,7 @@ use crate::blk::watchdog::Pulse;
 use crate::device::{BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op};
 use crate::engine::{EngineConfig, Policy};
 use crate::ratelimit::tests::Printed;
-use crate::slot::Ticket;
+use crate::slot::SlotGuard;
 use crate::virtq::account::Account;
 use crate::virtq::chain::Segment;
 use crate::virtq::memory::{MemoryMap, for_tests};
@@ -221,7 +221,7 @@ impl Rig {
     }
 
     /// Writes the first `count` pages, holds their slots, and makes a read of each available.
-    pub(crate) fn offer_to_held(&self, count: u16) -> Vec<Ticket<'_>> {
+    pub(crate) fn offer_to_held(&self, count: u16) -> Vec<SlotGuard<'_>> {
         let (mut server, mut lane) = (self.server(), self.lane());
         for n in 0..count {
             self.write(n, n.into(), 4096);

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::Wake;
 
 use super::*;
-use crate::slot::Ticket;
+use crate::slot::SlotGuard;
 
 const THREADS: u64 = 4;
 /// Pages of the disk. The last one is written in parts only, a sector for each thread.
@@ -89,7 +89,7 @@ impl<'d> Actor<'d> {
     }
 
     fn run(mut self) -> Tally {
-        let mut held: VecDeque<Ticket<'_>> = VecDeque::new();
+        let mut held: VecDeque<SlotGuard<'_>> = VecDeque::new();
         for _ in 0..ROUNDS {
             // Now and then it holds a slot over other work, as an owner that sleeps does.
             if self.below(4) == 0 {

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::revive::Home;
+use super::reopen::Home;
 use super::*;
 use crate::store::INTENTS;
 use crate::store::scratch::{Image, edit, set_word, word};

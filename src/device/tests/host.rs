@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::revive::Home;
+use super::reopen::Home;
 use super::*;
 
 const MIB: u64 = 1 << 20;

@@ -4,7 +4,7 @@ mod damage;
 mod engine;
 mod host;
 mod refused;
-mod revive;
+mod reopen;
 mod sleepers;
 mod table;
 
@@ -14,6 +14,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::Policy;
+use crate::failpoint;
+use crate::slot::Content;
 use crate::sync;
 use crate::units::SECTORS_PER_PAGE;
 
@@ -306,9 +308,9 @@ fn a_damaged_object_is_an_error_and_not_other_data() {
     let device = device(4);
     let mut lane = device.lane().unwrap();
     run(&device, &mut lane, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
-    let place = device.pool.store(&[0xff; 100], 0).unwrap();
-    let ticket = device.table.try_lock(0).unwrap();
-    ticket.release(crate::slot::Word::new(Content::Object(0, Object { place, length: 100 })));
+    let object = device.pool.store(&[0xff; 100], 0).unwrap();
+    let damaged = device.content_of(object, |object| Content::Object(0, object));
+    device.replace(device.hold(0).unwrap(), damaged, failpoint::WRITE);
     let failed = run(&device, &mut lane, Op::Read, 0, vec![0; PAGE_SIZE]);
     assert!(matches!(failed, Err(IoError::Decompress { index: 0, .. })));
     assert_eq!(device.report().failed_reads, 1);

@@ -1,4 +1,4 @@
-use super::revive::Home;
+use super::reopen::Home;
 use super::*;
 use crate::store::scratch::{Image, edit};
 

@@ -6,6 +6,7 @@ use std::task::Wake;
 use std::time::Duration;
 
 use super::*;
+use crate::device::content::NewContent;
 use crate::engine::{EngineModel, Policy};
 
 /// Pages of the disks: more than the requests of the test with most of them reach.
@@ -55,7 +56,7 @@ fn a_place_in_one_slots_queue_is_not_taken_for_the_next_slot() {
         let held = device.hold(0).unwrap();
         let mut io = device.request(op, 0, 8192, Buffer::new(vec![0xee; 8192])).unwrap();
         assert!(io.poll(&mut lane, &cx).is_pending());
-        device.replace(0, held, Content::Empty.into(), crate::failpoint::DISCARD);
+        device.replace(held, NewContent::EMPTY, failpoint::DISCARD);
         assert!(io.poll(&mut lane, &cx).is_ready());
         if op == Op::Read {
             assert!(io.into_payload().bytes[4096..] == text(1, 2 * PAGE_SIZE)[4096..]);
@@ -76,7 +77,7 @@ fn a_write_that_was_acknowledged_outlives_zeroes_that_came_before() {
     let held = device.hold(0).unwrap();
     let mut zeroes = device.request(Op::WriteZeroes, 4, 12 * 512, Gone).unwrap();
     assert!(zeroes.poll(&mut lane, &cx).is_pending());
-    device.replace(0, held, Content::Empty.into(), crate::failpoint::DISCARD);
+    device.replace(held, NewContent::EMPTY, failpoint::DISCARD);
     let held = device.hold(0).unwrap();
     let _ = zeroes.poll(&mut lane, &cx);
     drop(held);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
 
-use super::revive::Home;
+use super::reopen::Home;
 use super::*;
 
 /// Slots of a page of table.

@@ -41,7 +41,7 @@ struct Model {
 impl Model {
     fn store(&mut self, pool: &Pool, length: usize) -> Result<(), PoolError> {
         let owner = self.base + self.objects.len() as u32;
-        let place = pool.store(&content(owner, length), owner)?;
+        let place = pool.put(&content(owner, length), owner)?;
         self.objects.push(Some((place, length)));
         Ok(())
     }
@@ -51,7 +51,7 @@ impl Model {
         let count = self.objects.len().max(1);
         for at in (0..count).map(|step| (choice + step) % count) {
             if let Some((place, length)) = self.objects.get_mut(at).and_then(Option::take) {
-                pool.free(place, length);
+                drop(pool.take(place, length));
                 return;
             }
         }
@@ -69,10 +69,12 @@ impl Model {
             if busy > 0 && seen % busy == 0 {
                 return Move::Busy;
             }
-            let Some(to) = pool.relocate(from, *length) else { return Move::NoPlace };
+            let bytes = pool.get(from, *length);
+            let Some(copy) = pool.copy_below(from, &bytes, owner) else { return Move::NoPlace };
+            let to = copy.into_place();
             assert!(to != from);
             *place = to;
-            pool.vacate(from, *length);
+            pool.take(from, *length).free_at_once();
             Move::Moved
         };
         pool.compact(effort, &mut LastRound::default(), relocate, || true)
@@ -94,7 +96,7 @@ impl Model {
         let mut live = 0;
         for (owner, object) in (self.base..).zip(&self.objects) {
             if let Some((place, length)) = *object {
-                assert_eq!(pool.read(place, length), content(owner, length));
+                assert_eq!(pool.get(place, length), content(owner, length));
                 live += 1;
             }
         }
@@ -183,7 +185,7 @@ fn writers_together_never_exceed_the_limit() {
             scope.spawn(move || {
                 for seed in 0..2000 {
                     let length = 500 + (seed * 37 + thread * 911) % 3500;
-                    let _ = pool.store(&vec![7; length as usize], 0);
+                    let _ = pool.put(&vec![7; length as usize], 0);
                     assert!(pool.arena.allocated_bytes() <= LIMIT);
                 }
             });
@@ -200,11 +202,11 @@ fn writers_together_never_exceed_the_limit() {
 fn what_the_host_can_bear_is_a_limit_that_moves() {
     let pool = pool(1 << 10, 0);
     pool.allow_more(8 * HOST_PAGE);
-    let stored = (0..20).map_while(|seed| pool.store(&content(seed, 4000), seed).ok()).count();
+    let stored = (0..20).map_while(|seed| pool.put(&content(seed, 4000), seed).ok()).count();
     assert!((7..=8).contains(&stored), "{stored}");
     assert!(matches!(pool.store(&[1; 4000], 0), Err(PoolError::HostShort)));
     pool.allow_more(2 * HOST_PAGE);
-    pool.store(&[1; 4000], 0).unwrap();
+    pool.put(&[1; 4000], 0).unwrap();
     pool.check().unwrap();
 }
 
@@ -234,7 +236,7 @@ fn compaction_gives_back_what_was_freed_and_leaves_one_page_a_class_at_most() {
     let full = before.arena_bytes;
     for owner in (0..model.objects.len()).filter(|owner| owner % 2 == 0) {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     let done = model.compact(&pool, Effort::Full, 0);
     let left = pool.usage();
@@ -281,7 +283,7 @@ fn pages_that_were_bare_do_not_count_as_compacted() {
     // The upper half is bare, so nothing has to move.
     for owner in 1000..2000 {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     let done = model.compact(&pool, Effort::Full, 0);
     assert!(done.pages >= 1000, "{done:?}");
@@ -289,7 +291,7 @@ fn pages_that_were_bare_do_not_count_as_compacted() {
     // Of the rest every second one goes: the pages of what moves are gained by that.
     for owner in (0..1000).step_by(2) {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     let done = model.compact(&pool, Effort::Full, 0);
     assert!(done.moves > 200 && done.vacated > 200, "{done:?}");
@@ -304,7 +306,7 @@ fn a_class_at_the_limit_uses_the_memory_it_has() {
     let count = model.objects.len();
     for owner in (0..count).filter(|owner| *owner < 600 || owner % 2 == 0) {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     // The low pages go, and others take the memory.
     pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::NoPlace, || true);
@@ -326,7 +328,7 @@ fn an_object_that_is_busy_does_not_keep_the_others() {
     }
     for owner in 0..1000 {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     let before = pool.usage().arena_bytes;
     let done = model.compact(&pool, Effort::Full, 5);
@@ -345,7 +347,7 @@ fn a_class_in_use_is_brought_down_to_its_margin() {
     pool.compact(Effort::Upkeep, &mut last, |_, _| Move::Busy, || true);
     for owner in 5_000..10_000 {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     let done = pool.compact(Effort::Upkeep, &mut last, |_, _| Move::Busy, || true);
     assert!(done.more);
@@ -363,7 +365,7 @@ fn enough_is_enough() {
     }
     for owner in 0..10_000 {
         let (place, length) = model.objects[owner].take().unwrap();
-        pool.free(place, length);
+        drop(pool.take(place, length));
     }
     let effort = Effort::Enough { bytes: 16 * HOST_PAGE, moves: 100 };
     assert_eq!(model.compact(&pool, effort, 0).pages, 16);
@@ -376,9 +378,9 @@ fn enough_is_enough() {
 fn whatever_changes_rings_for_upkeep() {
     let pool = pool(1 << 10, 0);
     assert!(!pool.answer());
-    let place = pool.store(&[1; 100], 0).unwrap();
+    let object = pool.store(&[1; 100], 0).unwrap();
     assert!(pool.answer() && !pool.answer());
-    pool.free(place, 100);
+    drop(object);
     assert!(pool.answer());
 }
 

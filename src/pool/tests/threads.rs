@@ -29,11 +29,12 @@ impl Two {
             else {
                 return Move::Busy;
             };
-            let Some(to) = pool.relocate(from, *length) else { return Move::NoPlace };
-            *place = to;
+            let bytes = pool.get(from, *length);
+            let Some(copy) = pool.copy_below(from, &bytes, owner) else { return Move::NoPlace };
+            *place = copy.into_place();
             let length = *length;
             drop(model);
-            pool.vacate(from, length);
+            pool.take(from, length).free_at_once();
             Move::Moved
         };
         pool.compact(effort, &mut LastRound::default(), relocate, || true)

@@ -319,7 +319,7 @@ fn memory_that_nobody_names_is_given_back() {
     // Freed, and not given back yet.
     free(&device, &mut lane, Op::Discard, 0, 30 * 8);
     for _ in 0..10 {
-        device.pool.store(&noise(77, PAGE_SIZE), 3).unwrap();
+        device.pool.put(&noise(77, PAGE_SIZE), 3).unwrap();
     }
     let home = home.died();
     let arena = || {

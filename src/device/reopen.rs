@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError};
+use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError, content};
 use crate::codec::{Codec, CodecTable};
 use crate::failpoint;
 use crate::pool::{Named, Pool};
@@ -78,10 +78,7 @@ impl Device {
                 }
             });
         })?;
-        table.take_over(|word| {
-            let object = word.content().object();
-            object.map(|object| pool.read(object.place, object.length))
-        });
+        content::take_over(&mut table, &pool);
         pool.adopt_table(table.bytes());
         let device = Self::over(config, codecs, table, pool, Some(state))?;
         let figures = device.figures();

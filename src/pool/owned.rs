@@ -1,0 +1,158 @@
+//! Objects as values: the pool's only access to the bytes of its arena.
+//!
+//! An [`Owned`] is an object that no slot names: one that was just stored, or one whose slot has
+//! another content since. It frees the object when it is dropped. A slot that is to name the object takes
+//! its place out of the value ([`Owned::into_place`]), and is the owner from then on.
+//!
+//! The functions at the end of this file are safe within the pool only: its spans say which bytes belong to
+//! an object, and an object's bytes belong to its owner.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::PoolError;
+use super::layout::TAG_BYTES;
+use super::objects::Pool;
+use crate::failpoint;
+use crate::store::{Arena, Place};
+
+/// An object that no slot names. Dropping it frees it.
+#[must_use = "dropping the object frees it"]
+pub struct Owned<'p> {
+    pool: &'p Pool,
+    place: Place,
+    /// Bytes, 1 to 4096.
+    length: usize,
+}
+
+impl Owned<'_> {
+    /// Where the object lies.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether the object lies in this pool.
+    pub fn is_in(&self, pool: &Pool) -> bool {
+        std::ptr::eq(self.pool, pool)
+    }
+
+    /// The object's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the object is this value's own, and it is freed when that is dropped.
+        unsafe { self.pool.bytes(self.place, self.length) }
+    }
+
+    /// Gives the object to a slot, which names its place. It is freed by whoever takes it out of the slot
+    /// again ([`Pool::own`]); if nobody does, its memory is lost until the pool is rebuilt.
+    pub fn into_place(self) -> Place {
+        std::mem::ManuallyDrop::new(self).place
+    }
+
+    /// Frees the object past the threads' caches, so that its memory can be given back at once.
+    pub fn free_at_once(self) {
+        let this = std::mem::ManuallyDrop::new(self);
+        this.pool.free_at_once(this.place, this.length);
+    }
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        self.pool.free(self.place, self.length);
+    }
+}
+
+impl Pool {
+    /// Stores a new object of 1 to 4096 bytes, and beside it the number of its owner: of the slot
+    /// that will name it.
+    ///
+    /// # Errors
+    /// A limit is reached, the address space used up, or the host out of memory. Nothing has
+    /// changed then.
+    pub fn store(&self, object: &[u8], owner: u32) -> Result<Owned<'_>, PoolError> {
+        let place = self.allocate(object.len())?;
+        failpoint::reach("store.allocated");
+        let stored = self.fill(place, object, owner);
+        failpoint::reach("store.tagged");
+        Ok(stored)
+    }
+
+    /// Copies an object to a lower place than `from`, where it lies. `None` if there is none. The caller
+    /// has the object's slot name the copy, and then frees the original by [`Owned::free_at_once`].
+    pub fn copy_below(&self, from: Place, object: &[u8], owner: u32) -> Option<Owned<'_>> {
+        let place = self.allocate_below(from, object.len())?;
+        Some(self.fill(place, object, owner))
+    }
+
+    /// The object at `place`, of `length` bytes, as a value.
+    ///
+    /// # Safety
+    /// The object was stored in this pool, its slot named it until now and does so no more, and the caller
+    /// is the only one to call this after that. No slice of its bytes lives.
+    pub unsafe fn own(&self, place: Place, length: usize) -> Owned<'_> {
+        Owned { pool: self, place, length }
+    }
+
+    /// The bytes of the object at `place`, of `length` bytes.
+    ///
+    /// # Safety
+    /// The object was stored in this pool, and nobody frees it while the slice lives: the caller
+    /// holds the lock of the slot that names it, or an [`Owned`].
+    pub unsafe fn bytes(&self, place: Place, length: usize) -> &[u8] {
+        // SAFETY: who frees or moves an object owns it, and nobody does meanwhile. Its memory is given back
+        // only after it was freed.
+        unsafe { self.arena.read(place, TAG_BYTES, length) }
+    }
+
+    /// Makes the object at a place that was just allocated for it.
+    fn fill(&self, place: Place, object: &[u8], owner: u32) -> Owned<'_> {
+        // SAFETY: the place was allocated for an object of this length, and nobody else has it.
+        unsafe { self.arena.write(place, TAG_BYTES, object) };
+        failpoint::reach("store.written");
+        // Compaction may check it at any time, and then finds that the owner does not name it.
+        // SAFETY: the place is allocated, and tags are accessed by these two functions alone.
+        unsafe { self.arena.tag(place) }.store(owner, Ordering::Relaxed);
+        Owned { pool: self, place, length: object.len() }
+    }
+}
+
+/// The owner that the tag of an object in use names. The object may be new or freed since: then the tag
+/// names any slot. Called with the mutex of its class, so the memory exists.
+pub(super) fn owner(arena: &Arena, place: Place) -> u32 {
+    // SAFETY: the place is allocated, and tags are accessed by these two functions alone.
+    unsafe { arena.tag(place) }.load(Ordering::Relaxed)
+}
+
+/// Gives memory of the arena back to the host on which no object lies.
+pub(super) fn decommit(arena: &Arena, offset: u64, len: u64) -> io::Result<()> {
+    // SAFETY: no object lies there, says the bookkeeping of the pool, which is behind a mutex.
+    unsafe { arena.decommit(offset, len) }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// Stores an object as a slot's own, for tests that keep a table of their own.
+    pub(crate) fn put(&self, object: &[u8], owner: u32) -> Result<Place, PoolError> {
+        self.store(object, owner).map(Owned::into_place)
+    }
+
+    /// The bytes of an object that [`Pool::put`] stored.
+    pub(crate) fn get(&self, place: Place, length: usize) -> Vec<u8> {
+        // SAFETY: tests call this with objects of their table only, and free none meanwhile.
+        unsafe { self.bytes(place, length) }.to_vec()
+    }
+
+    /// Takes an object that [`Pool::put`] stored out of the test's table.
+    pub(crate) fn take(&self, place: Place, length: usize) -> Owned<'_> {
+        // SAFETY: tests call this once for each object of their table.
+        unsafe { self.own(place, length) }
+    }
+
+    /// What lies after an object on its last page.
+    pub(crate) fn bytes_after(&self, place: Place, length: usize) -> Vec<u8> {
+        let end = place.offset() + (TAG_BYTES + length) as u64;
+        let rest = end.next_multiple_of(crate::store::HOST_PAGE) - end;
+        // SAFETY: tests call this with nobody else at the pool.
+        unsafe { self.arena.read(place, TAG_BYTES + length, rest as usize) }.to_vec()
+    }
+}
