@@ -1,9 +1,10 @@
 //! The command line. Parsing only: nothing here touches the system.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::num::NonZeroU64;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,9 +12,11 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::blk::{GuestOptions, Patience};
 use vhost_user_zram::codec::CodecSpec;
-use vhost_user_zram::daemon::{Endpoint, ImageFormat, Keep, Settings, SocketAccess};
+use vhost_user_zram::daemon::{Endpoint, Keep, Settings, SocketAccess};
 use vhost_user_zram::device::{BlockChoice, DeviceConfig, MemoryKind};
+use vhost_user_zram::disk::{DiskConfig, ImageFormat};
 use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
+use vhost_user_zram::threads::DiskName;
 use vhost_user_zram::units::BlockSize;
 
 /// Exit code of a command line that makes no sense, as of most programs.
@@ -51,6 +54,11 @@ pub struct Args {
     /// Use the Unix socket inherited as descriptor N, a listening or a connected one.
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
+
+    /// Name of the disk in the log and in the names of threads: up to 64 letters, digits, '.', '_' and
+    /// '-' [default: the file name of --socket-path without its extension, else that of --state-dir].
+    #[arg(long, value_name = "NAME")]
+    name: Option<DiskName>,
 
     /// Print what this back end can do, as JSON, and exit. All other options are ignored.
     #[arg(long)]
@@ -208,6 +216,7 @@ impl Args {
 
     /// What the daemon is told.
     pub fn settings(self) -> Settings {
+        let name = self.disk_name();
         let endpoint = match (self.socket_path, self.fd) {
             (Some(path), _) => Endpoint::Path(
                 path,
@@ -245,31 +254,43 @@ impl Args {
         };
         Settings {
             endpoint,
-            device: DeviceConfig {
-                size: self.size.get(),
-                block_size,
-                codec: self.algorithm,
-                mem_limit: self.mem_limit,
-                memory: MemoryKind::new(self.memory_dir, self.mlock),
-                engine,
-            },
-            guest: GuestOptions {
-                num_queues: self.num_queues,
-                max_queue_size: self.queue_size,
-                threads: self.queue_threads.unwrap_or(cpus.min(self.num_queues)),
-                serial: self.serial,
-                read_only: self.read_only,
-                patience: Patience {
-                    report: Duration::from_secs(self.watchdog.into()),
-                    fail: Duration::from_secs(self.watchdog_fail.into()),
+            disk: DiskConfig {
+                name,
+                device: DeviceConfig {
+                    size: self.size.get(),
+                    block_size,
+                    codec: self.algorithm,
+                    mem_limit: self.mem_limit,
+                    memory: MemoryKind::new(self.memory_dir, self.mlock),
+                    engine,
                 },
+                guest: GuestOptions {
+                    num_queues: self.num_queues,
+                    max_queue_size: self.queue_size,
+                    threads: self.queue_threads.unwrap_or(cpus.min(self.num_queues)),
+                    serial: self.serial,
+                    read_only: self.read_only,
+                    patience: Patience {
+                        report: Duration::from_secs(self.watchdog.into()),
+                        fail: Duration::from_secs(self.watchdog_fail.into()),
+                    },
+                },
+                host_reserve: self.host_reserve,
             },
             keep,
             create: self.create,
             load: self.load,
             load_format: self.load_format,
-            host_reserve: self.host_reserve,
         }
+    }
+
+    /// The name that was given, or one of what the disk is found by.
+    fn disk_name(&self) -> DiskName {
+        let socket = self.socket_path.as_deref().and_then(Path::file_stem);
+        let dir = self.state_dir.as_deref().and_then(Path::file_name);
+        let derive = |name: &OsStr| DiskName::derived(&name.to_string_lossy());
+        let derived = socket.and_then(derive).or_else(|| dir.and_then(derive));
+        self.name.clone().or(derived).unwrap_or_default()
     }
 }
 
@@ -361,7 +382,7 @@ mod tests {
             let base = "vhost-user-zram --socket-path s --size 1M ";
             Args::try_parse_from((base.to_owned() + more).split_whitespace())
                 .and_then(Args::check)
-                .map(|args| args.settings().guest.patience)
+                .map(|args| args.settings().disk.guest.patience)
         };
         let seconds = Duration::from_secs;
         assert_eq!(parse("").unwrap(), Patience { report: seconds(10), fail: seconds(0) });
@@ -369,6 +390,24 @@ mod tests {
         assert_eq!(parse("--watchdog 1 --watchdog-fail 2").unwrap().fail, seconds(2));
         for bad in ["--watchdog-fail 10", "--watchdog 0 --watchdog-fail 5", "--watchdog -1"] {
             parse(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_disk_is_named_by_what_it_is_found_by() {
+        let name = |more: &str| {
+            let words = format!("vhost-user-zram --size 1M {more}");
+            let args = Args::try_parse_from(words.split_whitespace());
+            args.map(|args| args.settings().disk.name.to_string())
+        };
+        assert_eq!(name("--socket-path /run/vm1.sock").unwrap(), "vm1");
+        assert_eq!(name("--socket-path /run/a,b --state-dir /run/vm2").unwrap(), "a-b");
+        assert_eq!(name("--fd 3 --state-dir /run/vm2.disk").unwrap(), "vm2.disk");
+        assert_eq!(name("--socket-path /run/,,, --state-dir /run/vm3").unwrap(), "vm3");
+        assert_eq!(name("--fd 3").unwrap(), "disk");
+        assert_eq!(name("--fd 3 --name x.y --state-dir /run/vm2").unwrap(), "x.y");
+        for bad in ["--fd 3 --name a/b", "--fd 3 --name .", "--fd 3 --name="] {
+            name(bad).unwrap_err();
         }
     }
 

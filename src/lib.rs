@@ -19,6 +19,8 @@ pub mod codec;
 pub mod daemon;
 #[cfg(not(any(loom, shuttle)))]
 pub mod device;
+#[cfg(not(any(loom, shuttle)))]
+pub mod disk;
 #[cfg(not(shuttle))]
 pub mod engine;
 #[cfg(not(any(loom, shuttle)))]
@@ -36,6 +38,8 @@ pub mod stats;
 pub mod stop;
 pub mod store;
 pub mod sync;
+#[cfg(not(any(loom, shuttle)))]
+pub mod threads;
 pub mod units;
 #[cfg(not(any(loom, shuttle)))]
 pub mod upkeep;

@@ -2,11 +2,13 @@
 
 mod cli;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Error;
 use env_logger::Target;
 use vhost_user_zram::daemon::Console;
+use vhost_user_zram::threads;
 
 /// What conventions of vhost-user back ends ask for (QEMU, docs/interop/vhost-user.json).
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only"]}"#;
@@ -29,7 +31,10 @@ fn main() -> ExitCode {
     };
     env_logger::Builder::new()
         .filter_level(args.log_level())
-        .format_target(false)
+        .format(|line, record| {
+            let disk = threads::current_disk().map_or_else(String::new, |disk| format!(" {disk}"));
+            writeln!(line, "[{} {:<5}{disk}] {}", line.timestamp(), record.level(), record.args())
+        })
         .target(Target::Pipe(Box::new(console.log())))
         .init();
     Console::log_panics();

@@ -18,6 +18,7 @@ use common::{
     LIMIT,
     daemon::{BINARY, Daemon, TempDir, client_options, output},
     disk::{SECTOR_LEN, expect_pattern, expect_same, expect_zeroes, pattern, write_pattern},
+    wait_until,
 };
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -154,6 +155,32 @@ fn help_and_version_succeed() {
     for flag in ["--help", "--version"] {
         let output = run(&[flag]);
         assert!(output.status.success() && !output.stdout.is_empty());
+    }
+}
+
+/// Of each line of the log and each thread it can be told whose it is.
+#[test]
+fn a_disk_has_a_name() {
+    for name in ["/", "a b", "", "-x"] {
+        let name = format!("--name={name}");
+        mistake(&["--socket-path", "s", "--size", "16M", &name], &["--name", "letters"]);
+    }
+    for (more, name) in [(&["--name", "vm-1.x"][..], "vm-1.x"), (&[], "socket")] {
+        let daemon = Daemon::start("16M", more);
+        let ready = daemon.stdout.wait_for("ready:", 0, LIMIT).unwrap();
+        assert!(ready.ends_with(&format!(" name={name}")), "{ready}");
+        write_pattern(daemon.client().blk(), 0, 8, 1);
+        let _client = daemon.client();
+        for role in ["queue-0", "upkeep", "signals", "requests", "watchdog", "engine-0"] {
+            // As much as the kernel shows.
+            let full = format!("{role} {name}");
+            let shown = &full[..full.len().min(15)];
+            wait_until(&full, || daemon.threads().iter().any(|thread| thread == shown));
+        }
+        daemon.wait_for_log("connects");
+        let log = daemon.log();
+        let named = format!(" {name}] ");
+        assert!(log.iter().all(|line| line.contains(&named)), "{log:?}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! Images that a disk is filled from: which ones are taken, and that a part is never shown as the
-//! whole. `src/daemon/load.rs` tests files that change while they are read, `tests/state.rs` loads
+//! whole. `src/disk/load.rs` tests files that change while they are read, `tests/state.rs` loads
 //! that are cut short.
 
 mod common;

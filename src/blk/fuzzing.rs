@@ -68,6 +68,7 @@ pub fn virtqueue(input: &[u8]) {
         log: Arc::default(),
         parked: Default::default(),
         seen: Default::default(),
+        announced: Default::default(),
     };
     let vring = Vring::new(memory.clone(), 64).expect("a valid size");
     vring.set_queue_size(SIZE);

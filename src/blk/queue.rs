@@ -67,6 +67,20 @@ pub(crate) struct Shared {
     pub(crate) parked: AtomicUsize,
     /// A request of this session's guest was seen, so its memory is here.
     pub(crate) seen: AtomicBool,
+    /// It was logged how long the first request to the disk took. Of the disk, not of the session.
+    pub(crate) announced: Arc<AtomicBool>,
+}
+
+impl Shared {
+    /// Logs once how long a guest had to wait for this process.
+    fn announce_first(&self) {
+        if !self.announced.load(Ordering::Relaxed) && !self.announced.swap(true, Ordering::Relaxed)
+        {
+            let waited = clock::since_start().as_millis();
+            let line = format_args!("the first request is completed {waited} ms after the start");
+            self.log.info(Kind::Connections, line);
+        }
+    }
 }
 
 /// Whether a queue has more to do right away.
@@ -522,7 +536,7 @@ impl<'d> QueueServer<'d> {
         }
         let ledger = self.account.ledger();
         ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, ledger, finished)?;
-        announce_first();
+        self.shared.announce_first();
         if ring::wants_interrupt(state.get_queue(), memory, &mut self.signalled)? {
             // A full eventfd is signalled already.
             let _ = state.signal_used_queue();
@@ -552,13 +566,4 @@ impl<'d> QueueServer<'d> {
 /// Whether requests of a ring may be worked on.
 fn is_served(state: &VringState<SharedMemory>) -> bool {
     state.is_enabled() && state.get_queue().ready()
-}
-
-/// Says once how long a guest had to wait for this process.
-fn announce_first() {
-    static DONE: AtomicBool = AtomicBool::new(false);
-    if !DONE.load(Ordering::Relaxed) && !DONE.swap(true, Ordering::Relaxed) {
-        let waited = clock::since_start().as_millis();
-        log::info!("the first request is completed {waited} ms after the start");
-    }
 }

@@ -16,7 +16,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::blk::config::Patience;
@@ -288,7 +288,7 @@ impl Watchdog {
         let its_watch = Arc::clone(&watch);
         let thread = watch.patience.interval().map(|interval| {
             let body = move || its_watch.run(&device, &log, interval);
-            thread::Builder::new().name("watchdog".into()).spawn(body)
+            crate::threads::spawn("watchdog", body)
         });
         Ok(Self { watch, thread: thread.transpose()? })
     }

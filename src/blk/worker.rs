@@ -57,7 +57,7 @@ impl Worker {
                 .run();
             drop(end);
         };
-        let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(body)?;
+        let thread = crate::threads::spawn(&format!("queue-{number}"), body)?;
         Ok(Self { mailbox, thread: Some(thread) })
     }
 

@@ -11,10 +11,11 @@ use super::lobby::Lobby;
 use super::socket::{self, Access, Bound, SocketError};
 use super::{DaemonError, Endpoint};
 use crate::causes::with_causes;
+use crate::disk::Disk;
 use crate::failpoint;
 use crate::ratelimit::Kind;
 use crate::stop::Stop;
-use crate::vhost_user::{Server, SessionEnd};
+use crate::vhost_user::SessionEnd;
 
 /// How long the daemon rests after it had to refuse a front end, which may try again at once, if
 /// nobody else waits.
@@ -67,10 +68,10 @@ impl Source {
 }
 
 /// Serves front ends, one after another, until the daemon is to stop or an inherited connection ends.
-pub(super) fn serve(source: Source, server: &Server, stop: &Stop) -> Result<(), DaemonError> {
+pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), DaemonError> {
     let listener = match source {
         Source::Connected(stream) => {
-            return match server.serve(&stream, stop.as_fd(), None) {
+            return match disk.serve(&stream, stop.as_fd(), None) {
                 SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
                 SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
             };
@@ -79,10 +80,10 @@ pub(super) fn serve(source: Source, server: &Server, stop: &Stop) -> Result<(), 
         // `open` comes before.
         Source::Unbound(..) => return Ok(()),
     };
-    let mut lobby = Lobby::new(listener, Arc::clone(server.log())).map_err(DaemonError::Setup)?;
+    let mut lobby = Lobby::new(listener, Arc::clone(disk.log())).map_err(DaemonError::Setup)?;
     while let Some((stream, peer)) = lobby.next(stop.as_fd()) {
-        server.log().info(Kind::Connections, format_args!("a front end ({peer}) connects"));
-        match server.serve(&stream, stop.as_fd(), Some(&mut lobby)) {
+        disk.log().info(Kind::Connections, format_args!("a front end ({peer}) connects"));
+        match disk.serve(&stream, stop.as_fd(), Some(&mut lobby)) {
             SessionEnd::Stopped => {
                 // In this order: a front end that sees its connection close may connect again at
                 // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
@@ -93,12 +94,12 @@ pub(super) fn serve(source: Source, server: &Server, stop: &Stop) -> Result<(), 
             }
             SessionEnd::HungUp => {
                 let line = format_args!("the front end ({peer}) hung up");
-                server.log().info(Kind::Connections, line);
+                disk.log().info(Kind::Connections, line);
             }
             SessionEnd::Refused(error) => {
                 let why = with_causes(&error);
                 let line = format_args!("the front end ({peer}) is disconnected: {why}");
-                server.log().warn(Kind::Disconnections, line);
+                disk.log().warn(Kind::Disconnections, line);
                 drop(stream);
                 if !lobby.has_spoken() {
                     // If the daemon is to stop, the lobby says so next.

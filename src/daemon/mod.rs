@@ -1,12 +1,10 @@
-//! The life of the daemon: its disk, its socket, its signals.
+//! The life of the daemon: its socket, its signals, the service manager; and the order in which they and
+//! its disk start and stop.
 
 mod accept;
 mod console;
-mod disk;
-mod image;
 mod inherit;
 mod limits;
-mod load;
 mod lobby;
 mod service_manager;
 mod signals;
@@ -14,29 +12,19 @@ mod socket;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::accept::Source;
 pub use self::console::Console;
-use self::disk::Origin;
-pub use self::image::{ImageError, ImageFormat, ImageFormatError, Remedy};
 pub use self::inherit::Inherited;
-pub use self::load::LoadError;
 pub use self::service_manager::ManagerError;
 use self::signals::Signals;
 pub use self::socket::{Bound, SocketAccess, SocketError};
-use crate::blk::GuestOptions;
 use crate::checker;
-use crate::device::{Device, DeviceConfig, DeviceError};
+use crate::device::{DeviceError, State, StateError};
+use crate::disk::{self, Disk, DiskConfig, DiskError, ImageFormat, Origin};
 use crate::stop::{Stop, Stopped};
-use crate::sync;
-use crate::upkeep::{Host, Upkeep};
-use crate::vhost_user::Server;
-
-/// How long a daemon that starts waits for the state and the socket of one that ends: that has both to
-/// its end, and takes a moment if it was killed.
-const GRACE: Duration = Duration::from_secs(3);
 
 /// Where front ends come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,9 +66,7 @@ pub struct Settings {
     /// Where front ends come from.
     pub endpoint: Endpoint,
     /// The disk.
-    pub device: DeviceConfig,
-    /// What guests are offered.
-    pub guest: GuestOptions,
+    pub disk: DiskConfig,
     /// What the disk's contents end with.
     pub keep: Keep,
     /// Make a state where there is none.
@@ -89,9 +75,6 @@ pub struct Settings {
     pub load: Option<PathBuf>,
     /// What that image may be.
     pub load_format: ImageFormat,
-    /// Memory of the host, or of the daemon's control group, that is left free, in bytes. `None`
-    /// is a part of it ([`crate::upkeep::default_reserve`]).
-    pub host_reserve: Option<u64>,
 }
 
 /// Why the daemon cannot start, or cannot go on.
@@ -102,18 +85,10 @@ pub enum DaemonError {
     Socket(#[from] SocketError),
     /// The disk.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Disk(#[from] DiskError),
     /// The service manager.
     #[error(transparent)]
     Manager(#[from] ManagerError),
-    /// The image.
-    #[error("the image {} cannot be loaded", path.display())]
-    Load {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        source: LoadError,
-    },
     /// Something that every process can have.
     #[error("the daemon cannot be set up")]
     Setup(#[source] nix::Error),
@@ -135,8 +110,8 @@ impl DaemonError {
             self,
             Self::Stopped(_)
                 | Self::Socket(SocketError::Stopped(_))
+                | Self::Disk(DiskError::Stopped(_))
                 | Self::Manager(ManagerError::Stopped(_))
-                | Self::Load { source: LoadError::Stopped(_), .. }
         )
     }
 }
@@ -151,76 +126,112 @@ impl DaemonError {
 /// # Errors
 /// The daemon cannot start; nothing was left behind.
 pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
-    limits::raise_open_files(settings.guest.num_queues, settings.guest.threads);
+    let _entered = settings.disk.name.enter();
+    let guest = &settings.disk.guest;
+    limits::raise_open_files(guest.num_queues, guest.threads);
     let stop = Stop::new().map_err(DaemonError::Thread)?;
     let signals = Signals::block().map_err(DaemonError::Setup)?;
     signals.watch_for_end(stop.clone()).map_err(DaemonError::Thread)?;
-    // What the user got wrong is said before a long load, not after it.
-    let patience = if settings.keep == Keep::Process { Duration::ZERO } else { GRACE };
-    let started = Source::prepare(&settings.endpoint, patience, &stop)
-        .map_err(DaemonError::from)
-        .and_then(|source| Ok((source, disk::open(settings, &stop)?)));
-    let (source, (device, origin)) = match started {
-        Err(error) if error.is_stop() => return Ok(()),
-        started => started?,
-    };
-    let device = Arc::new(device);
-    let host = settings.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
-    let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DaemonError::Thread)?;
-    let upkeep = Arc::new(Mutex::new(Some(upkeep)));
-    signals
-        .answer(Arc::downgrade(&device), Arc::clone(&upkeep), console.lines())
-        .map_err(DaemonError::Thread)?;
-    let ended = match serve(settings, source, &device, origin, console, &stop) {
+    match start_and_serve(settings, &signals, console, &stop) {
         Err(error) if error.is_stop() => Ok(()),
         ended => ended,
-    };
-    // Taken out first: its end is waited for, and signals are not.
-    let upkeep = sync::lock(&upkeep).take();
-    drop(upkeep);
-    if !matches!(ended, Ok(()) | Err(DaemonError::Session(_))) {
-        return ended;
     }
-    // Of debug builds only.
-    for class in checker::figures() {
-        log::debug!("locks: {class}");
+}
+
+fn start_and_serve(
+    settings: &Settings,
+    signals: &Signals,
+    console: &Console,
+    stop: &Stop,
+) -> Result<(), DaemonError> {
+    // What the user got wrong is said before a long load, not after it.
+    let patience = if settings.keep == Keep::Process { Duration::ZERO } else { disk::GRACE };
+    let source = Source::prepare(&settings.endpoint, patience, stop)?;
+    let disk = Arc::new(open(settings, stop)?);
+    signals.answer(Arc::downgrade(&disk), console.lines()).map_err(DaemonError::Thread)?;
+    let ended = serve(settings, source, &disk, console, stop);
+    disk.stop();
+    let failed =
+        |error: &DaemonError| !error.is_stop() && !matches!(error, DaemonError::Session(_));
+    if !ended.as_ref().is_err_and(failed) {
+        // Of debug builds only.
+        for class in checker::figures() {
+            log::debug!("locks: {class}");
+        }
+        console.lines().say(format_args!("summary: {}", disk.report()));
     }
-    console.lines().say(format_args!("summary: {}", device.report()));
     ended
+}
+
+/// Creates the disk, or opens it where an earlier process left it.
+fn open(settings: &Settings, stop: &Stop) -> Result<Disk, DaemonError> {
+    let config = &settings.disk;
+    let state = match &settings.keep {
+        Keep::Process => return Ok(Disk::create(config)?),
+        Keep::Directory { path, owner } => config.state_in(path, settings.create, *owner, stop)?,
+        Keep::Manager => handed(settings, stop)?,
+    };
+    Ok(Disk::open(config, state)?)
+}
+
+/// The state that the service manager holds.
+fn handed(settings: &Settings, stop: &Stop) -> Result<State, DaemonError> {
+    const HOME: &str = "the service manager's store";
+    let config = &settings.disk;
+    let files = service_manager::handed_back()?;
+    if files.is_empty() && !settings.create {
+        return Err(DiskError::from(StateError::None { home: HOME.into() }).into());
+    }
+    if !files.is_empty() {
+        match config.state_of(&files, HOME, stop) {
+            Err(DiskError::Device(DeviceError::State(StateError::Unfinished { .. })))
+                if settings.create =>
+            {
+                service_manager::forget(stop)?;
+            }
+            state => return Ok(state?),
+        }
+    }
+    let state = config.new_state(HOME)?;
+    service_manager::keep(&state.descriptors(), stop)?;
+    Ok(state)
 }
 
 /// Fills the disk if it is to be, opens the socket, and serves front ends.
 fn serve(
     settings: &Settings,
     source: Source,
-    device: &Arc<Device>,
-    origin: Origin,
+    disk: &Disk,
     console: &Console,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
     // The disk may have taken its time.
     stop.check()?;
+    let origin = disk.origin();
     match &settings.load {
         Some(path) if origin == Origin::Opened => {
             log::info!("{} is not loaded again: its disk was opened", path.display());
         }
-        Some(path) => load::load(device, path, settings.load_format, stop)
-            .map_err(|source| DaemonError::Load { path: path.clone(), source })?,
+        Some(path) => {
+            let its_stop = stop.clone();
+            let progress = move || service_manager::say_busy(&its_stop);
+            disk.load(path, settings.load_format, stop, progress)?;
+        }
         None => {}
     }
-    device.set_complete();
+    disk.set_complete();
     let source = source.open(stop)?;
     // So may the socket; nobody was let in yet.
     stop.check()?;
     console.lines().say(format_args!(
-        "ready: socket={} size={} block={} algorithm={} queues={} state={origin}",
+        "ready: socket={} size={} block={} algorithm={} queues={} state={origin} name={}",
         settings.endpoint,
-        device.size(),
-        device.block_size(),
-        device.codec(),
-        settings.guest.num_queues
+        disk.size(),
+        disk.block_size(),
+        disk.codec(),
+        settings.disk.guest.num_queues,
+        disk.name(),
     ));
     service_manager::say_ready(stop);
-    let server = Server::new(Arc::clone(device), settings.guest.clone());
-    accept::serve(source, &server, stop)
+    accept::serve(source, disk, stop)
 }

@@ -1,17 +1,16 @@
 //! Signals, turned into the daemon's end, a line of statistics, or a compaction.
 
 use std::io;
-use std::sync::{Arc, Mutex, Weak};
-use std::thread;
+use std::sync::Weak;
 
 use nix::sys::signal::{SigSet, Signal};
 
 use super::console::Lines;
 use super::{inherit, service_manager};
-use crate::device::{Compaction, Device};
+use crate::device::Compaction;
+use crate::disk::Disk;
 use crate::stop::Stop;
-use crate::sync;
-use crate::upkeep::Upkeep;
+use crate::threads;
 
 /// The signals that the daemon handles. All are blocked, in the thread that made this and all that it
 /// starts later, so each waits until its thread takes it.
@@ -58,27 +57,17 @@ impl Signals {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(super) fn answer(
-        &self,
-        device: Weak<Device>,
-        upkeep: Arc<Mutex<Option<Upkeep>>>,
-        stdout: Lines,
-    ) -> io::Result<()> {
+    pub(super) fn answer(&self, disk: Weak<Disk>, stdout: Lines) -> io::Result<()> {
         forever("requests", self.ask, move |signal| {
+            let Some(disk) = disk.upgrade() else { return };
             if signal == Signal::SIGUSR1 {
-                if let Some(device) = device.upgrade() {
-                    stdout.say(format_args!("stats: {}", device.report()));
-                }
-                return;
+                return stdout.say(format_args!("stats: {}", disk.report()));
             }
             let stdout = stdout.clone();
-            let told = move |done: Compaction| {
+            disk.compact(move |done| {
                 let Compaction { pages, moves, .. } = done;
                 stdout.say(format_args!("compacted: pages={pages} objects={moves}"));
-            };
-            if let Some(upkeep) = &*sync::lock(&upkeep) {
-                upkeep.compact(told);
-            }
+            });
         })
     }
 }
@@ -93,5 +82,5 @@ fn forever(name: &str, signals: SigSet, act: impl Fn(Signal) + Send + 'static) -
             }
         }
     };
-    thread::Builder::new().name(name.into()).spawn(body).map(drop)
+    threads::spawn(name, body).map(drop)
 }

@@ -187,7 +187,7 @@ impl Engine {
         name: String,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<(), EngineError> {
-        let thread = thread::Builder::new().name(name).spawn(body).map_err(EngineError::Thread)?;
+        let thread = crate::threads::spawn(&name, body).map_err(EngineError::Thread)?;
         self.threads.push(thread);
         Ok(())
     }

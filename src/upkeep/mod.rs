@@ -7,14 +7,14 @@ mod host;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Wake, Waker};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use self::host::{Host, default_reserve};
 use crate::checker;
 use crate::device::{Compaction, Compactor, Device, Effort};
 use crate::engine;
-use crate::sync;
+use crate::{sync, threads};
 
 /// From a change to the work that it makes: what is freed in between is worked off in one go.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -71,7 +71,7 @@ impl Upkeep {
         device.set_upkeep_waker(Waker::from(Arc::clone(&shared)));
         let its_shared = Arc::clone(&shared);
         let body = move || run(&its_shared, &device);
-        let thread = thread::Builder::new().name("upkeep".into()).spawn(body)?;
+        let thread = threads::spawn("upkeep", body)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -306,7 +306,7 @@ mod tests {
         let began = Instant::now();
         while device.report().mem_used_total > 0 {
             assert!(began.elapsed() < Duration::from_secs(60), "the memory does not come back");
-            thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         drop(upkeep);
     }
@@ -464,7 +464,7 @@ mod tests {
         let mut lane = device.lane().unwrap();
         assert!(!request(&device, &mut lane, Op::Write, 0, 1));
         spare.store(1 << 20, Ordering::Relaxed);
-        thread::sleep(Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(60));
         assert!(request(&device, &mut lane, Op::Write, 0, 1));
         spare.store(0, Ordering::Relaxed);
         device.look_at_host();

@@ -124,6 +124,8 @@ pub struct Server {
     options: GuestOptions,
     times: Times,
     log: Arc<Limiter>,
+    /// It was logged how long the first request took.
+    announced: Arc<AtomicBool>,
 }
 
 type Connection = BackendReqHandler<Mutex<Handler>>;
@@ -135,7 +137,8 @@ impl Server {
             // Each region of memory will be refused with the same.
             log::error!("lost guest memory cannot be survived: {error}");
         }
-        Self { device, options, times: Times::default(), log: Arc::default() }
+        let times = Times::default();
+        Self { device, options, times, log: Arc::default(), announced: Arc::default() }
     }
 
     /// The same server, with other limits on how long a front end may keep others waiting.
@@ -192,6 +195,7 @@ impl Session {
             log: Arc::clone(&server.log),
             parked: AtomicUsize::default(),
             seen: AtomicBool::default(),
+            announced: Arc::clone(&server.announced),
         });
         let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
         let stream = stream.try_clone().map_err(SessionError::Connection)?;

@@ -14,7 +14,8 @@
 //!   a watched region that region is lost. Anywhere else it ends the process, as it would without
 //!   a handler.
 //!
-//! The handler stays installed for the life of the process.
+//! The handler stays installed for the life of the process. It and its table belong to the process, not to
+//! a disk: a handler is told an address and nothing else.
 //!
 //! **The table of regions** is read by the handler while other threads change it, without a lock,
 //! which a handler cannot take. These rules make that right:

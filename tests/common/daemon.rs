@@ -148,12 +148,19 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fds").count()
     }
 
-    /// Names of the threads that serve queues, sorted.
-    pub fn queue_threads(&self) -> Vec<String> {
+    /// Names of its threads, as far as the kernel shows them.
+    pub fn threads(&self) -> Vec<String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("tasks");
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        let mut names: Vec<_> = names.map(|name| name.trim_end().to_owned()).collect();
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    /// Roles of the threads that serve queues, sorted.
+    pub fn queue_threads(&self) -> Vec<String> {
+        let mut names = self.threads();
+        // The disk's name follows.
+        names.iter_mut().for_each(|name| name.truncate(name.find(' ').unwrap_or(name.len())));
         names.retain(|name| name.starts_with("queue-"));
         names.sort();
         names

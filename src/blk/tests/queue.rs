@@ -1,5 +1,6 @@
 //! Turns of a queue, requests that wait, and the bound of what may wait.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vhost_user_backend::VringT;
@@ -266,4 +267,22 @@ fn kicks_of_an_unused_queue_beside_one_in_use_are_no_reason_to_worry() {
     }
     assert_eq!(rig.printed.take(), [""; 0]);
     assert_eq!(rig.shared.device.report().blind_queues, 0);
+}
+
+/// Once for a disk, whatever else its process does.
+#[test]
+fn the_first_request_to_a_disk_is_logged_once() {
+    for _ in 0..2 {
+        let rig = Rig::new();
+        rig.shared.announced.store(false, Ordering::Relaxed);
+        let (mut server, mut lane) = (rig.server(), rig.lane());
+        server.serve(&mut lane);
+        assert_eq!(rig.printed.take(), [""; 0]);
+        for n in 0..2 {
+            rig.write(n, n.into(), 4096);
+            server.serve(&mut lane);
+        }
+        let printed = rig.printed.take();
+        assert!(printed.len() == 1 && printed[0].starts_with("the first request"), "{printed:?}");
+    }
 }

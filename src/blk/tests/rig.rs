@@ -91,6 +91,8 @@ impl Rig {
             log,
             parked: Default::default(),
             seen: Default::default(),
+            // Logged already, so that tests find their own lines alone.
+            announced: Arc::new(true.into()),
         });
         Self { map, shared, mailbox: Mailbox::new().unwrap(), vring, printed }
     }

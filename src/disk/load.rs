@@ -1,20 +1,19 @@
 //! Filling a disk from a raw image.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::image::{Image, ImageError, ImageFormat};
-use super::service_manager;
 use crate::device::{Device, DeviceError, IoError, Lane, Op, Payload, PayloadFault};
 use crate::stop::{Stop, Stopped};
-use crate::sync;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
+use crate::{sync, threads};
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
@@ -82,6 +81,7 @@ pub(super) fn load(
     path: &Path,
     format: ImageFormat,
     stop: &Stop,
+    progress: impl Fn() + Send + 'static,
 ) -> Result<(), LoadError> {
     let thread = |error| LoadError::Thread(error);
     let ended = Arc::new(EventFd::new().map_err(|errno| thread(errno.into()))?);
@@ -93,14 +93,14 @@ pub(super) fn load(
         move || {
             let loaded = Image::open(&path, format)
                 .map_err(LoadError::from)
-                .and_then(|image| fill(&device, &image, &path, &stop));
+                .and_then(|image| fill(&device, &image, &path, &stop, &progress));
             // Before it is said: what waits for the end may close the disk.
             drop(device);
             *sync::lock(&result) = Some(loaded);
             drop(end);
         }
     };
-    thread::Builder::new().name("load".into()).spawn(body).map_err(thread)?;
+    threads::spawn("load", body).map_err(thread)?;
     if let Err(stopped) = stop.wait_for(ended.as_fd(), PollFlags::POLLIN, Duration::MAX) {
         let _ =
             poll(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE));
@@ -123,7 +123,13 @@ impl Drop for End {
 
 /// Writes `image` to the disk. Pages of zeroes are left as they are on a blank disk, and holes are
 /// not even read.
-fn fill(device: &Device, image: &Image, path: &Path, stop: &Stop) -> Result<(), LoadError> {
+fn fill(
+    device: &Device,
+    image: &Image,
+    path: &Path,
+    stop: &Stop,
+    progress: impl Fn(),
+) -> Result<(), LoadError> {
     let length = image.length();
     if length > device.size() {
         return Err(LoadError::TooLong { image: length, disk: device.size() });
@@ -144,7 +150,7 @@ fn fill(device: &Device, image: &Image, path: &Path, stop: &Stop) -> Result<(), 
             reported = Instant::now();
             let percent = at.min(length) * 100 / length.max(1);
             log::info!("loading {}: {} MiB, {percent} %", path.display(), at >> 20);
-            service_manager::say_busy(stop);
+            progress();
         }
     }
     image.check_unchanged()?;
@@ -222,7 +228,7 @@ mod tests {
     }
 
     fn fill_from(device: &Device, source: &Source, image: &Image) -> Result<(), LoadError> {
-        fill(device, image, &source.0, &Stop::new().unwrap())
+        fill(device, image, &source.0, &Stop::new().unwrap(), || ())
     }
 
     /// What makes each byte of an image its own.
@@ -276,7 +282,7 @@ mod tests {
         let path = Path::new("/proc/self/status");
         let image = Image::open(path, ImageFormat::Auto).unwrap();
         assert_eq!(image.length(), 0);
-        let loaded = fill(&device(1 << 20), &image, path, &Stop::new().unwrap());
+        let loaded = fill(&device(1 << 20), &image, path, &Stop::new().unwrap(), || ());
         assert!(matches!(loaded, Err(LoadError::Image(ImageError::Changed))), "{loaded:?}");
     }
 

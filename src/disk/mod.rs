@@ -1,0 +1,236 @@
+//! One disk as a whole: its device, its upkeep, the server of its guests, and its limits.
+//!
+//! * `state`: the state that a disk is opened in
+//! * `load`, `image`: filling it from a raw image
+//!
+//! Nothing of a disk is shared by the process, but for the table of guest memory that SIGBUS needs.
+
+mod image;
+mod load;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+pub use self::image::{ImageError, ImageFormat, ImageFormatError, Remedy};
+pub use self::load::LoadError;
+pub use self::state::GRACE;
+use crate::blk::GuestOptions;
+use crate::codec::CodecSpec;
+use crate::device::{Compaction, Device, DeviceConfig, DeviceError, Report, State, StateError};
+use crate::ratelimit::Limiter;
+use crate::stop::{Stop, Stopped};
+use crate::sync;
+use crate::threads::DiskName;
+use crate::units::BlockSize;
+use crate::upkeep::{Host, Upkeep};
+use crate::vhost_user::{Others, Server, SessionEnd};
+
+/// What a disk is made of; fixed for its life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiskConfig {
+    /// What it is called in the log.
+    pub name: DiskName,
+    /// Its size, its codec, and where its memory comes from.
+    pub device: DeviceConfig,
+    /// What guests are offered.
+    pub guest: GuestOptions,
+    /// Memory of the host, or of the process's control group, that is left free, in bytes. `None`
+    /// is a part of it ([`crate::upkeep::default_reserve`]).
+    pub host_reserve: Option<u64>,
+}
+
+/// Where a disk's contents come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The disk is blank, and ends with this process.
+    None,
+    /// It is blank, and outlives this process.
+    New,
+    /// An earlier process left them.
+    Opened,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Origin::None => "none",
+            Origin::New => "new",
+            Origin::Opened => "opened",
+        })
+    }
+}
+
+/// Why a disk cannot be created, opened, or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The device, or its state.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A descriptor of a state cannot be copied.
+    #[error("the state's descriptors cannot be copied")]
+    Descriptor(#[source] io::Error),
+    /// The upkeep thread could not be started.
+    #[error("the disk's upkeep thread cannot be started")]
+    Thread(#[source] io::Error),
+    /// The image.
+    #[error("the image {} cannot be loaded", path.display())]
+    Load {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: LoadError,
+    },
+    /// The process is to end.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+impl From<StateError> for DiskError {
+    fn from(error: StateError) -> Self {
+        Self::Device(error.into())
+    }
+}
+
+/// A disk that can be served.
+pub struct Disk {
+    name: DiskName,
+    origin: Origin,
+    device: Arc<Device>,
+    /// Until [`Disk::stop`].
+    upkeep: Mutex<Option<Upkeep>>,
+    server: Server,
+}
+
+impl Disk {
+    /// A blank disk, which ends with its process.
+    ///
+    /// # Errors
+    /// The configuration is impossible, or the host refuses memory or threads.
+    pub fn create(config: &DiskConfig) -> Result<Self, DiskError> {
+        let _entered = config.name.enter();
+        Self::over(config, Device::new(&config.device)?, Origin::None)
+    }
+
+    /// The disk in a state, see [`DiskConfig::state_in`]. One that an earlier process left is scanned.
+    ///
+    /// # Errors
+    /// The state is damaged or not of this disk, or the host refuses memory or threads.
+    pub fn open(config: &DiskConfig, state: State) -> Result<Self, DiskError> {
+        let _entered = config.name.enter();
+        let began = Instant::now();
+        let origin = if state.is_new() { Origin::New } else { Origin::Opened };
+        let device = Device::with_state(&config.device, state)?;
+        if origin == Origin::Opened {
+            log::info!(
+                "{} bytes of pages are there, found in {} ms",
+                device.report().orig_data_size,
+                began.elapsed().as_millis()
+            );
+        }
+        Self::over(config, device, origin)
+    }
+
+    fn over(config: &DiskConfig, device: Device, origin: Origin) -> Result<Self, DiskError> {
+        let device = Arc::new(device);
+        let host = config.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
+        let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DiskError::Thread)?;
+        let server = Server::new(Arc::clone(&device), config.guest.clone());
+        let (name, upkeep) = (config.name.clone(), Mutex::new(Some(upkeep)));
+        Ok(Self { name, origin, device, upkeep, server })
+    }
+
+    /// What it is called in the log.
+    pub fn name(&self) -> &DiskName {
+        &self.name
+    }
+
+    /// Where its contents come from.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    /// Its logical block.
+    pub fn block_size(&self) -> BlockSize {
+        self.device.block_size()
+    }
+
+    /// The codec of its writes.
+    pub fn codec(&self) -> CodecSpec {
+        self.device.codec()
+    }
+
+    /// Writes the raw image at `path` to the start of the disk, which has to be blank. Calls `progress`
+    /// from time to time.
+    ///
+    /// # Errors
+    /// The image is not raw, cannot be read to its end, or is longer than the disk; the disk cannot
+    /// store it; or the process is to end. What is on the disk then is of no use.
+    pub fn load(
+        &self,
+        path: &Path,
+        format: ImageFormat,
+        stop: &Stop,
+        progress: impl Fn() + Send + 'static,
+    ) -> Result<(), DiskError> {
+        let _entered = self.name.enter();
+        load::load(&self.device, path, format, stop, progress).map_err(|source| match source {
+            LoadError::Stopped(stopped) => stopped.into(),
+            source => DiskError::Load { path: path.to_owned(), source },
+        })
+    }
+
+    /// The disk is as it was to be made: from now on a new process opens it. Until then one that is
+    /// told to make it makes it anew.
+    pub fn set_complete(&self) {
+        self.device.set_complete();
+    }
+
+    /// Serves one front end; see [`Server::serve`].
+    pub fn serve(
+        &self,
+        stream: &UnixStream,
+        stop: BorrowedFd<'_>,
+        others: Option<&mut dyn Others>,
+    ) -> SessionEnd {
+        let _entered = self.name.enter();
+        self.server.serve(stream, stop, others)
+    }
+
+    /// Where lines are logged that guests and front ends can cause as often as they like.
+    pub fn log(&self) -> &Arc<Limiter> {
+        self.server.log()
+    }
+
+    /// Compacts the disk's memory, and calls `told` when that is done; not at all if upkeep stops
+    /// before.
+    pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
+        if let Some(upkeep) = &*sync::lock(&self.upkeep) {
+            upkeep.compact(told);
+        }
+    }
+
+    /// All figures of the disk, now.
+    pub fn report(&self) -> Report {
+        self.device.report()
+    }
+
+    /// Ends the disk's upkeep. What is stored stays.
+    pub fn stop(&self) {
+        // Taken out first: its end is waited for, and a compaction is not to wait for that.
+        let upkeep = sync::lock(&self.upkeep).take();
+        drop(upkeep);
+    }
+}
