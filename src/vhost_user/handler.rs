@@ -28,11 +28,12 @@ use crate::blk::worker::Worker;
 use crate::blk::workers::Workers;
 use crate::causes::with_causes;
 use crate::ratelimit::Kind;
+use crate::vhost_user::admission::{Admission, AdmissionError, Contents};
 use crate::vhost_user::events;
-use crate::virtq::account::Account;
+use crate::virtq::account::{Account, Record};
 use crate::virtq::inflight::{self, Inflight};
 use crate::virtq::memory::{Layout, MAX_REGIONS, MemoryMap};
-use crate::virtq::position::{self, Known, PositionError};
+use crate::virtq::position::{self, PositionError};
 
 /// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
 /// be stopped, and checked and started anew, after any change.
@@ -44,12 +45,17 @@ struct Staged {
     error_event: Option<File>,
     /// A queue thread serves it.
     started: bool,
-    /// It was started before in this session, so its indexes are of this session's making.
-    known: bool,
-    /// What was done of it can be told even if its thread dies.
-    accounted: bool,
     /// Its rings went away with a piece of guest memory, and may come back with one.
     lost: bool,
+}
+
+/// Why a ring is not started.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Position(#[from] PositionError),
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
 }
 
 /// How far a front end has come with its session. It does not go back.
@@ -71,8 +77,7 @@ pub(crate) struct Handler {
     inflight: Option<Inflight>,
     /// An earlier one was cut short.
     lost_region: bool,
-    /// It shows requests, and was given to a disk that never served any: they were another disk's.
-    lost_disk: bool,
+    admission: Admission,
     config: ConfigSpace,
     vrings: Vec<Vring>,
     staged: Vec<Staged>,
@@ -80,10 +85,6 @@ pub(crate) struct Handler {
     acked_features: u64,
     phase: Phase,
     soft_refusal: bool,
-    /// Whether a guest had been served from this disk when the session began.
-    had_served: bool,
-    /// A ring was refused because it is of a guest whose disk this never was.
-    strange: bool,
 }
 
 impl Handler {
@@ -98,13 +99,13 @@ impl Handler {
         let device = &shared.device;
         let config = ConfigSpace::new(&shared.options, device.sectors(), device.block_size());
         let staged = vrings.iter().map(|_| Staged::default()).collect();
-        let had_served = shared.device.has_served();
+        let admission = Admission::new(Arc::clone(device), vrings.len());
         Self {
             shared,
             memory,
             inflight: None,
             lost_region: false,
-            lost_disk: false,
+            admission,
             config,
             vrings,
             staged,
@@ -112,8 +113,6 @@ impl Handler {
             acked_features: 0,
             phase: Phase::Begun,
             soft_refusal: false,
-            had_served,
-            strange: false,
         }
     }
 
@@ -142,23 +141,9 @@ impl Handler {
     /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
     /// them had died.
     pub(crate) fn shut_down(&mut self) -> bool {
-        self.workers.shut_down()
-    }
-
-    /// At the end of a session: a guest that was refused one ring may have used another one, which
-    /// stood at 0. That must not make its disk of this one when it comes back.
-    pub(crate) fn forget_stranger(&self) {
-        if self.strange && !self.had_served {
-            self.shared.device.forget_served();
-        }
-    }
-
-    /// After the death of a queue thread: makes the disk refuse rings that are in use, until a guest
-    /// starts anew, if there is a ring of which nobody can tell what was done.
-    pub(crate) fn forget_unaccounted(&self) {
-        if self.staged.iter().any(|staged| staged.known && !staged.accounted) {
-            self.shared.device.forget_served();
-        }
+        let healthy = self.workers.shut_down();
+        self.admission.end(!healthy);
+        healthy
     }
 
     /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
@@ -230,11 +215,13 @@ impl Handler {
             return self.refuse(format_args!("queue {ring}: {}", with_causes(&error)));
         }
         vring.set_queue_ready(true);
-        let account = match self.position(ring) {
-            Ok(account) => account,
+        let (account, record) = match self.position(ring) {
+            Ok(found) => found,
             Err(error) => {
                 vring.set_queue_ready(false);
-                self.strange |= matches!(error, PositionError::NeverServed { .. });
+                if matches!(error, StartError::Admission(AdmissionError::NeverServed { .. })) {
+                    self.admission.dispute();
+                }
                 return self.refuse(format_args!("queue {ring}: {error}"));
             }
         };
@@ -244,28 +231,26 @@ impl Handler {
             vring.set_enabled(true);
         }
         let staged = &mut self.staged[ring];
-        (staged.started, staged.known, staged.lost) = (true, true, false);
-        staged.accounted = !matches!(account, Account::None);
+        (staged.started, staged.lost) = (true, false);
+        self.admission.started(ring, record);
         self.worker(ring)?.send(Command::Start { ring, kick, error_event, account });
         Ok(())
     }
 
-    /// Positions a ring, if it is one to be served.
-    fn position(&self, ring: usize) -> std::result::Result<Account, PositionError> {
-        // A start alone says nothing: what the ring's indexes say was not done here if nothing was.
-        let made_here = self.staged[ring].known && self.shared.device.has_served();
-        let known = Known {
-            may_be_used: (self.had_served || made_here) && !self.lost_disk,
-            elsewhere: self.lost_disk,
-            outlives: self.shared.device.outlives_process(),
-        };
+    /// Positions a ring, if the disk serves it.
+    fn position(&self, ring: usize) -> std::result::Result<(Account, Record), StartError> {
+        let terms = self.admission.terms(ring);
         let parts = self.inflight.as_ref().and_then(|inflight| inflight.parts(ring));
         let vring = &self.vrings[ring];
-        let found = {
+        let shown = {
             let shared = self.memory.shared();
             let state = vring.get_ref();
-            position::find(state.get_queue(), &shared.memory(), parts, known)?
+            position::read(state.get_queue(), &shared.memory(), parts)?
         };
+        let (verdict, record) = terms.judge(&shown)?;
+        let too_small = shown.too_small;
+        let found = shown.begin(record).map_err(AdmissionError::from)?;
+        log::debug!("queue {ring}: {verdict}, from index {}", found.next_used);
         let (again, later) = (found.again, found.later);
         if again > 0 {
             self.shared.log.info(Kind::Queues, format_args!(
@@ -273,8 +258,9 @@ impl Handler {
                  been completed"
             ));
         }
-        if let Some(entries) = found.too_small {
-            let order = if known.outlives { ", and completes requests in order" } else { "" };
+        if let Some(entries) = too_small {
+            let ordered = terms.contents == Contents::Outlive;
+            let order = if ordered { ", and completes requests in order" } else { "" };
             self.shared.log.warn(Kind::Queues, format_args!(
                 "queue {ring}: the in-flight region has {entries} entries, too few for this ring, \
                  which goes on without it{order}"
@@ -282,7 +268,7 @@ impl Handler {
         }
         vring.set_queue_next_avail(found.next_avail);
         vring.set_queue_next_used(found.next_used);
-        Ok(found.account)
+        Ok((found.account, record))
     }
 
     /// Changes what the front end said of a ring; a running one is stopped, and started anew.
@@ -369,7 +355,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         }
         self.acked_features = 0;
         self.inflight = None;
-        self.lost_disk = false;
+        self.admission.reset();
         Ok(())
     }
 
@@ -551,7 +537,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();
         running.iter().try_for_each(|ring| self.stop(*ring))?;
         // Before any ring of it runs, and with all its queues: one that is in use tells of the others.
-        self.lost_disk = !self.shared.device.has_served() && inflight.shows_use();
+        self.admission.region_given(inflight.shows_use());
         // The alarm of one that is replaced may still be to be heard.
         let old = self.inflight.replace(inflight);
         self.lost_region |= old.is_some_and(|old| old.is_lost());

@@ -3,8 +3,10 @@
 //! * `session`: the seam behind which all else lies
 //! * `incoming`: what lies in the socket, before it is read
 //! * `events`: eventfds that a front end hands over
+//! * `admission`: which rings a disk serves
 //! * `handler`: what each message does to rings and memory
 
+mod admission;
 mod events;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -212,15 +212,7 @@ impl Session {
         let end = self.pump(stream, stop, others).unwrap_or_else(SessionEnd::Refused);
         // Take no more, finish and publish what was taken; only then is the socket closed.
         let healthy = sync::lock(&self.handler).shut_down();
-        sync::lock(&self.handler).forget_stranger();
-        if healthy {
-            end
-        } else {
-            // What it took may not have been published, so used indexes alone do not say what was
-            // done: rings that are in use must not be taken up again by them.
-            sync::lock(&self.handler).forget_unaccounted();
-            SessionEnd::Refused(SessionError::QueueThread)
-        }
+        if healthy { end } else { SessionEnd::Refused(SessionError::QueueThread) }
     }
 
     fn pump(

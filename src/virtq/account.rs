@@ -6,6 +6,17 @@ use crate::virtq::elem::{Finished, Taken};
 use crate::virtq::ledger::Ledger;
 use crate::virtq::order::Order;
 
+/// How a ring records what it has in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// In its part of the in-flight region.
+    Region,
+    /// In its used index: requests complete in the order in which they were taken.
+    Order,
+    /// Not at all.
+    None,
+}
+
 /// The account of one started ring; decided when it starts.
 #[derive(Debug, Default)]
 pub(crate) enum Account {

@@ -1,90 +1,64 @@
-//! Where a ring that is started goes on, and whether this disk may serve it.
+//! What a ring that is started shows of its past, and where it continues. Whether it may is not decided here.
 
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::virtq::account::Account;
+use crate::virtq::account::{Account, Record};
 use crate::virtq::inflight::{Contents, Part, Parts};
 use crate::virtq::memory::{Memory, Region};
 use crate::virtq::order::Order;
 use crate::virtq::recovery::{RecoveryError, Standing};
 use crate::virtq::ring;
 
-/// Why a ring is not served.
+/// Why a ring cannot be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PositionError {
     #[error("its rings lie outside of its memory")]
     Outside,
     #[error("its rings cannot be read")]
     Unreadable,
-    #[error(
-        "it is in use already (base {base}, used index {used}{}), and this disk never served a \
-         guest: what the guest wrote is not here, so it is not served",
-        .trace.map(Trace::text).unwrap_or_default()
-    )]
-    NeverServed { base: u16, used: u16, trace: Option<Trace> },
     #[error("its in-flight region cannot be of this ring: {0}")]
     Recovery(#[from] RecoveryError),
 }
 
-/// What a ring that was in use leaves, besides its indexes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trace {
-    /// The in-flight region shows that requests were taken.
-    Region,
-    /// Each element of the used ring was written: both indexes were here before, a multiple of 65536
-    /// requests ago.
-    UsedRing,
+/// What a ring and its parts of the in-flight region show when it is started.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// The index that the front end names (SET_VRING_BASE).
+    pub(crate) base: u16,
+    pub(crate) used: u16,
+    available: u16,
+    pub(crate) size: u16,
+    /// Each element of the used ring was written.
+    pub(crate) went_around: bool,
+    /// The part of the region for a ring of this size.
+    part: Option<(Part, Contents)>,
+    /// What the other part of the queue has, if it was used.
+    others: Vec<Contents>,
+    /// Entries of the region, if they are too few for the ring.
+    pub(crate) too_small: Option<u16>,
 }
 
-impl Trace {
-    fn text(self) -> &'static str {
-        match self {
-            Trace::Region => ", its in-flight region used",
-            Trace::UsedRing => ", its used ring written all around",
-        }
-    }
-}
-
-/// What is known of a ring before it is looked at.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Known {
-    /// The disk served a guest, or the ring was started in this session: it may be in use.
-    pub(crate) may_be_used: bool,
-    /// The region shows that another queue is in use, and none of it was used here.
-    pub(crate) elsewhere: bool,
-    /// What is on the disk outlives this process.
-    pub(crate) outlives: bool,
-}
-
-/// Where a ring goes on.
+/// Where a ring continues.
 #[derive(Debug)]
 pub(crate) struct Position {
     pub(crate) next_avail: u16,
     pub(crate) next_used: u16,
     pub(crate) account: Account,
-    /// Requests in flight that are taken up again.
+    /// Requests in flight that are resubmitted.
     pub(crate) again: usize,
     /// Requests that had been completed before one of those.
     pub(crate) later: u64,
-    /// Entries of the region, if they are too few for the ring, which goes on without it.
-    pub(crate) too_small: Option<u16>,
 }
 
-/// Looks at a ring and at its parts of the in-flight region, and brings its own part up to date.
-///
-/// A ring starts at its used index, and not at the base that the front end names: everything taken
-/// was published before a ring stopped, and the base may be older than that. If the process died
-/// instead, those in flight come on top, which the region tells; without a region, nothing was
-/// published before its turn, so all behind the used index is still to be done.
-pub(crate) fn find(
+/// Reads a ring that is about to be started, and its parts of the in-flight region.
+pub(crate) fn read(
     queue: &Queue,
     memory: &Memory,
     parts: Option<Parts>,
-    known: Known,
-) -> Result<Position, PositionError> {
+) -> Result<Shown, PositionError> {
     if !queue.is_valid(memory) {
         return Err(PositionError::Outside);
     }
@@ -99,37 +73,61 @@ pub(crate) fn find(
     let others = others.iter().filter(|part| !part.is_untouched()).map(read);
     let others = others.collect::<Result<Vec<_>, _>>()?;
     let base = queue.next_avail();
-    // A daemon that died may have published nothing of what it took.
-    let tracked = known.elsewhere || contents.iter().chain(&others).any(Contents::shows_use);
-    let trace = match tracked {
-        _ if known.may_be_used => None,
-        true => Some(Trace::Region),
-        false => went_around(queue, memory).then_some(Trace::UsedRing),
-    };
+    // Other indexes say more.
+    let went_around = (base, used) == (0, 0) && went_around(queue, memory);
     if is_lost(queue, memory) {
         // What was read may be zeroes, and they must not go into the region.
         return Err(PositionError::Unreadable);
     }
-    if !known.may_be_used && (base != 0 || used != 0 || trace.is_some()) {
-        return Err(PositionError::NeverServed { base, used, trace });
+    let part = part.zip(contents);
+    Ok(Shown { base, used, available, size, went_around, part, others, too_small })
+}
+
+impl Shown {
+    /// Whether the region shows that a request was taken. A process that died may have published nothing
+    /// of what it took.
+    pub(crate) fn region_shows_use(&self) -> bool {
+        let own = self.part.iter().map(|(_, contents)| contents);
+        own.chain(&self.others).any(Contents::shows_use)
     }
-    if others.iter().any(Contents::is_marked) {
-        return Err(RecoveryError::RingSize { ring: size }.into());
+
+    /// Whether the region has a part for a ring of this size.
+    pub(crate) fn has_part(&self) -> bool {
+        self.part.is_some()
     }
-    let standing = Standing { size, used, available };
-    let (mut again, mut later) = (0, 0);
-    let account = match part.zip(contents) {
-        Some((part, contents)) => {
-            let recovery = contents.recover(standing)?;
-            (again, later) = (recovery.again.len(), recovery.later);
-            Account::Tracked(recovery.carry_out(part, standing))
-        }
-        None if known.outlives => Account::Ordered(Order::new(size)),
-        None => Account::None,
-    };
-    // Those that are taken again were taken already: the ring has them, at most its size.
-    let next_avail = used.wrapping_add(again as u16);
-    Ok(Position { next_avail, next_used: used, account, again, later, too_small })
+
+    /// Whether something is in flight in a part for rings of another size.
+    pub(crate) fn is_marked_elsewhere(&self) -> bool {
+        self.others.iter().any(Contents::is_marked)
+    }
+
+    /// Decides where the ring continues, and brings its part of the region up to date.
+    ///
+    /// A ring starts at its used index, and not at the base that the front end names: everything taken
+    /// was published before a ring stopped, and the base may be older than that. If the process died
+    /// instead, those in flight come on top, which the region tells; without a region, nothing was
+    /// published before its turn, so all behind the used index is still to be done.
+    ///
+    /// # Errors
+    /// The part contradicts the ring, or there is none to be the `record`.
+    pub(crate) fn begin(self, record: Record) -> Result<Position, RecoveryError> {
+        let Self { used, available, size, part, .. } = self;
+        let standing = Standing { size, used, available };
+        let (mut again, mut later) = (0, 0);
+        let account = match record {
+            Record::Region => {
+                let (part, contents) = part.ok_or(RecoveryError::RingSize { ring: size })?;
+                let recovery = contents.recover(standing)?;
+                (again, later) = (recovery.again.len(), recovery.later);
+                Account::Tracked(recovery.carry_out(part, standing))
+            }
+            Record::Order => Account::Ordered(Order::new(size)),
+            Record::None => Account::None,
+        };
+        // Those that are resubmitted were taken already: the ring has them, at most its size.
+        let next_avail = used.wrapping_add(again as u16);
+        Ok(Position { next_avail, next_used: used, account, again, later })
+    }
 }
 
 /// Whether every element of the used ring was written. Only a device writes them, and a completed

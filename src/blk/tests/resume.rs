@@ -17,11 +17,11 @@ use crate::blk::queue::Turn;
 use crate::blk::watchdog::{Looks, Watch};
 use crate::blk::worker::Worker;
 use crate::clock;
-use crate::virtq::account::Account;
+use crate::virtq::account::{Account, Record};
 use crate::virtq::inflight::tests::{overwrite, region, watch_stores};
 use crate::virtq::inflight::{Contents, Inflight};
 use crate::virtq::order::Order;
-use crate::virtq::position::{self, Known};
+use crate::virtq::position;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -140,11 +140,11 @@ pub(crate) fn marked(region: &Inflight) -> Vec<u16> {
 /// What a session does with a ring that is started.
 pub(crate) fn account(rig: &Rig, region: &Inflight) -> Account {
     let shared = rig.map.shared();
-    let known = Known { may_be_used: true, elsewhere: false, outlives: true };
-    let found = {
+    let shown = {
         let state = rig.vring.get_ref();
-        position::find(state.get_queue(), &shared.memory(), region.parts(0), known).unwrap()
+        position::read(state.get_queue(), &shared.memory(), region.parts(0)).unwrap()
     };
+    let found = shown.begin(Record::Region).unwrap();
     rig.vring.set_queue_next_avail(found.next_avail);
     rig.vring.set_queue_next_used(found.next_used);
     found.account

@@ -15,9 +15,10 @@ use super::resume::{left, marked};
 use super::rig::{DATA, HEADERS, ROOM, Rig, SIZE};
 use super::{Desc, INDIRECT_FLAG, NEXT, TABLE, WRITE, desc, put};
 use crate::blk::queue::QueueServer;
+use crate::virtq::account::Record;
 use crate::virtq::inflight::Inflight;
 use crate::virtq::inflight::tests::region;
-use crate::virtq::position::{self, Known};
+use crate::virtq::position;
 
 /// Where an indirect table may lie, behind all that the rig uses.
 const INDIRECT: u64 = HEADERS + 0x8000;
@@ -49,13 +50,17 @@ impl Ring {
     /// Starts it as a session does. The file is its error descriptor.
     fn start(&self) -> (QueueServer<'_>, File) {
         let part = (self.mode == Mode::Tracked).then(|| self.region.parts(0)).flatten();
-        let outlives = self.mode == Mode::Ordered;
-        let known = Known { may_be_used: true, elsewhere: false, outlives };
-        let shared = self.rig.map.shared();
-        let found = {
-            let state = self.rig.vring.get_ref();
-            position::find(state.get_queue(), &shared.memory(), part, known).unwrap()
+        let record = match self.mode {
+            Mode::Tracked => Record::Region,
+            Mode::Ordered => Record::Order,
+            Mode::None => Record::None,
         };
+        let shared = self.rig.map.shared();
+        let shown = {
+            let state = self.rig.vring.get_ref();
+            position::read(state.get_queue(), &shared.memory(), part).unwrap()
+        };
+        let found = shown.begin(record).unwrap();
         self.rig.vring.set_queue_next_avail(found.next_avail);
         self.rig.vring.set_queue_next_used(found.next_used);
         let error = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();

@@ -10,12 +10,12 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::TABLE;
-use crate::virtq::account::Account;
+use crate::virtq::account::{Account, Record};
 use crate::virtq::elem::Taken;
 use crate::virtq::inflight::tests::{overwrite, region, watch_stores};
 use crate::virtq::inflight::{Contents, Entry, Inflight};
 use crate::virtq::memory::{MemoryMap, for_tests};
-use crate::virtq::position::{self, Known, PositionError, Trace};
+use crate::virtq::position;
 use crate::virtq::recovery::{RecoveryError, Standing};
 use crate::virtq::ring::{Heads, put_back, put_batch, take_batch, used_index};
 
@@ -106,9 +106,9 @@ impl World {
     fn start(&mut self) {
         self.recorded(|world| {
             let parts = world.region.parts(0);
-            let known = Known { may_be_used: true, elsewhere: false, outlives: true };
             let memory = world.map.shared();
-            let found = position::find(&world.queue, &memory.memory(), parts, known).unwrap();
+            let shown = position::read(&world.queue, &memory.memory(), parts).unwrap();
+            let found = shown.begin(Record::Region).unwrap();
             world.queue.set_next_avail(found.next_avail);
             world.queue.set_next_used(found.next_used);
             world.heads = Heads::new(SIZE);
@@ -393,14 +393,12 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     let shared = map.shared();
     let region = region(1, SIZE);
     let mut queue = World::new().queue;
-    let unknown = Known { may_be_used: false, elsewhere: false, outlives: true };
-    let find =
-        |queue: &Queue, known| position::find(queue, &shared.memory(), region.parts(0), known);
+    let read = |queue: &Queue| position::read(queue, &shared.memory(), region.parts(0)).unwrap();
     queue.set_next_avail(0);
-    find(&queue, unknown).unwrap();
+    let shown = read(&queue);
+    assert_eq!((shown.base, shown.used, shown.region_shows_use()), (0, 0, false));
     queue.set_next_avail(3);
-    let error = find(&queue, unknown).unwrap_err();
-    assert_eq!(error, PositionError::NeverServed { base: 3, used: 0, trace: None });
+    assert_eq!(read(&queue).base, 3);
     queue.set_next_avail(0);
     // A daemon took one request and died before it published anything.
     let mut contents = region.part(0).unwrap().read(0).unwrap();
@@ -411,15 +409,13 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     ] {
         contents.entries[4] = entry;
         overwrite(&region.part(0).unwrap(), &contents);
-        let error = find(&queue, unknown).unwrap_err();
-        assert_eq!(
-            error,
-            PositionError::NeverServed { base: 0, used: 0, trace: Some(Trace::Region) }
-        );
+        assert!(read(&queue).region_shows_use());
     }
+    contents.version = 1;
+    contents.size = SIZE;
+    overwrite(&region.part(0).unwrap(), &contents);
     shared.memory().write_obj(1_u16, GuestAddress(AVAIL + 2)).unwrap();
-    let known = Known { may_be_used: true, elsewhere: false, outlives: false };
-    let found = find(&queue, known).unwrap();
+    let found = read(&queue).begin(Record::Region).unwrap();
     assert_eq!((found.next_avail, found.next_used, found.again), (1, 0, 1));
 }
 
@@ -430,33 +426,27 @@ fn a_used_ring_that_was_written_all_around_was_in_use() {
     let shared = map.shared();
     let mut queue = World::new().queue;
     queue.set_next_avail(0);
-    let find = |may_be_used| {
-        let known = Known { may_be_used, elsewhere: false, outlives: true };
-        position::find(&queue, &shared.memory(), None, known).map(|found| found.next_avail)
-    };
+    let read = || position::read(&queue, &shared.memory(), None).unwrap();
     // The last request of each element was one of head 0 or of another one.
     for at in 0..u64::from(SIZE) {
-        assert_eq!(find(false), Ok(0), "{at} elements are of a ring that was cleared by halves");
+        assert!(!read().went_around, "{at} elements are of a ring that was cleared by halves");
         let element = at << 32 | 1;
         shared
             .memory()
             .write_obj(element.rotate_left(32), GuestAddress(USED + 4 + 8 * at))
             .unwrap();
     }
-    let trace = Some(Trace::UsedRing);
-    assert_eq!(find(false), Err(PositionError::NeverServed { base: 0, used: 0, trace }));
-    assert_eq!(find(true), Ok(0));
+    assert!(read().went_around);
+    assert_eq!(read().begin(Record::Order).unwrap().next_avail, 0);
 }
 
 #[test]
-fn without_a_part_the_disk_decides_what_is_accounted_for() {
+fn a_record_in_a_region_needs_a_part_of_it() {
     let map = for_tests(0, 1 << 20);
-    let mut queue = World::new().queue;
-    queue.set_next_avail(0);
-    for outlives in [false, true] {
-        let known = Known { may_be_used: true, elsewhere: false, outlives };
-        let found = position::find(&queue, &map.shared().memory(), None, known).unwrap();
-        assert_eq!(matches!(found.account, Account::Ordered(_)), outlives);
-        assert_eq!(matches!(found.account, Account::None), !outlives);
-    }
+    let queue = World::new().queue;
+    let shown = || position::read(&queue, &map.shared().memory(), None).unwrap();
+    assert!(matches!(shown().begin(Record::Order).unwrap().account, Account::Ordered(_)));
+    assert!(matches!(shown().begin(Record::None).unwrap().account, Account::None));
+    let error = shown().begin(Record::Region).unwrap_err();
+    assert_eq!(error, RecoveryError::RingSize { ring: SIZE });
 }
