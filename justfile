@@ -20,6 +20,10 @@ unit:
 loom:
     tests/all loom
 
+# Runs the fuzz targets for a fixed number of inputs. `just fuzz --times 60 virtqueue` runs one for longer.
+fuzz *options:
+    fuzz/run {{ options }}
+
 # Compares the disk with a plain model for a minute.
 model:
     tests/all model
