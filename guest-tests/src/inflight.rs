@@ -84,7 +84,7 @@ fn part(bytes: &[u8]) -> InFlight {
     let counter = |entry: &[u8; ENTRY]| {
         let mut counter = [0; 8];
         counter.copy_from_slice(&entry[8..]);
-        u64::from_ne_bytes(counter)
+        u64::from_le_bytes(counter)
     };
     let is_taken = |entry: &&[u8; ENTRY]| entry[0] != 0;
     let Some(first) = entries.iter().filter(is_taken).map(counter).min() else {
@@ -107,7 +107,7 @@ mod tests {
     fn set(bytes: &mut [u8], part: usize, head: usize, in_flight: u8, counter: u64) {
         let at = part + HEADER + head * ENTRY;
         bytes[at] = in_flight;
-        bytes[at + 8..at + 16].copy_from_slice(&counter.to_ne_bytes());
+        bytes[at + 8..at + 16].copy_from_slice(&counter.to_le_bytes());
     }
 
     #[test]

@@ -314,6 +314,10 @@ impl Handler {
             self.stop(ring)?;
             self.staged[ring].lost = true;
             if let Some(event) = &mut self.staged[ring].error_event {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the kernel counts in its own byte order"
+                )]
                 let _ = event.write(&1_u64.to_ne_bytes());
             }
         }

@@ -109,6 +109,7 @@ fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<OwnedFd>, bool)> {
     let received = recvmsg::<()>(stream.as_raw_fd(), &mut place, Some(&mut control), flags)?;
     let cut_off = received.flags.contains(MsgFlags::MSG_CTRUNC);
     let word = |at: usize| control.get(at..at + 4).and_then(|word| word.try_into().ok());
+    #[expect(clippy::disallowed_methods, reason = "the kernel counts in its own byte order")]
     let number = |at: usize| word(at).map_or(0, i32::from_ne_bytes);
     let length = usize::try_from(number(0)).unwrap_or(0);
     if (number(8), number(12)) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {

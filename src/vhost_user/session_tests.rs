@@ -119,6 +119,7 @@ impl Peer {
     }
 
     /// Another one begins to wait, and the session knows.
+    #[expect(clippy::disallowed_methods, reason = "the kernel counts in its own byte order")]
     fn another_comes(&mut self) {
         self.told.store(true, Ordering::SeqCst);
         nix::unistd::write(&self.others, &1_u64.to_ne_bytes()).unwrap();

@@ -181,6 +181,7 @@ fn replace_by_zeroes(start: usize, len: usize) -> bool {
 }
 
 fn alarm(fd: RawFd) {
+    #[expect(clippy::disallowed_methods, reason = "the kernel counts in its own byte order")]
     let one = 1_u64.to_ne_bytes();
     // SAFETY: writes 8 bytes of a local array; a descriptor that is closed by now is an error
     // that nobody needs to know of.

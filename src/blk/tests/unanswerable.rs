@@ -231,6 +231,7 @@ fn what_was_in_flight_and_cannot_be_answered_stays_in_the_region() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the kernel counts in its own byte order")]
 fn signals(event: &File) -> u64 {
     use std::io::Read;
     let (mut event, mut count) = (event, [0; 8]);
