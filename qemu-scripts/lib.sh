@@ -276,9 +276,6 @@ compile() {
 # daemon_stats PID LOG: sends SIGUSR1 and prints the new stats line.
 daemon_stats() { daemon_says USR1 stats "$@"; }
 
-# daemon_compact PID LOG: sends SIGUSR2 and prints what the compaction did, when it is done.
-daemon_compact() { daemon_says USR2 compacted "$@"; }
-
 # daemon_says SIGNAL WORD PID LOG: sends the signal and prints the new line that begins with WORD.
 daemon_says() {
     local before i

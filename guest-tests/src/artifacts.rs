@@ -81,6 +81,8 @@ pub struct Setup {
     pub kills: Option<u64>,
     pub terms: u64,
     pub full: bool,
+    /// The script that has libvirt run guests, where it does.
+    pub libvirt: Option<PathBuf>,
     /// One installation of packages at a time.
     pub installing: Mutex<()>,
 }

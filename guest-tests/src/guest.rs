@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -29,8 +29,8 @@ pub struct Shape {
     pub hotplug: bool,
     /// The daemon cannot see the guest's memory.
     pub unshared: bool,
-    /// How often QEMU looks for a daemon that went away.
-    pub reconnect_ms: u64,
+    /// How often QEMU looks for a daemon that went away; `None` is never.
+    pub reconnect_ms: Option<u64>,
     /// More arguments for QEMU.
     pub more: Vec<OsString>,
 }
@@ -43,7 +43,7 @@ impl Default for Shape {
             bios: false,
             hotplug: false,
             unshared: false,
-            reconnect_ms: 1000,
+            reconnect_ms: Some(1000),
             more: Vec::new(),
         }
     }
@@ -55,30 +55,73 @@ pub struct Parts<'a> {
     pub kernel: &'a Kernel,
     pub qemu: &'a Qemu,
     pub accel: &'a str,
+    /// The script that has libvirt run the guest, in place of `run-guest`.
+    pub libvirt: Option<&'a Path>,
 }
 
 /// A QEMU, and a Linux in it.
 pub struct Guest {
     pub process: Process,
-    pub qmp: Qmp,
     /// Whether it takes commands: one that the firmware booted has none.
     pub takes_commands: bool,
+    runs: Runs,
     commands: u64,
+}
+
+/// What runs a guest's QEMU.
+enum Runs {
+    /// The process is QEMU.
+    Itself(Qmp),
+    /// libvirt has a domain of this name; the process stands for it.
+    Libvirt(String),
 }
 
 impl Guest {
     /// Starts a QEMU on the daemon at `socket`; waits for its monitor and for nothing in the guest.
     pub fn launch(parts: &Parts<'_>, shape: &Shape, socket: &Path, log: &Path) -> Result<Self> {
+        let program = parts.libvirt.map_or_else(|| parts.scripts.join("run-guest"), Path::to_owned);
+        let mut command = Command::new(program);
+        command.env("QEMU", &parts.qemu.path).env("VUZ_ACCEL", parts.accel);
         let monitor = socket.with_extension("qmp");
         // Of the guest before.
         let _ = std::fs::remove_file(&monitor);
-        let mut command = Command::new(parts.scripts.join("run-guest"));
-        command.env("QEMU", &parts.qemu.path).env("VUZ_ACCEL", parts.accel);
-        command.args(arguments(parts, shape, socket, &monitor));
+        let domain = domain_of(socket);
+        command.args(match parts.libvirt {
+            Some(_) => libvirt_arguments(parts, shape, socket, &domain),
+            None => arguments(parts, shape, socket, &monitor),
+        });
         let mut process = Process::start(&command, log, Stdio::piped())?;
-        let qmp = Qmp::connect(&monitor, || process.is_alive());
-        let qmp = qmp.with_context(|| process.last_words())?;
-        Ok(Self { process, qmp, takes_commands: !shape.bios, commands: 0 })
+        let runs = if parts.libvirt.is_some() {
+            Runs::Libvirt(domain)
+        } else {
+            let qmp = Qmp::connect(&monitor, || process.is_alive());
+            Runs::Itself(qmp.with_context(|| process.last_words())?)
+        };
+        Ok(Self { process, takes_commands: !shape.bios, runs, commands: 0 })
+    }
+
+    /// QEMU's monitor, unless that is libvirt's.
+    pub fn qmp(&mut self) -> Result<&mut Qmp> {
+        match &mut self.runs {
+            Runs::Itself(qmp) => Ok(qmp),
+            Runs::Libvirt(_) => bail!("the monitor is libvirt's"),
+        }
+    }
+
+    /// QEMU's process.
+    pub fn qemu(&self) -> Result<u32> {
+        let Runs::Libvirt(domain) = &self.runs else { return Ok(self.process.id()) };
+        let path = format!("/run/libvirt/qemu/{domain}.pid");
+        let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+        text.trim().parse().context(path)
+    }
+
+    /// The name of libvirt's domain.
+    pub fn domain(&self) -> Result<&str> {
+        match &self.runs {
+            Runs::Libvirt(domain) => Ok(domain),
+            Runs::Itself(_) => bail!("not a guest of libvirt"),
+        }
     }
 
     /// Sends a command; gives its number.
@@ -94,9 +137,45 @@ impl Guest {
 
     /// Ends QEMU by a signal; gives all that came over the console.
     pub fn end(mut self, signal: Signal) -> Result<Vec<String>> {
+        let signal = match self.runs {
+            Runs::Itself(_) => signal,
+            // The domain has to be ended by the process that stands for it.
+            Runs::Libvirt(_) => Signal::SIGTERM,
+        };
         self.process.end(signal).with_context(|| format!("{signal} of QEMU"))?;
         Ok(self.process.stdout.all())
     }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Runs::Libvirt(_) = self.runs {
+            // The namespaces end what is left.
+            let _ = self.process.end(Signal::SIGTERM);
+        }
+    }
+}
+
+/// A domain's name: that of the directory of the socket, which no other guest has.
+fn domain_of(socket: &Path) -> String {
+    let dir = socket.parent().and_then(Path::file_name).unwrap_or_default();
+    dir.to_string_lossy().replace('.', "-")
+}
+
+fn libvirt_arguments(
+    parts: &Parts<'_>,
+    shape: &Shape,
+    socket: &Path,
+    domain: &str,
+) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["--name".into(), domain.into()];
+    args.extend(["--socket".into(), socket.into()]);
+    args.extend(["--kernel".into(), parts.kernel.path.clone().into()]);
+    args.extend(["--initrd".into(), parts.kernel.initrd.clone().into()]);
+    if shape.reconnect_ms.is_some() {
+        args.push("--reconnect".into());
+    }
+    args
 }
 
 fn arguments(parts: &Parts<'_>, shape: &Shape, socket: &Path, monitor: &Path) -> Vec<OsString> {
@@ -105,7 +184,11 @@ fn arguments(parts: &Parts<'_>, shape: &Shape, socket: &Path, monitor: &Path) ->
         args.extend(words.iter().map(|word| word.as_ref().to_owned()));
     };
     add(&[&"--socket", &socket, &"--qmp", &monitor, &"--cpus", &"2"]);
-    add(&[&"--mem", &"512M", &"--reconnect-ms", &shape.reconnect_ms.to_string()]);
+    add(&[&"--mem", &"512M"]);
+    match shape.reconnect_ms {
+        Some(ms) => add(&[&"--reconnect-ms", &ms.to_string()]),
+        None => add(&[&"--no-reconnect"]),
+    }
     match shape.queues {
         Some(queues) => add(&[&"--queues", &queues.to_string()]),
         None => add(&[&"--defaults"]),

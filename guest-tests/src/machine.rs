@@ -211,6 +211,7 @@ impl<'a> Machine<'a> {
             kernel: &self.combination.kernel,
             qemu: &self.combination.qemu,
             accel: &self.setup.accel,
+            libvirt: self.setup.libvirt.as_deref(),
         };
         self.guest = Some(Guest::launch(&parts, &self.shape, &self.socket(), &log)?);
         Ok(())
@@ -248,7 +249,7 @@ impl<'a> Machine<'a> {
         let status = guest.process.join()?;
         self.consoles.push(guest.process.stdout.all());
         let shutdown = json!({"guest": true, "reason": "guest-shutdown"});
-        ensure!(guest.qmp.has("SHUTDOWN", &shutdown, LIMIT), "QEMU reported no shutdown");
+        ensure!(guest.qmp()?.has("SHUTDOWN", &shutdown, LIMIT), "QEMU reported no shutdown");
         ensure!(status.success(), "QEMU ended with {status} after poweroff");
         Ok(())
     }
@@ -261,7 +262,7 @@ impl<'a> Machine<'a> {
         self.boot_failed = booted.is_err();
         booted.context("the guest did not come back from its reboot")?;
         let reset = json!({"guest": true, "reason": "guest-reset"});
-        ensure!(self.guest()?.qmp.has("RESET", &reset, LIMIT), "QEMU reported no reset");
+        ensure!(self.guest()?.qmp()?.has("RESET", &reset, LIMIT), "QEMU reported no reset");
         Ok(())
     }
 
@@ -339,7 +340,7 @@ impl<'a> Machine<'a> {
     /// Waits for an event of QEMU.
     pub fn qemu_event(&mut self, name: &str, data: &Value) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
-        while !self.guest()?.qmp.has(name, data, SLICE) {
+        while !self.guest()?.qmp()?.has(name, data, SLICE) {
             ensure!(self.guest()?.process.is_alive(), "QEMU ended before {name}");
             ensure!(Instant::now() < deadline, "no {name} {data} from QEMU within {LIMIT:?}");
         }
@@ -348,7 +349,7 @@ impl<'a> Machine<'a> {
 
     /// What QEMU holds of the requests of a disk with `queues` queues; to be asked while no daemon runs.
     pub fn in_flight(&mut self, queues: usize) -> Result<InFlight> {
-        inflight::of_process(self.guest()?.process.id(), queues, QUEUE_SIZE)
+        inflight::of_process(self.guest()?.qemu()?, queues, QUEUE_SIZE)
     }
 
     /// Up to 0.9 seconds.

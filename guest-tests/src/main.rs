@@ -42,7 +42,7 @@ use crate::{
     common::TempDir,
     matrix::Choice,
     runner::{Job, Outcome, Total},
-    tests::TESTS,
+    tests::{LIBVIRT_TESTS, TESTS, Test},
 };
 
 /// Boots guests on the daemon and judges it from inside.
@@ -97,6 +97,9 @@ struct Cli {
     /// What the tests are
     #[arg(long)]
     list: bool,
+    /// The tests of guests that libvirt runs; guest-tests/libvirt makes what they need
+    #[arg(long)]
+    libvirt: bool,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -115,7 +118,7 @@ pub fn say(line: &str) {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.list {
-        for test in TESTS {
+        for test in tests_of(&cli) {
             say(&format!("{:14} {}", test.name, test.about));
         }
         return ExitCode::SUCCESS;
@@ -130,9 +133,13 @@ fn main() -> ExitCode {
     }
 }
 
+fn tests_of(cli: &Cli) -> &'static [Test] {
+    if cli.libvirt { LIBVIRT_TESTS } else { TESTS }
+}
+
 fn run(cli: &Cli) -> Result<Total> {
     let started = Instant::now();
-    let tests = matrix::chosen(TESTS, &cli.only)?;
+    let tests = matrix::chosen(tests_of(cli), &cli.only)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no parent directory")?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
     let daemon = cli.daemon.clone().unwrap_or_else(|| target.join("release/vhost-user-zram"));
@@ -152,6 +159,7 @@ fn run(cli: &Cli) -> Result<Total> {
         kills: cli.kills,
         terms: cli.terms.unwrap_or(full_or(20, 4)),
         full: cli.full,
+        libvirt: cli.libvirt.then(|| root.join("guest-tests/libvirt-guest")),
         installing: Mutex::new(()),
     };
     let default = ["lz4".to_owned(), "zstd".to_owned()];

@@ -58,10 +58,10 @@ pub fn defaults(machine: &mut Machine<'_>) -> Result<String> {
 
 /// As libvirt does it: the device, and when the guest let go of it its connection.
 fn detach(machine: &mut Machine<'_>) -> Result<()> {
-    machine.guest()?.qmp.run("device_del", &json!({"id": "disk0"}))?;
+    machine.guest()?.qmp()?.run("device_del", &json!({"id": "disk0"}))?;
     machine.qemu_event("DEVICE_DELETED", &json!({"device": "disk0"}))?;
     machine.ask("disk_gone", &[])?;
-    machine.guest()?.qmp.run("chardev-remove", &json!({"id": "disk0"}))?;
+    machine.guest()?.qmp()?.run("chardev-remove", &json!({"id": "disk0"}))?;
     Ok(())
 }
 
@@ -75,7 +75,7 @@ fn attach(machine: &mut Machine<'_>) -> Result<()> {
         data["reconnect"] = json!(1);
     }
     let backend = json!({"type": "socket", "data": data});
-    let qmp = &mut machine.guest()?.qmp;
+    let qmp = machine.guest()?.qmp()?;
     qmp.run("chardev-add", &json!({"id": "disk0", "backend": backend}))?;
     let device = json!({"driver": "vhost-user-blk-pci", "id": "disk0", "chardev": "disk0",
         "bus": "port0"});

@@ -2,6 +2,7 @@
 
 mod disk;
 mod images;
+mod libvirt;
 mod life;
 mod meet;
 mod memory;
@@ -67,6 +68,20 @@ pub const TESTS: &[Test] = &[
     test("read-only", "a disk filled by --load and served with --read-only: right contents, no writes", disk::read_only),
 ];
 
+/// Those of guests that libvirt runs.
+pub const LIBVIRT_TESTS: &[Test] = &[
+    test(
+        "libvirt",
+        "with <reconnect>: boots, survives three SIGKILLs of the daemon, disk detached and attached",
+        libvirt::reconnects,
+    ),
+    test(
+        "libvirt-anew",
+        "without <reconnect>: disk detached and attached, started anew after a SIGKILL of the daemon",
+        libvirt::starts_anew,
+    ),
+];
+
 /// Bytes in MiB, with a decimal.
 fn mib(bytes: u64) -> String {
     format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
@@ -90,8 +105,9 @@ mod unit_tests {
 
     #[test]
     fn names_are_single() {
-        for (at, test) in TESTS.iter().enumerate() {
-            assert!(TESTS[..at].iter().all(|other| other.name != test.name), "{}", test.name);
+        let all: Vec<_> = TESTS.iter().chain(LIBVIRT_TESTS).map(|test| test.name).collect();
+        for (at, name) in all.iter().enumerate() {
+            assert!(!all[..at].contains(name), "{name}");
         }
     }
 

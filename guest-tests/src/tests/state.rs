@@ -25,7 +25,7 @@ pub fn keep_state_with_slow_engine(machine: &mut Machine<'_>) -> Result<()> {
         "--engine-model",
         &model,
     ])?;
-    machine.shape.reconnect_ms = 100;
+    machine.shape.reconnect_ms = Some(100);
     Ok(())
 }
 
