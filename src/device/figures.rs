@@ -1,50 +1,138 @@
 //! What a device counts, under the kernel's names.
 
+use std::fmt;
+
 use super::Op;
-use crate::engine::EngineReport;
+use crate::engine::{EngineReport, Histogram};
 use crate::pool::PoolUsage;
 use crate::slot::{Content, TableUsage};
-use crate::stats::{Counter, Sharded};
+use crate::stats::{Counter, Figure, Sharded, report};
 use crate::units::PAGE_SIZE;
 
-/// Counters of one disk, of one shard of threads.
-///
-/// Names and meanings are those of the zram driver's `mm_stat` and `io_stat`
-/// (Documentation/admin-guide/blockdev/zram.rst); requests are counted beside them.
-#[derive(Debug, Default)]
-pub struct Figures {
+report! {
+    /// All figures of one disk at one moment. Prints as one line of `name=value` pairs.
+    ///
+    /// Names and meanings are those of the zram driver's `mm_stat` and `io_stat`
+    /// (Documentation/admin-guide/blockdev/zram.rst); requests are counted beside them.
+    pub struct Report from source: &Source<'_>;
+    /// Counters of one disk, of one shard of threads.
+    pub struct Figures of Counter { pages_stored }
+    prefix "";
+    /// Bytes of the pages that hold something, uncompressed.
+    orig_data_size: Gauge Bytes "orig_data" =
+        source.count(|counters| &counters.pages_stored) * PAGE_SIZE as u64;
+    /// Bytes of the objects that hold them; same-filled pages take none.
+    compr_data_size: Gauge Bytes "compr_data" counted(pub(super));
+    /// Bytes of arena memory, by its allocated blocks.
+    mem_used_total: Gauge Bytes "mem_used" = source.pool.arena_bytes;
+    /// Limit on arena and table together (`table_bytes`, but for a seal); 0 is none.
+    mem_limit: Gauge Bytes "mem_limit" = source.pool.limit;
+    /// The most arena memory there ever was.
+    mem_used_max: Gauge Bytes "mem_used_max" = source.pool.arena_bytes_max;
+    /// Pages filled with one repeated 8-byte word.
+    same_pages: Gauge Pages "same" counted(pub(super));
+    /// Host pages given back because objects were moved away from them. Pages that were bare without
+    /// that are not counted, as in the kernel's `mm_stat`.
+    pages_compacted: Counter Pages "compacted" = source.pool.pages_compacted;
+    /// Pages stored raw.
+    huge_pages: Gauge Pages "huge" counted(pub(super));
+    /// Pages stored raw since the start, the overwritten ones included.
+    huge_pages_since: Counter Pages "huge_written" counted(pub(super));
+    /// All memory beside the arena that grows with what is stored: the sum of the next five.
+    metadata_bytes: Gauge Bytes "metadata" = source.metadata();
+    /// Bytes of the slot table that exist, by allocated blocks; in a state with check sums and seal.
+    table_bytes: Gauge Bytes "table" = source.table.words;
+    /// Bytes of the notes on which parts of the table exist, and which slots are still to be verified.
+    table_index_bytes: Gauge Bytes "table_index" = source.table.index;
+    /// Bytes of the pool's notes on spans and regions.
+    span_bytes: Gauge Bytes "span" = source.pool.span_bytes;
+    /// Bytes of the threads' caches of free places.
+    cache_bytes: Gauge Bytes "cache" = source.pool.cache_bytes;
+    /// Bytes of a state beside those: its superblock and the arena's seal; 0 without one.
+    state_bytes: Gauge Bytes "state" = source.beside;
     /// Read requests that ended well.
-    pub reads: Counter,
+    reads: Counter Requests "read" counted(pub);
     /// Write requests that ended well.
-    pub writes: Counter,
+    writes: Counter Requests "write" counted(pub);
     /// Discard requests that ended well.
-    pub discards: Counter,
+    discards: Counter Requests "discard" counted(pub);
     /// Write-zeroes requests that ended well.
-    pub write_zeroes: Counter,
+    write_zeroes: Counter Requests "write_zeroes" counted(pub);
     /// Flush requests.
-    pub flushes: Counter,
+    flushes: Counter Requests "flush" counted(pub);
     /// Read requests that failed.
-    pub failed_reads: Counter,
+    failed_reads: Counter Requests "failed_read" counted(pub);
     /// Write, discard and write-zeroes requests that failed.
-    pub failed_writes: Counter,
-    /// Requests that were refused before anything was done.
-    invalid_io: Counter,
+    failed_writes: Counter Requests "failed_write" counted(pub);
+    /// Requests that were refused before anything was done: they make no sense, ask for sectors that
+    /// do not exist or for what is not offered, or would change a read-only disk. Reads and changes
+    /// among them are among the failed ones too.
+    invalid_io: Counter Requests "invalid" counted(pub(super));
     /// Requests that took longer than they may, ended or not.
-    pub stalled_requests: Counter,
-    expired_requests: Counter,
-    /// Virtqueues that were stopped because they made no sense, or could not be answered.
-    pub broken_queues: Counter,
-    /// Virtqueues that were kicked again and again and never showed a request.
-    pub blind_queues: Counter,
-    /// Pages given up by discard or write-zeroes.
-    pub notify_free: Counter,
-    /// Pages that hold something, same-filled ones included.
-    pages_stored: Counter,
-    same_pages: Counter,
-    huge_pages: Counter,
-    huge_pages_since: Counter,
-    /// Bytes of objects, not counting same-filled pages.
-    compr_data_size: Counter,
+    stalled_requests: Counter Requests "stalled" counted(pub);
+    /// Stalled requests that were abandoned; they are among the failed ones too.
+    expired_requests: Counter Requests "expired" counted(pub(super));
+    /// Virtqueues that were stopped because they made no sense, or had a request that cannot be
+    /// answered.
+    broken_queues: Counter Queues "broken" counted(pub);
+    /// Virtqueues that were kicked again and again and never showed a request, as those of guests
+    /// whose memory is not shared.
+    blind_queues: Counter Queues "blind" counted(pub);
+    /// Pages freed by discard or write-zeroes.
+    notify_free: Counter Pages "freed" counted(pub);
+    beside {
+        /// What the engine did.
+        engine: EngineReport = source.engine;
+        /// How long its jobs took.
+        engine_service: Histogram = source.engine_service;
+    }
+}
+
+/// What a report is made from.
+pub(super) struct Source<'s> {
+    pub(super) counters: &'s Sharded<Figures>,
+    pub(super) pool: PoolUsage,
+    pub(super) table: TableUsage,
+    /// Bytes of a state beside table and arena.
+    pub(super) beside: u64,
+    pub(super) engine: EngineReport,
+    pub(super) engine_service: Histogram,
+}
+
+impl Source<'_> {
+    fn count(&self, counter: impl Fn(&Figures) -> &Counter) -> u64 {
+        self.counters.total(counter)
+    }
+
+    fn metadata(&self) -> u64 {
+        let Self { pool, table, beside, .. } = self;
+        table.words + table.index + pool.span_bytes + pool.cache_bytes + beside
+    }
+}
+
+impl Report {
+    pub(super) fn new(source: &Source<'_>) -> Self {
+        Self::collect(source)
+    }
+
+    /// Each figure with its value as text, in the order of the line of statistics.
+    pub fn figures(&self) -> impl Iterator<Item = (&'static Figure, String)> {
+        let text = |value: u64| value.to_string();
+        let own = Self::FIGURES.iter().zip(self.values().map(text));
+        let engine = EngineReport::FIGURES.iter().zip(self.engine.values().map(text));
+        own.chain(engine).chain([(&Histogram::FIGURE, self.engine_service.to_string())])
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut blank = "";
+        for (figure, value) in self.figures() {
+            write!(f, "{blank}{}={value}", figure.name)?;
+            blank = " ";
+        }
+        Ok(())
+    }
 }
 
 /// What one content adds to the counters.
@@ -119,173 +207,6 @@ impl Figures {
     }
 }
 
-/// All figures of one disk at one moment. Prints as one line of `name=value` pairs.
-///
-/// Sizes are bytes, `*_pages` are pages of 4 KiB, the rest are counts since the start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// Bytes of the pages that hold something, uncompressed.
-    pub orig_data_size: u64,
-    /// Bytes of the objects that hold them; same-filled pages take none.
-    pub compr_data_size: u64,
-    /// Bytes of arena memory, by its allocated blocks.
-    pub mem_used_total: u64,
-    /// Limit on arena and table together (`table_bytes`, but for a seal); 0 is none.
-    pub mem_limit: u64,
-    /// The most arena memory there ever was.
-    pub mem_used_max: u64,
-    /// Pages filled with one repeated 8-byte word.
-    pub same_pages: u64,
-    /// Host pages given back because objects were moved away from them. Pages that were bare without
-    /// that are not counted, as in the kernel's `mm_stat`.
-    pub pages_compacted: u64,
-    /// Pages stored raw.
-    pub huge_pages: u64,
-    /// Pages stored raw since the start, the overwritten ones included.
-    pub huge_pages_since: u64,
-    /// All memory beside the arena that grows with what is stored: the sum of the next five.
-    pub metadata_bytes: u64,
-    /// Bytes of the slot table that exist, in a state with check sums and seal.
-    pub table_bytes: u64,
-    /// Bytes of the notes on which parts of the table exist, and which slots are still to be looked at.
-    pub table_index_bytes: u64,
-    /// Bytes of the pool's notes on spans and regions.
-    pub span_bytes: u64,
-    /// Bytes of the threads' caches of free places.
-    pub cache_bytes: u64,
-    /// Bytes of a state beside those: its superblock and the arena's seal; 0 without one.
-    pub state_bytes: u64,
-    /// Requests that ended well, by kind.
-    pub reads: u64,
-    /// See `reads`.
-    pub writes: u64,
-    /// See `reads`.
-    pub discards: u64,
-    /// See `reads`.
-    pub write_zeroes: u64,
-    /// See `reads`.
-    pub flushes: u64,
-    /// Read requests that failed.
-    pub failed_reads: u64,
-    /// Write, discard and write-zeroes requests that failed.
-    pub failed_writes: u64,
-    /// Requests that were refused before anything was done: they make no sense, ask for sectors that
-    /// there are not or for what is not offered, or would change a read-only disk. Reads and changes
-    /// among them are among the failed ones too.
-    pub invalid_io: u64,
-    /// Requests that took longer than they may, ended or not.
-    pub stalled_requests: u64,
-    /// Those of them that were given up; they are among the failed ones too.
-    pub expired_requests: u64,
-    /// Virtqueues that were stopped because they made no sense, or had a request that cannot be
-    /// answered.
-    pub broken_queues: u64,
-    /// Virtqueues that were kicked again and again and never showed a request, as those of guests
-    /// whose memory is not shared.
-    pub blind_queues: u64,
-    /// Pages given up by discard or write-zeroes.
-    pub notify_free: u64,
-    /// What the engine did.
-    pub engine: EngineReport,
-}
-
-impl Report {
-    pub(super) fn collect(
-        all: &Sharded<Figures>,
-        pool: &PoolUsage,
-        table: TableUsage,
-        beside: u64,
-        engine: EngineReport,
-    ) -> Self {
-        Self {
-            orig_data_size: all.total(|f| &f.pages_stored) * PAGE_SIZE as u64,
-            compr_data_size: all.total(|f| &f.compr_data_size),
-            mem_used_total: pool.arena_bytes,
-            mem_limit: pool.limit,
-            mem_used_max: pool.arena_bytes_max,
-            same_pages: all.total(|f| &f.same_pages),
-            pages_compacted: pool.pages_compacted,
-            huge_pages: all.total(|f| &f.huge_pages),
-            huge_pages_since: all.total(|f| &f.huge_pages_since),
-            metadata_bytes: table.words + table.index + pool.span_bytes + pool.cache_bytes + beside,
-            table_bytes: table.words,
-            table_index_bytes: table.index,
-            span_bytes: pool.span_bytes,
-            cache_bytes: pool.cache_bytes,
-            state_bytes: beside,
-            reads: all.total(|f| &f.reads),
-            writes: all.total(|f| &f.writes),
-            discards: all.total(|f| &f.discards),
-            write_zeroes: all.total(|f| &f.write_zeroes),
-            flushes: all.total(|f| &f.flushes),
-            failed_reads: all.total(|f| &f.failed_reads),
-            failed_writes: all.total(|f| &f.failed_writes),
-            invalid_io: all.total(|f| &f.invalid_io),
-            stalled_requests: all.total(|f| &f.stalled_requests),
-            expired_requests: all.total(|f| &f.expired_requests),
-            broken_queues: all.total(|f| &f.broken_queues),
-            blind_queues: all.total(|f| &f.blind_queues),
-            notify_free: all.total(|f| &f.notify_free),
-            engine,
-        }
-    }
-
-    fn pairs(&self) -> [(&'static str, u64); 39] {
-        [
-            ("orig_data_size", self.orig_data_size),
-            ("compr_data_size", self.compr_data_size),
-            ("mem_used_total", self.mem_used_total),
-            ("mem_limit", self.mem_limit),
-            ("mem_used_max", self.mem_used_max),
-            ("same_pages", self.same_pages),
-            ("pages_compacted", self.pages_compacted),
-            ("huge_pages", self.huge_pages),
-            ("huge_pages_since", self.huge_pages_since),
-            ("metadata_bytes", self.metadata_bytes),
-            ("table_bytes", self.table_bytes),
-            ("table_index_bytes", self.table_index_bytes),
-            ("span_bytes", self.span_bytes),
-            ("cache_bytes", self.cache_bytes),
-            ("state_bytes", self.state_bytes),
-            ("reads", self.reads),
-            ("writes", self.writes),
-            ("discards", self.discards),
-            ("write_zeroes", self.write_zeroes),
-            ("flushes", self.flushes),
-            ("failed_reads", self.failed_reads),
-            ("failed_writes", self.failed_writes),
-            ("invalid_io", self.invalid_io),
-            ("stalled_requests", self.stalled_requests),
-            ("expired_requests", self.expired_requests),
-            ("broken_queues", self.broken_queues),
-            ("blind_queues", self.blind_queues),
-            ("notify_free", self.notify_free),
-            ("engine_jobs", self.engine.jobs),
-            ("engine_batches", self.engine.batches),
-            ("engine_completed", self.engine.completed),
-            ("engine_refusals", self.engine.refusals),
-            ("engine_fallbacks", self.engine.fallbacks),
-            ("engine_failures", self.engine.failures),
-            ("engine_corruptions", self.engine.corruptions),
-            ("engine_timeouts", self.engine.timeouts),
-            ("engine_deaths", self.engine.deaths),
-            ("engine_depth", self.engine.depth),
-            ("engine_depth_max", self.engine.deepest),
-        ]
-    }
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (at, (name, value)) in self.pairs().into_iter().enumerate() {
-            let blank = if at == 0 { "" } else { " " };
-            write!(f, "{blank}{name}={value}")?;
-        }
-        write!(f, " engine_service_us={}", self.engine.histogram())?;
-        Ok(())
-    }
-}
-
 /// What the counters have to be by the table itself.
 #[cfg(test)]
 #[derive(Default)]
@@ -312,6 +233,81 @@ impl Expected {
             Ok(())
         } else {
             Err(format!("the table holds {:?}, the counters say {counted:?}", self.0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::stats::Kind;
+
+    /// What `docs/figures.md` says between its marks.
+    fn documented() -> String {
+        let mut table = String::from("| name | kind | unit | metric | |\n|---|---|---|---|---|\n");
+        for (figure, _) in Report::default().figures() {
+            let kind = format!("{:?}", figure.kind).to_lowercase();
+            let (metric, help) = (figure.metric(), figure.help.trim());
+            let Figure { name, unit, .. } = figure;
+            table += &format!("| `{name}` | {kind} | {unit} | `{metric}` | {help} |\n");
+        }
+        table
+    }
+
+    #[test]
+    fn each_figure_has_names_of_its_own_a_unit_and_a_meaning() {
+        let report = Report::default();
+        let figures: Vec<_> = report.figures().map(|(figure, _)| figure).collect();
+        let names: BTreeSet<_> = figures.iter().map(|figure| figure.name).collect();
+        let metrics: BTreeSet<_> = figures.iter().map(|figure| figure.metric()).collect();
+        assert_eq!((names.len(), metrics.len()), (figures.len(), figures.len()));
+        for figure in figures {
+            let plain = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            assert!(plain(figure.name) && plain(&figure.metric()), "{figure:?}");
+            assert!(figure.help.trim().ends_with('.') && figure.help.len() > 10, "{figure:?}");
+            let (metric, unit) = (figure.metric(), figure.unit.to_string());
+            let unit = if unit == "microseconds" { "seconds".to_owned() } else { unit };
+            let total = if figure.kind == Kind::Counter { "_total" } else { "" };
+            assert!(metric.starts_with("vhost_user_zram_"), "{metric}");
+            assert!(metric.ends_with(&format!("_{unit}{total}")), "{metric}");
+        }
+    }
+
+    /// Scripts read it.
+    #[test]
+    fn the_line_of_statistics_is_what_it_always_was() {
+        let report = Report {
+            orig_data_size: 1,
+            notify_free: 2,
+            engine: EngineReport { jobs: 3, ..Default::default() },
+            ..Default::default()
+        };
+        let line = "orig_data_size=1 compr_data_size=0 mem_used_total=0 mem_limit=0 mem_used_max=0 \
+                    same_pages=0 pages_compacted=0 huge_pages=0 huge_pages_since=0 metadata_bytes=0 \
+                    table_bytes=0 table_index_bytes=0 span_bytes=0 cache_bytes=0 state_bytes=0 reads=0 \
+                    writes=0 discards=0 write_zeroes=0 flushes=0 failed_reads=0 failed_writes=0 \
+                    invalid_io=0 stalled_requests=0 expired_requests=0 broken_queues=0 blind_queues=0 \
+                    notify_free=2 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
+                    engine_fallbacks=0 engine_failures=0 engine_corruptions=0 engine_timeouts=0 \
+                    engine_deaths=0 engine_depth=0 engine_depth_max=0 engine_service_us=-";
+        assert_eq!(report.to_string(), line);
+    }
+
+    /// `VUZ_WRITE_DOCS=1` writes it.
+    #[test]
+    fn the_document_lists_the_figures() {
+        const MARK: &str = "<!-- The rest is written by a test of src/device/figures.rs. -->\n\n";
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/figures.md");
+        let found = std::fs::read_to_string(&path).unwrap();
+        let (head, table) = found.split_once(MARK).unwrap();
+        let expected = documented();
+        if std::env::var_os("VUZ_WRITE_DOCS").is_some() {
+            std::fs::write(&path, format!("{head}{MARK}{expected}")).unwrap();
+        } else {
+            assert!(table == expected, "docs/figures.md is out of date: VUZ_WRITE_DOCS=1");
         }
     }
 }

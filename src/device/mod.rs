@@ -265,9 +265,14 @@ impl Device {
 
     /// What the disk holds and what that takes, now.
     pub fn report(&self) -> Report {
-        let beside = self.state.as_ref().map_or(0, |state| state.bytes_beside());
-        let (pool, table) = (self.pool.usage(), self.table.usage());
-        Report::collect(&self.figures, &pool, table, beside, self.engine.report())
+        Report::new(&figures::Source {
+            counters: &self.figures,
+            pool: self.pool.usage(),
+            table: self.table.usage(),
+            beside: self.state.as_ref().map_or(0, |state| state.bytes_beside()),
+            engine: self.engine.report(),
+            engine_service: self.engine.service_times(),
+        })
     }
 
     /// Holds the lock of a slot that exists, so that requests have to wait for it.

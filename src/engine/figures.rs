@@ -1,103 +1,113 @@
 //! What the engine counts.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::stats::{Figure, Kind, Unit, report};
 
 /// Buckets of the service times: up to 4, 8, 16 ... us, and the rest.
 const BUCKETS: usize = 16;
 /// Upper end of the first bucket, in microseconds.
 const FIRST_US: u64 = 4;
 
-/// Counters of one engine. Jobs are few beside what they cost, so all threads share them.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) jobs: AtomicU64,
-    pub(super) batches: AtomicU64,
-    pub(super) completed: AtomicU64,
-    pub(super) refusals: AtomicU64,
-    pub(super) fallbacks: AtomicU64,
-    pub(super) failures: AtomicU64,
-    pub(super) corruptions: AtomicU64,
-    pub(super) timeouts: AtomicU64,
-    pub(super) deaths: AtomicU64,
-    service: [AtomicU64; BUCKETS],
+report! {
+    /// What an engine did since the start.
+    pub struct EngineReport from source: &Source<'_>;
+    /// Counters of one engine. Jobs are few beside what they cost, so all threads share them.
+    pub(super) struct Counters of AtomicU64 { }
+    prefix "engine_";
+    /// Jobs that were submitted.
+    jobs: Counter Jobs "engine_submitted" counted(pub(super));
+    /// Submissions, of one or more jobs each.
+    batches: Counter Submissions "engine" counted(pub(super));
+    /// Jobs that came back with a result.
+    completed: Counter Jobs "engine_completed" counted(pub(super));
+    /// Submissions that were not taken, by a model's decision. One job of each is done inline then,
+    /// and the rest submitted again.
+    refusals: Counter Submissions "engine_refused" counted(pub(super));
+    /// Jobs whose work the request did itself: refused, failed, or more than fit.
+    fallbacks: Counter Jobs "engine_fallback" counted(pub(super));
+    /// Jobs that failed in the engine.
+    failures: Counter Jobs "engine_failed" counted(pub(super));
+    /// Outputs that did not have their checksum.
+    corruptions: Counter Jobs "engine_corrupt" counted(pub(super));
+    /// Jobs that did not come back in time.
+    timeouts: Counter Jobs "engine_timed_out" counted(pub(super));
+    /// Workers that ended and were replaced.
+    deaths: Counter Workers "engine_replaced" counted(pub(super));
+    /// Jobs in the queue now.
+    depth: Gauge Jobs "engine_queued" = source.depth as u64;
+    /// Most jobs there ever were in the queue.
+    depth_max: Gauge Jobs "engine_queued_max" = source.deepest as u64;
+}
+
+/// What a report is made from.
+struct Source<'s> {
+    counters: &'s Counters,
+    depth: usize,
+    deepest: usize,
+}
+
+impl EngineReport {
+    pub(super) fn new(counters: &Counters, (depth, deepest): (usize, usize)) -> Self {
+        Self::collect(&Source { counters, depth, deepest })
+    }
+}
+
+impl Source<'_> {
+    fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        counter(self.counters).load(Ordering::Relaxed)
+    }
 }
 
 pub(super) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
-impl Counters {
-    pub(super) fn served(&self, time: Duration) {
-        add(&self.completed, 1);
+/// Jobs by time from their start to their end, since the start of the engine.
+#[derive(Debug, Default)]
+pub(super) struct ServiceTimes([AtomicU64; BUCKETS]);
+
+impl ServiceTimes {
+    pub(super) fn add(&self, time: Duration) {
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bucket = us.div_ceil(FIRST_US).next_power_of_two().ilog2() as usize;
-        add(&self.service[bucket.min(BUCKETS - 1)], 1);
+        add(&self.0[bucket.min(BUCKETS - 1)], 1);
     }
 
-    pub(super) fn report(&self, (depth, deepest): (usize, usize)) -> EngineReport {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        EngineReport {
-            jobs: value(&self.jobs),
-            batches: value(&self.batches),
-            completed: value(&self.completed),
-            refusals: value(&self.refusals),
-            fallbacks: value(&self.fallbacks),
-            failures: value(&self.failures),
-            corruptions: value(&self.corruptions),
-            timeouts: value(&self.timeouts),
-            deaths: value(&self.deaths),
-            depth: depth as u64,
-            deepest: deepest as u64,
-            service: self.service.each_ref().map(value),
-        }
+    pub(super) fn histogram(&self) -> Histogram {
+        Histogram(self.0.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }
 }
 
-/// What an engine did since the start.
+/// Jobs by the time that they took. Prints as `upper-end-in-us:jobs/...`, those buckets that are not
+/// empty; the last one has no end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EngineReport {
-    /// Jobs that were submitted.
-    pub jobs: u64,
-    /// Submissions, of one or more jobs each.
-    pub batches: u64,
-    /// Jobs that came back with a result.
-    pub completed: u64,
-    /// Submissions that were not taken, by a model's decision. One job of each is done inline then,
-    /// and the rest submitted again.
-    pub refusals: u64,
-    /// Jobs whose work the request did itself: refused, failed, or more than fit.
-    pub fallbacks: u64,
-    /// Jobs that failed in the engine.
-    pub failures: u64,
-    /// Outputs that did not have their checksum.
-    pub corruptions: u64,
-    /// Jobs that did not come back in time.
-    pub timeouts: u64,
-    /// Workers that ended and were replaced.
-    pub deaths: u64,
-    /// Jobs in the queue now.
-    pub depth: u64,
-    /// Most jobs there ever were in the queue.
-    pub deepest: u64,
-    /// Jobs by time from their start to their end: up to 4 us, 8 us, 16 us, ... and the rest.
-    pub service: [u64; BUCKETS],
+pub struct Histogram([u64; BUCKETS]);
+
+impl Histogram {
+    /// What it is as a figure.
+    pub const FIGURE: Figure = Figure {
+        name: "engine_service_us",
+        kind: Kind::Histogram,
+        unit: Unit::Microseconds,
+        stem: "engine_service",
+        help: "Jobs by time from their start to their end: up to 4 us, 8 us, 16 us, ... and the rest.",
+    };
 }
 
-impl EngineReport {
-    /// The histogram of service times as `upper-end-in-us:jobs`, those buckets that are not empty;
-    /// the last one has no end.
-    pub fn histogram(&self) -> String {
-        let mut text = String::new();
-        for (bucket, count) in self.service.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let end = match bucket {
-                last if last == BUCKETS - 1 => "inf".to_owned(),
-                bucket => (FIRST_US << bucket).to_string(),
-            };
-            let slash = if text.is_empty() { "" } else { "/" };
-            text.push_str(&format!("{slash}{end}:{count}"));
+impl fmt::Display for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut slash = "";
+        for (bucket, count) in self.0.iter().enumerate().filter(|(_, count)| **count > 0) {
+            match bucket {
+                last if last == BUCKETS - 1 => write!(f, "{slash}inf:{count}")?,
+                bucket => write!(f, "{slash}{}:{count}", FIRST_US << bucket)?,
+            }
+            slash = "/";
         }
-        if text.is_empty() { "-".to_owned() } else { text }
+        if slash.is_empty() { f.write_str("-") } else { Ok(()) }
     }
 }
 
@@ -107,12 +117,11 @@ mod tests {
 
     #[test]
     fn service_times_fall_into_their_buckets() {
-        let counters = Counters::default();
+        let times = ServiceTimes::default();
+        assert_eq!(times.histogram().to_string(), "-");
         for us in [0, 4, 5, 8, 9, 1_000_000_000] {
-            counters.served(Duration::from_micros(us));
+            times.add(Duration::from_micros(us));
         }
-        let report = counters.report((0, 0));
-        assert_eq!(report.histogram(), "4:2/8:2/16:1/inf:1");
-        assert_eq!(EngineReport::default().histogram(), "-");
+        assert_eq!(times.histogram().to_string(), "4:2/8:2/16:1/inf:1");
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::JobError;
 use super::cost::{self, Costs, Sampler};
-use super::figures::{Counters, EngineReport, add};
+use super::figures::{Counters, EngineReport, Histogram, ServiceTimes, add};
 use super::job::{Job, Pending, Work};
 use super::model::{EngineModel, Fault};
 use super::queue::Queue;
@@ -100,6 +100,7 @@ pub(super) struct Shared {
     pub(super) workers: usize,
     pub(super) model: Option<EngineModel>,
     pub(super) counters: Counters,
+    pub(super) service: ServiceTimes,
     pub(super) costs: Costs,
     /// Of each worker.
     pub(super) in_service: Vec<InService>,
@@ -153,6 +154,7 @@ impl Engine {
             workers,
             model: config.model.clone(),
             counters: Counters::default(),
+            service: ServiceTimes::default(),
             costs,
             in_service: (0..workers).map(|_| InService::default()).collect(),
             number: AtomicU64::new(0),
@@ -281,7 +283,12 @@ impl Engine {
 
     /// What it did so far.
     pub fn report(&self) -> EngineReport {
-        self.shared.counters.report(self.shared.queue.depths())
+        EngineReport::new(&self.shared.counters, self.shared.queue.depths())
+    }
+
+    /// How long its jobs took so far.
+    pub fn service_times(&self) -> Histogram {
+        self.shared.service.histogram()
     }
 }
 

@@ -32,7 +32,7 @@ mod worker;
 #[cfg(not(loom))]
 pub use self::cost::Sampler;
 #[cfg(not(loom))]
-pub use self::figures::EngineReport;
+pub use self::figures::{EngineReport, Histogram};
 #[cfg(not(loom))]
 use self::host::Shared;
 #[cfg(not(loom))]

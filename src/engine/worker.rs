@@ -174,7 +174,8 @@ fn serve(
         }
     }
     let time = start.elapsed();
-    shared.counters.served(time);
+    add(&shared.counters.completed, 1);
+    shared.service.add(time);
     shared.costs.of(job.work()).add(time);
     Some(result)
 }

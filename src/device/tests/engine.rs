@@ -109,7 +109,7 @@ fn what_finds_no_room_in_a_queue_of_one_is_done_inline() {
     let device = offloading(600, "lz4", "latency=20us", 1);
     let done = walk(&device, 40);
     assert!(done.fallbacks > 100, "{done:?}");
-    assert_eq!((done.refusals, done.deepest), (0, 1));
+    assert_eq!((done.refusals, done.depth_max), (0, 1));
 }
 
 /// The request is dropped with pages in every stage; what was begun is freed, the slots are free.
