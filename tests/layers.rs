@@ -144,12 +144,38 @@ fn no_import_runs_up() {
     assert!(all.is_empty(), "{}", all.join("\n"));
 }
 
+/// Takes away, again and again, what uses nothing that is left. A circle stays.
+fn circles(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+    while let Some(leaf) =
+        uses.iter().find(|(_, used)| used.is_empty()).map(|(name, _)| name.clone())
+    {
+        uses.remove(&leaf);
+        uses.values_mut().for_each(|used| _ = used.remove(&leaf));
+    }
+    uses
+}
+
+/// Whether a file holds tests only. What they use does not make a circle that a reader meets.
+fn is_test(path: &Path) -> bool {
+    let mut parts = path.iter().map(|part| part.to_str().unwrap());
+    parts.any(|part| part == "tests" || part == "fuzzing.rs" || part.ends_with("tests.rs"))
+}
+
+/// The code of a file up to the tests at its end.
+fn code_before_tests(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let end = text.find("\n#[cfg(test)]\nmod tests {");
+    let end = end.or_else(|| text.find("\n#[cfg(test)]\npub(crate) mod tests {"));
+    let end = end.or_else(|| text.find("\n#[cfg(test)]\npub(super) mod tests {"));
+    code(&text[..end.unwrap_or(text.len())])
+}
+
 #[test]
 fn the_lowest_layer_has_no_circle() {
     let document = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let lowest: Vec<String> =
         rows(&document).into_iter().filter(|row| row.1 == 1).map(|row| row.0).collect();
-    let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut uses = BTreeMap::new();
     for module in &lowest {
         let mut files = Vec::new();
         let path = root().join("src").join(module);
@@ -158,21 +184,51 @@ fn the_lowest_layer_has_no_circle() {
         } else {
             files.push(path.with_extension("rs"));
         }
-        // What only tests use does not make a circle that a reader meets.
-        files.retain(|file| !file.ends_with("tests.rs"));
-        let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
-        let code = code(&text);
+        files.retain(|file| !is_test(file));
+        let code: String = files.iter().map(|file| code_before_tests(file)).collect();
         let names = names_after(&code, "crate::");
         let known = lowest.iter().filter(|other| *other != module);
-        let used = known.filter(|other| names.contains(&other.as_str())).map(String::as_str);
-        uses.insert(module, used.collect());
+        let used = known.filter(|other| names.contains(&other.as_str())).cloned();
+        uses.insert(module.clone(), used.collect());
     }
-    // Takes away, again and again, what uses nothing that is left.
-    while let Some(leaf) = uses.iter().find(|(_, used)| used.is_empty()).map(|(name, _)| *name) {
-        uses.remove(leaf);
-        uses.values_mut().for_each(|used| _ = used.remove(leaf));
+    assert_eq!(circles(uses), BTreeMap::new(), "modules of the lowest layer use each other");
+}
+
+/// What each file or directory of the module at `directory` uses of the others.
+fn uses_within(directory: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let module = directory.file_name().unwrap().to_str().unwrap();
+    let mut files = Vec::new();
+    sources(directory, &mut files);
+    files.retain(|file| !is_test(file.strip_prefix(directory).unwrap()));
+    let part = |file: &Path| {
+        let first = file.strip_prefix(directory).unwrap().iter().next().unwrap();
+        first.to_str().unwrap().trim_end_matches(".rs").to_owned()
+    };
+    let parts: BTreeSet<String> = files.iter().map(|file| part(file)).collect();
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    // The module's own file re-exports what the others have.
+    for file in files.iter().filter(|file| part(file) != "mod") {
+        let code = code_before_tests(file);
+        let mut names = names_after(&code, &format!("crate::{module}::"));
+        let depth = file.strip_prefix(directory).unwrap().iter().count();
+        names.extend(names_after(&code, &"super::".repeat(depth)));
+        let used = names.into_iter().filter(|name| parts.contains(*name) && *name != part(file));
+        uses.entry(part(file)).or_default().extend(used.map(str::to_owned));
     }
-    assert!(uses.is_empty(), "these use each other in a circle: {uses:?}");
+    uses
+}
+
+#[test]
+fn the_files_of_a_module_have_no_circle() {
+    let document = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    for module in rows(&document).keys() {
+        let directory = root().join("src").join(module);
+        // A page's operation is one state machine that three files of the device share.
+        if directory.is_dir() && module != "device" {
+            let found = circles(uses_within(&directory));
+            assert_eq!(found, BTreeMap::new(), "files of {module} use each other in a circle");
+        }
+    }
 }
 
 #[test]

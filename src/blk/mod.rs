@@ -2,7 +2,7 @@
 //! its virtqueues.
 //!
 //! * `config`: features, limits, configuration space
-//! * `request`, `refusal`: requests from chain to status, and why one is refused
+//! * `request`, `refusal`, `reply`: requests from chain to status, and why one is refused
 //! * `queue`: one virtqueue, served
 //! * `parked`: its requests that wait, and how many there may be
 //! * `workers`, `worker`, `mailbox`: queue threads, and what reaches them
@@ -15,6 +15,7 @@ pub(crate) mod mailbox;
 pub(crate) mod parked;
 pub(crate) mod queue;
 pub(crate) mod refusal;
+pub(crate) mod reply;
 pub(crate) mod request;
 #[cfg(test)]
 pub(crate) mod tests;

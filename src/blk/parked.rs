@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::blk::config::Patience;
-use crate::blk::request::{GuestBytes, Reply};
+use crate::blk::reply::Reply;
+use crate::blk::request::GuestBytes;
 use crate::blk::watchdog::Look;
 use crate::device::{ENGINE_WINDOW, Extent, Io};
 use crate::units::PAGE_SIZE;

@@ -1,6 +1,6 @@
 //! Why a request is refused before anything of it is done.
 
-use crate::blk::request::Status;
+use crate::blk::reply::Status;
 use crate::device::Op;
 use crate::ratelimit::Kind;
 

@@ -6,80 +6,34 @@
 //! Taken --parse--> Request --start--> InFlight --poll--> Finished --put--> used ring
 //! ```
 //!
-//! A [`Taken`] is made when a head is popped and ends in a [`Finished`], which the used ring
+//! A [`Taken`](crate::virtq::elem::Taken) is made when a head is popped and ends in a [`Finished`](crate::virtq::elem::Finished), which the used ring
 //! consumes, or goes back to where it was taken from. Neither can be copied, and one that is lost
 //! on the way says so.
 //!
-//! A [`Finished`] is made by writing a status, and in no other way: a driver looks at the status byte
+//! A `Finished` is made by writing a status, and in no other way: a driver looks at the status byte
 //! alone, which still holds what its last request left there, and that is mostly OK. A request whose
 //! status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
 //! queue stops.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard};
 
 use crate::blk::config::{GuestOptions, MAX_FREE_SECTORS, MAX_FREE_SEGMENTS};
 use crate::blk::refusal::{Refusal, Refused};
+use crate::blk::reply::{Reply, Status};
 use crate::device::{Op, Payload, PayloadFault};
 use crate::units::SECTOR_SIZE;
 use crate::virtq::chain::{Chain, Segment, total, trim_front, trim_last_byte};
-use crate::virtq::elem::{Finished, Taken, Unanswerable};
+use crate::virtq::elem::Unanswerable;
 use crate::virtq::memory::{self, Memory};
 
 /// Bytes of a request's header: le32 type, le32 reserved, le64 sector.
 const HEADER_BYTES: usize = 16;
 /// Bytes of a discard or write-zeroes segment: le64 sector, le32 sectors, le32 flags.
 const FREE_SEGMENT_BYTES: usize = 16;
-
-/// The status of a finished request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Status {
-    Ok = VIRTIO_BLK_S_OK as u8,
-    IoErr = VIRTIO_BLK_S_IOERR as u8,
-    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
-}
-
-/// Where the status goes, and how many bytes of data come before it if all is well.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reply {
-    status: GuestAddress,
-    data: u32,
-}
-
-impl Reply {
-    /// Writes the status and ends the request.
-    ///
-    /// # Errors
-    /// The guest cannot see what was written, since the memory is gone by now. The request is
-    /// abandoned then.
-    pub(crate) fn finish(
-        self,
-        memory: &Memory,
-        taken: Taken,
-        status: Status,
-    ) -> Result<Finished, Unanswerable> {
-        let written = match memory.to_region_addr(self.status) {
-            None => Err(Unanswerable::Outside),
-            Some((region, addr)) => match region.write_obj(status as u8, addr) {
-                Err(_) => Err(Unanswerable::Outside),
-                // After the write: what was written before the loss was seen by the guest.
-                Ok(()) if region.is_lost() => Err(Unanswerable::Lost),
-                Ok(()) => Ok(()),
-            },
-        };
-        if let Err(why) = written {
-            taken.abandon();
-            return Err(why);
-        }
-        let data = if status == Status::Ok { self.data } else { 0 };
-        Ok(taken.finish(data.saturating_add(1)))
-    }
-}
 
 /// What a chain asks for.
 #[derive(Debug)]

@@ -6,62 +6,14 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::class::{Class, Lock};
 use super::fault::{Fault, Held, Holder, Verdict, report};
-use super::graph::{Class, note};
-
-/// One lock, by name: its class, its address, and a number for people.
-#[derive(Clone, Copy)]
-pub struct Lock {
-    class: &'static Class,
-    /// What it is part of; see [`closed`].
-    domain: usize,
-    address: usize,
-    number: Option<u64>,
-}
-
-impl Lock {
-    /// The lock at `object`, the `number`th of those in `domain` (an address, too).
-    pub fn new<T>(class: &'static Class, domain: usize, object: &T, number: u64) -> Self {
-        Self { class, domain, address: (&raw const *object).addr(), number: Some(number) }
-    }
-
-    fn mutex<T>(class: &'static Class, mutex: &T) -> Self {
-        Self { class, domain: 0, address: (&raw const *mutex).addr(), number: None }
-    }
-
-    pub(super) fn class(self) -> &'static Class {
-        self.class
-    }
-}
-
-impl PartialEq for Lock {
-    fn eq(&self, other: &Self) -> bool {
-        self.address == other.address && std::ptr::eq(self.class, other.class)
-    }
-}
-
-impl Eq for Lock {}
-
-impl fmt::Display for Lock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.number {
-            Some(number) => write!(f, "'{}' {number}", self.class.name()),
-            None => write!(f, "'{}'", self.class.name()),
-        }
-    }
-}
-
-impl fmt::Debug for Lock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+use super::graph::note;
 
 /// When somebody began to wait.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::active::Lock;
+use super::class::Lock;
 
 /// Who holds a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

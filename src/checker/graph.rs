@@ -2,62 +2,18 @@
 
 use std::backtrace::Backtrace;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::ClassFigures;
-use super::active::Lock;
+use super::class::{Class, Lock};
 use super::fault::{Fault, Held, Verdict};
 
 /// Classes there can be; their sets are bits of a word.
 const MOST: u32 = 64;
 
-/// A class of locks: those that are one as far as order is concerned. A `static`.
-#[derive(Debug)]
-pub struct Class {
-    name: &'static str,
-    sleepable: bool,
-    /// 1 + its number in the graph; 0 while it is in none.
-    number: AtomicU32,
-    /// Classes that were taken while a lock of this one was held, a bit for each.
-    after: AtomicU64,
-    taken: AtomicU64,
-    max_wait: AtomicU64,
-    max_hold: AtomicU64,
-}
-
 impl Class {
-    /// A class whose locks are held by threads that do not sleep meanwhile.
-    pub const fn mutex(name: &'static str) -> Self {
-        Self::new(name, false)
-    }
-
-    /// A class whose owners may sleep.
-    pub const fn sleepable(name: &'static str) -> Self {
-        Self::new(name, true)
-    }
-
-    const fn new(name: &'static str, sleepable: bool) -> Self {
-        Self {
-            name,
-            sleepable,
-            number: AtomicU32::new(0),
-            after: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
-            max_wait: AtomicU64::new(0),
-            max_hold: AtomicU64::new(0),
-        }
-    }
-
-    pub(super) fn name(&self) -> &'static str {
-        self.name
-    }
-
-    pub(super) fn is_sleepable(&self) -> bool {
-        self.sleepable
-    }
-
     pub(super) fn count_taken(&'static self, waited: Duration) {
         if self.number.load(Ordering::Relaxed) == 0 {
             graph().number(self);

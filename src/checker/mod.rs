@@ -36,6 +36,8 @@
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 mod active;
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
+mod class;
+#[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 mod fault;
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 mod graph;
@@ -47,11 +49,13 @@ use std::time::Duration;
 
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 pub use self::active::{
-    Bound, Lock, Stopwatch, Task, Turn, Waits, closed, detached, may_not_hold, might_sleep,
-    released, taken, wants,
+    Bound, Stopwatch, Task, Turn, Waits, closed, detached, may_not_hold, might_sleep, released,
+    taken, wants,
 };
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
-pub use self::graph::{Class, figures};
+pub use self::class::{Class, Lock};
+#[cfg(all(debug_assertions, not(any(loom, shuttle))))]
+pub use self::graph::figures;
 #[cfg(not(all(debug_assertions, not(any(loom, shuttle)))))]
 pub use self::stub::{
     Bound, Class, Lock, Stopwatch, Task, Turn, Waits, closed, detached, figures, may_not_hold,

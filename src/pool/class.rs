@@ -7,7 +7,7 @@ use super::budget::Budget;
 use super::layout::{SPAN_OBJECTS, Shape, region_of};
 use super::region::Regions;
 use super::span::Span;
-use super::{PoolError, RebuildError, owned};
+use super::{PoolError, RebuildError, raw};
 use crate::checker;
 use crate::failpoint;
 use crate::store::{Arena, HOST_PAGE, Place};
@@ -251,7 +251,7 @@ impl Class {
             end.object = found.unwrap_or(0);
             if let Some(object) = found {
                 let place = self.place(Number { span: end.span, object });
-                let owner = owned::owner(arena, place);
+                let owner = raw::owner(arena, place);
                 into.push(Candidate { number: end, place, owner });
             }
         }
@@ -317,7 +317,7 @@ impl Class {
                     span.is_none_or(|span| !span.is_committed(page))
                 }) {
                     let offset = self.shape.page_offset(*region, within, bare.start);
-                    owned::decommit(common.arena, offset, bare.len() as u64 * HOST_PAGE)?;
+                    raw::decommit(common.arena, offset, bare.len() as u64 * HOST_PAGE)?;
                 }
             }
         }
@@ -414,7 +414,7 @@ impl Class {
         let offset = self.page_offset(span, pages.start);
         if let Err(error) = common.arena.commit(offset, bytes) {
             // Some of the pages may exist now. Nobody would know of them.
-            if let Err(error) = owned::decommit(common.arena, offset, bytes) {
+            if let Err(error) = raw::decommit(common.arena, offset, bytes) {
                 log::warn!("{bytes} bytes that are not used cannot be given back: {error}");
             }
             common.budget.release(bytes);
@@ -441,7 +441,7 @@ impl Class {
             let given = run.end - (run.len() as u64).min(excess) as u32..run.end;
             if !given.is_empty() {
                 let bytes = given.len() as u64 * HOST_PAGE;
-                owned::decommit(common.arena, self.page_offset(number, given.start), bytes)?;
+                raw::decommit(common.arena, self.page_offset(number, given.start), bytes)?;
                 failpoint::reach("compact.trimmed");
                 common.budget.release(bytes);
                 self.pages -= given.len() as u64;

@@ -34,6 +34,8 @@ mod objects;
 #[cfg(not(loom))]
 mod owned;
 #[cfg(not(loom))]
+mod raw;
+#[cfg(not(loom))]
 mod rebuild;
 #[cfg(not(loom))]
 mod region;

@@ -1,21 +1,17 @@
-//! Objects as values: the pool's only access to the bytes of its arena.
+//! Objects as values: the only access to their bytes.
 //!
 //! An [`Owned`] is an object that no slot names: one that was just stored, or one whose slot has
 //! another content since. It frees the object when it is dropped. A slot that is to name the object takes
 //! its place out of the value ([`Owned::into_place`]), and is the owner from then on.
-//!
-//! The functions at the end of this file are safe within the pool only: its spans say which bytes belong to
-//! an object, and an object's bytes belong to its owner.
 #![allow(unsafe_code)]
 
-use std::io;
 use std::sync::atomic::Ordering;
 
 use super::PoolError;
 use super::layout::TAG_BYTES;
 use super::objects::Pool;
 use crate::failpoint;
-use crate::store::{Arena, Place};
+use crate::store::Place;
 
 /// An object that no slot names. Dropping it frees it.
 #[must_use = "dropping the object frees it"]
@@ -110,23 +106,10 @@ impl Pool {
         unsafe { self.arena.write(place, TAG_BYTES, object) };
         failpoint::reach("store.written");
         // Compaction may check it at any time, and then finds that the owner does not name it.
-        // SAFETY: the place is allocated, and tags are accessed by these two functions alone.
+        // SAFETY: the place is allocated, and tags are accessed by this function and [`owner`](super::raw::owner) alone.
         unsafe { self.arena.tag(place) }.store(owner, Ordering::Relaxed);
         Owned { pool: self, place, length: object.len() }
     }
-}
-
-/// The owner that the tag of an object in use names. The object may be new or freed since: then the tag
-/// names any slot. Called with the mutex of its class, so the memory exists.
-pub(super) fn owner(arena: &Arena, place: Place) -> u32 {
-    // SAFETY: the place is allocated, and tags are accessed by these two functions alone.
-    unsafe { arena.tag(place) }.load(Ordering::Relaxed)
-}
-
-/// Gives memory of the arena back to the host on which no object lies.
-pub(super) fn decommit(arena: &Arena, offset: u64, len: u64) -> io::Result<()> {
-    // SAFETY: no object lies there, says the bookkeeping of the pool, which is behind a mutex.
-    unsafe { arena.decommit(offset, len) }
 }
 
 #[cfg(test)]

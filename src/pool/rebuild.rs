@@ -3,7 +3,7 @@
 use super::class::CLASS;
 use super::layout::REGION_BYTES;
 use super::objects::Pool;
-use super::{RebuildError, owned};
+use super::{RebuildError, raw};
 use crate::failpoint;
 use crate::store::{Arena, Place, StoreError};
 use crate::sync;
@@ -83,12 +83,12 @@ impl Pool {
             sync::lock_as(&CLASS, class).punch_unused(self.common())?;
         }
         for (offset, len) in self.regions.unowned() {
-            owned::decommit(&self.arena, offset, len)?;
+            raw::decommit(&self.arena, offset, len)?;
         }
         // The end of the arena that is too short for a region.
         let rest = self.arena.len() / REGION_BYTES * REGION_BYTES;
         if rest < self.arena.len() {
-            owned::decommit(&self.arena, rest, self.arena.len() - rest)?;
+            raw::decommit(&self.arena, rest, self.arena.len() - rest)?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, recvmsg};
 
-use crate::vhost_user::session::SessionError;
+use crate::vhost_user::error::SessionError;
 use crate::virtq::{handed, sys};
 
 /// Bytes of a message's header: le32 request, le32 flags, le32 size of the body.

@@ -7,6 +7,7 @@
 //! * `handler`: what each message does to rings and memory
 
 mod admission;
+mod error;
 mod events;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -14,4 +15,5 @@ mod handler;
 mod incoming;
 mod session;
 
-pub use self::session::{Others, Server, SessionEnd, SessionError, Times};
+pub use self::error::SessionError;
+pub use self::session::{Others, Server, SessionEnd, Times};

@@ -2,7 +2,8 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use crate::blk::config::GuestOptions;
 use crate::blk::config::Patience;
-use crate::blk::request::{GuestBytes, Request, Status, deliver_id};
+use crate::blk::reply::Status;
+use crate::blk::request::{GuestBytes, Request, deliver_id};
 use crate::device::{Op, Payload, PayloadFault};
 use crate::virtq::chain::{Chain, Segment};
 use crate::virtq::elem::{Taken, Unanswerable};

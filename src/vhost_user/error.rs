@@ -1,0 +1,51 @@
+//! Why a session ends from this side.
+
+use std::io;
+
+use vhost::vhost_user::Error as VhostError;
+
+/// Why a session could not start, or was ended from this side.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection fails.
+    #[error("the connection fails")]
+    Connection(#[source] io::Error),
+    /// Threads or descriptors cannot be had.
+    #[error("the session cannot be set up")]
+    Setup(#[source] io::Error),
+    /// A message is not one, or was refused.
+    #[error("the front end's message is refused")]
+    Message(#[source] VhostError),
+    /// A message's size cannot be.
+    #[error("a message of {0} bytes is too long")]
+    MessageSize(usize),
+    /// The peer began a message and did not go on, or does not read replies.
+    #[error("the front end stalls")]
+    Stalled,
+    /// The peer did nothing with its session while another one was waiting.
+    #[error("the front end says nothing, and another one is waiting")]
+    Silent,
+    /// A message carries too many descriptors.
+    #[error("a message has {count} descriptors: {max} is the most")]
+    Descriptors {
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// A message carries a file for which somebody may have to wait.
+    #[error(
+        "a message has a descriptor that is {0}: guest memory is a memfd, a file on tmpfs or hugetlbfs, \
+         or secret memory (memfd_secret), and all else an eventfd"
+    )]
+    Foreign(&'static str),
+    /// The process has no descriptors left for those of a message.
+    #[error("there are no descriptors left for those of a message (ulimit -n)")]
+    NoDescriptors,
+    /// The peer's memory went away under its mapping.
+    #[error("the guest's memory is gone")]
+    MemoryLost,
+    /// A queue thread died.
+    #[error("a queue thread died")]
+    QueueThread,
+}
