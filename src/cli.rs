@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
-use vhost_user_zram::blk::{GuestOptions, Patience};
+use vhost_user_zram::blk::{GuestOptions, StallLimits};
 use vhost_user_zram::codec::CodecSpec;
 use vhost_user_zram::daemon::{Endpoint, Keep, Settings, SocketAccess};
 use vhost_user_zram::device::{BlockChoice, DeviceConfig, MemoryKind};
@@ -270,7 +270,7 @@ impl Args {
                     threads: self.queue_threads.unwrap_or(cpus.min(self.num_queues)),
                     serial: self.serial,
                     read_only: self.read_only,
-                    patience: Patience {
+                    stall_limits: StallLimits {
                         report: Duration::from_secs(self.watchdog.into()),
                         fail: Duration::from_secs(self.watchdog_fail.into()),
                     },
@@ -382,10 +382,10 @@ mod tests {
             let base = "vhost-user-zram --socket-path s --size 1M ";
             Args::try_parse_from((base.to_owned() + more).split_whitespace())
                 .and_then(Args::check)
-                .map(|args| args.settings().disk.guest.patience)
+                .map(|args| args.settings().disk.guest.stall_limits)
         };
         let seconds = Duration::from_secs;
-        assert_eq!(parse("").unwrap(), Patience { report: seconds(10), fail: seconds(0) });
+        assert_eq!(parse("").unwrap(), StallLimits { report: seconds(10), fail: seconds(0) });
         assert_eq!(parse("--watchdog 0").unwrap().report, seconds(0));
         assert_eq!(parse("--watchdog 1 --watchdog-fail 2").unwrap().fail, seconds(2));
         for bad in ["--watchdog-fail 10", "--watchdog 0 --watchdog-fail 5", "--watchdog -1"] {

@@ -192,7 +192,7 @@ fn requests_in_flight_are_done_first_in_their_order_and_once() {
     wait_until("the region", || hand.inflight.header(0).used_idx == STAND + 4);
     assert_eq!(hand.inflight.in_flight(0), [0; 0]);
     assert!(hand.inflight.entry(0, 3).counter > 24, "it counts on");
-    let line = "queue 0: takes up again 3 requests in flight, 1 later ones had been completed";
+    let line = "queue 0: resubmits 3 requests in flight, 1 later ones had been completed";
     daemon.wait_for_log(line);
     hand.expect_done(&daemon, &[0, 1, 2, 4]);
     expect_served(&mut daemon);
@@ -212,7 +212,7 @@ fn a_region_of_just_the_size_that_was_asked_for_is_taken_over() {
     hand.start(STAND).unwrap();
     hand.wait_used(STAND + 3);
     assert_eq!(hand.used(STAND), [3, 1, 0]);
-    daemon.wait_for_log("queue 0: takes up again 2 requests in flight, 0 later ones");
+    daemon.wait_for_log("queue 0: resubmits 2 requests in flight, 0 later ones");
     hand.session.stop(0).unwrap();
     let header = hand.inflight.header(0);
     assert_eq!((header.version, header.desc_num, header.used_idx), (1, SIZE, STAND + 3));
@@ -280,8 +280,8 @@ fn a_batch_that_was_given_back_by_half_is_finished_once() {
     }
     let lines = daemon.log();
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    assert_eq!(count("takes up again 5 requests in flight, 0 later"), 5, "{lines:?}");
-    assert_eq!(count("takes up again 3 requests in flight, 1 later"), 4, "{lines:?}");
+    assert_eq!(count("resubmits 5 requests in flight, 0 later"), 5, "{lines:?}");
+    assert_eq!(count("resubmits 3 requests in flight, 1 later"), 4, "{lines:?}");
 }
 
 /// A part that was never used says nothing of a ring that was, and must not do so the next time.

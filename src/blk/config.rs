@@ -39,20 +39,20 @@ const LOOKS: u32 = 4;
 
 /// How long a request may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct StallLimits {
     /// Time after which a request that has not ended is reported; zero is never.
     pub report: Duration,
     /// Time after which one that waits fails; longer than `report`, or zero, which is never.
     pub fail: Duration,
 }
 
-impl Default for Patience {
+impl Default for StallLimits {
     fn default() -> Self {
         Self { report: Duration::from_secs(10), fail: Duration::ZERO }
     }
 }
 
-impl Patience {
+impl StallLimits {
     /// Time between two looks, if any are to be taken.
     pub(crate) fn interval(&self) -> Option<Duration> {
         let interval = (self.report / LOOKS).max(Duration::from_millis(1));
@@ -64,7 +64,7 @@ impl Patience {
         !self.report.is_zero() && age >= self.report
     }
 
-    /// Whether a request of this age is to be given up.
+    /// Whether a request of this age is abandoned.
     pub(crate) fn is_lost(&self, age: Duration) -> bool {
         !self.fail.is_zero() && age >= self.fail
     }
@@ -84,7 +84,7 @@ pub struct GuestOptions {
     /// Refuse whatever would change the disk.
     pub read_only: bool,
     /// How long a request may take.
-    pub patience: Patience,
+    pub stall_limits: StallLimits,
 }
 
 impl GuestOptions {
@@ -219,7 +219,7 @@ pub(crate) mod tests {
             threads: 1,
             serial: "a serial of more than twenty".into(),
             read_only: false,
-            patience: Patience::default(),
+            stall_limits: StallLimits::default(),
         }
     }
 

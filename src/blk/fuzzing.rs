@@ -10,13 +10,13 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use crate::blk::config::GuestOptions;
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Mailbox;
 use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
 use crate::codec::CodecSpec;
 use crate::device::{BlockChoice, Device, DeviceConfig, MemoryKind};
 use crate::engine::EngineConfig;
-use crate::virtq::account::Account;
+use crate::virtq::inflight_log::InflightLog;
 use crate::virtq::memory::for_tests;
 
 /// Bytes of the fuzzed guest's memory, which the input fills from the start on.
@@ -46,7 +46,7 @@ pub(crate) fn options() -> GuestOptions {
         threads: 1,
         serial: "fuzz".into(),
         read_only: false,
-        patience: Patience::default(),
+        stall_limits: StallLimits::default(),
     }
 }
 
@@ -82,7 +82,7 @@ pub fn virtqueue(input: &[u8]) {
         QueueServer::new(0, vring.clone(), &shared, Arc::clone(&mailbox), Arc::default());
     let error_event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
     let told = File::from(error_event.as_fd().try_clone_to_owned().expect("a descriptor"));
-    server.start(Some(told), Account::default());
+    server.start(Some(told), InflightLog::default());
     // The ring's own rule bounds the heads to its size; a few turns are more than enough.
     for _ in 0..64 {
         if server.serve(&mut lane) == Turn::Idle {

@@ -10,13 +10,13 @@ use std::task::{Wake, Waker};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::sync;
-use crate::virtq::account::Account;
+use crate::virtq::inflight_log::InflightLog;
 
 /// An order of the session to a queue thread. Dropping a `Sender` unused says that the thread is
 /// gone, which the session's `recv` reports.
 pub(crate) enum Command {
     /// Serve a ring that is ready, and look at it at once.
-    Start { ring: usize, kick: File, error_event: Option<File>, account: Account },
+    Start { ring: usize, kick: File, error_event: Option<File>, inflight_log: InflightLog },
     /// Look at a ring: it was enabled.
     Look { ring: usize },
     /// Take no more heads of a ring; answer when all that were taken are published or put back.

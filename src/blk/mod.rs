@@ -23,4 +23,4 @@ pub(crate) mod watchdog;
 pub(crate) mod worker;
 pub(crate) mod workers;
 
-pub use self::config::{GuestOptions, Patience};
+pub use self::config::{GuestOptions, StallLimits};

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::reply::Reply;
 use crate::blk::request::GuestBytes;
 use crate::blk::watchdog::Look;
 use crate::device::{ENGINE_WINDOW, Extent, Io};
 use crate::units::PAGE_SIZE;
 use crate::virtq::chain::Segment;
-use crate::virtq::elem::Taken;
+use crate::virtq::elem::Head;
 
 /// How much may be parked. A queue that has more takes no heads until some of its own are finished.
 ///
@@ -42,7 +42,7 @@ const LARGE: u64 = 1 << 20;
 
 /// A request that was begun, and how it will be answered.
 pub(crate) struct InFlight<'d> {
-    pub(crate) taken: Taken,
+    pub(crate) head: Head,
     pub(crate) io: Io<'d, GuestBytes>,
     pub(crate) reply: Reply,
     pub(crate) extent: Extent,
@@ -120,7 +120,7 @@ impl<'d> Parked<'d> {
     pub(crate) fn put(&mut self, in_flight: InFlight<'d>) {
         self.bytes += in_flight.extent.moved();
         self.session.fetch_add(in_flight.memory(), Ordering::Relaxed);
-        let head = usize::from(in_flight.taken.head());
+        let head = usize::from(in_flight.head.index());
         // A ring has at most 32768 heads, and each is parked once.
         self.places[head] = self.requests.len() as u16;
         self.requests.push(in_flight);
@@ -135,7 +135,7 @@ impl<'d> Parked<'d> {
         }
         let in_flight = self.requests.swap_remove(usize::from(at));
         if let Some(moved) = self.requests.get(usize::from(at)) {
-            self.places[usize::from(moved.taken.head())] = at;
+            self.places[usize::from(moved.head.index())] = at;
         }
         self.bytes -= in_flight.extent.moved();
         self.session.fetch_sub(in_flight.memory(), Ordering::Relaxed);
@@ -156,15 +156,15 @@ impl<'d> Parked<'d> {
     /// Takes out one that is large.
     pub(crate) fn take_large(&mut self) -> Option<InFlight<'d>> {
         let large = self.requests.iter().find(|in_flight| in_flight.is_large())?;
-        self.take(large.taken.head())
+        self.take(large.head.index())
     }
 
     /// Calls `report` with each request that is parked for too long at this look and its age, once.
-    /// Returns the heads of those that are to be given up.
+    /// Returns the heads of those to abandon.
     pub(crate) fn overdue(
         &mut self,
         look: Look,
-        patience: &Patience,
+        stall_limits: &StallLimits,
         mut report: impl FnMut(&InFlight<'d>, Duration),
     ) -> Vec<u16> {
         let mut lost = Vec::new();
@@ -172,11 +172,11 @@ impl<'d> Parked<'d> {
             // Whatever is in here was parked.
             in_flight.age += look.counted(in_flight.since.unwrap_or_default());
             let age = in_flight.age;
-            if patience.is_over(age) && !std::mem::replace(&mut in_flight.reported, true) {
+            if stall_limits.is_over(age) && !std::mem::replace(&mut in_flight.reported, true) {
                 report(in_flight, age);
             }
-            if patience.is_lost(age) {
-                lost.push(in_flight.taken.head());
+            if stall_limits.is_lost(age) {
+                lost.push(in_flight.head.index());
             }
         }
         lost

@@ -22,7 +22,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryLoadGuard;
 
 use crate::blk::config::GuestOptions;
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Mailbox;
 use crate::blk::parked::{Bound, InFlight, Parked};
 use crate::blk::reply::Status;
@@ -31,9 +31,9 @@ use crate::blk::watchdog::{Look, Pulse};
 use crate::clock::{self, MIN_WORK, Share};
 use crate::device::{Device, Lane};
 use crate::ratelimit::{Kind, Limiter};
-use crate::virtq::account::Account;
 use crate::virtq::chain::{Chain, Segment};
-use crate::virtq::elem::{Finished, Taken};
+use crate::virtq::elem::{Head, UsedElem};
+use crate::virtq::inflight_log::InflightLog;
 use crate::virtq::memory::{Memory, SharedMemory};
 use crate::virtq::position;
 use crate::virtq::ring::{self, Heads, RingError};
@@ -120,7 +120,7 @@ pub(crate) struct QueueServer<'d> {
     /// Told when the ring breaks.
     error_event: Option<File>,
     heads: Heads,
-    account: Account,
+    inflight_log: InflightLog,
     parked: Parked<'d>,
     /// One for each head, made when the head is first used.
     wakers: Vec<Option<Waker>>,
@@ -149,10 +149,10 @@ pub(crate) struct QueueServer<'d> {
 #[derive(Default)]
 struct Scratch {
     /// Heads that were taken and not begun; empty between turns.
-    taken: VecDeque<Taken>,
+    taken: VecDeque<Head>,
     /// They were in flight when the ring started.
-    again: bool,
-    finished: Vec<Finished>,
+    resubmit: bool,
+    finished: Vec<UsedElem>,
     chain: Chain,
     segments: Vec<Vec<Segment>>,
 }
@@ -177,7 +177,7 @@ impl<'d> QueueServer<'d> {
             blind_kicks: 0,
             error_event: None,
             heads: Heads::default(),
-            account: Account::default(),
+            inflight_log: InflightLog::default(),
             parked: Parked::new(Bound::default(), &shared.parked),
             wakers: Vec::new(),
             quiet: false,
@@ -193,15 +193,14 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Starts to serve a ring whose addresses and indexes are set and checked, with an account of
-    /// its own.
-    pub(crate) fn start(&mut self, error_event: Option<File>, account: Account) {
+    /// Starts to serve a ring whose addresses and indexes are set and checked.
+    pub(crate) fn start(&mut self, error_event: Option<File>, inflight_log: InflightLog) {
         let vring = self.vring.get_ref();
         let size = vring.get_queue().size();
         self.signalled = vring.get_queue().next_used();
         drop(vring);
         self.heads = Heads::new(size);
-        self.account = account;
+        self.inflight_log = inflight_log;
         self.parked.resize(size);
         self.wakers.resize_with(usize::from(size), || None);
         self.error_event = error_event;
@@ -244,11 +243,11 @@ impl<'d> QueueServer<'d> {
     /// Without one, they are put back as for a stop.
     pub(crate) fn leave(&mut self) {
         self.stop();
-        self.leaving = matches!(self.account, Account::Tracked(_));
+        self.leaving = matches!(self.inflight_log, InflightLog::Region(_));
         while self.leaving
-            && let Some(InFlight { taken, .. }) = self.parked.take_large()
+            && let Some(InFlight { head, .. }) = self.parked.take_large()
         {
-            taken.abandon();
+            head.abandon();
         }
     }
 
@@ -265,7 +264,8 @@ impl<'d> QueueServer<'d> {
     /// Whether everything that was taken is finished and published, also what an earlier process
     /// took. Of a ring that must not be served that stays as it is, for its next start.
     pub(crate) fn is_drained(&self) -> bool {
-        self.is_at_rest() && !(self.account.has_again() && is_served(&self.vring.get_ref()))
+        self.is_at_rest()
+            && !(self.inflight_log.has_resubmits() && is_served(&self.vring.get_ref()))
     }
 
     /// Whether it broke and was not started since.
@@ -359,16 +359,16 @@ impl<'d> QueueServer<'d> {
 
     /// Reports the requests that are parked for too long at this look, and gives up those that are
     /// parked for far too long. True if there were such, so that there is room for others.
-    pub(crate) fn look_after(&mut self, look: Look, patience: &Patience) -> bool {
+    pub(crate) fn look_after(&mut self, look: Look, stall_limits: &StallLimits) -> bool {
         let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);
-        let lost = self.parked.overdue(look, patience, |request, age| {
+        let lost = self.parked.overdue(look, stall_limits, |request, age| {
             figures.stalled_requests.inc();
             let what = request.io.waits_for().map(|what| format!(", now for {what}"));
             log.warn(
                 Kind::Stalls,
                 format_args!(
                     "queue {index}: request {} ({}) has waited for {:.1} s{}",
-                    request.taken.head(),
+                    request.head.index(),
                     request.extent,
                     age.as_secs_f64(),
                     what.unwrap_or_default()
@@ -378,15 +378,15 @@ impl<'d> QueueServer<'d> {
         if lost.is_empty() {
             return false;
         }
-        for head in lost {
-            let Some(InFlight { taken, io, reply, extent, .. }) = self.parked.take(head) else {
+        for index in lost {
+            let Some(InFlight { head, io, reply, extent, .. }) = self.parked.take(index) else {
                 continue;
             };
             figures.expired(extent.op);
-            self.warn(Kind::Stalls, format_args!("request {head} ({extent}) is given up"));
+            self.warn(Kind::Stalls, format_args!("request {index} ({extent}) is abandoned"));
             // Its pages are done or untouched, and its place in a slot's queue is free.
             let payload = io.into_payload();
-            self.answer(reply, payload.memory(), taken, Status::IoErr);
+            self.answer(reply, payload.memory(), head, Status::IoErr);
         }
         self.publish_finished();
         true
@@ -412,13 +412,13 @@ impl<'d> QueueServer<'d> {
         // A driver that is not served now is not asked for kicks either: who makes room looks at
         // the ring in the same turn.
         let full = !self.parked.has_room();
-        let again = self.account.has_again();
-        if over || full || !(self.running || again) || !is_served(state) {
+        let resubmit = self.inflight_log.has_resubmits();
+        if over || full || !(self.running || resubmit) || !is_served(state) {
             return Ok(Next::Rest(self.rest(over && !full)));
         }
-        if again {
+        if resubmit {
             self.has_begun();
-            self.take_again();
+            self.take_resubmits();
             return Ok(Next::Work);
         }
         if !self.begun {
@@ -440,11 +440,11 @@ impl<'d> QueueServer<'d> {
             }
         } else {
             self.fault = outcome.err();
-            self.scratch.again = false;
+            self.scratch.resubmit = false;
             // From now on the disk is one that a guest has seen; this comes before anything else
             // that says so.
             self.shared.device.mark_served();
-            self.account.take(taken);
+            self.inflight_log.take(taken);
             self.has_begun();
         }
         Ok(Next::Work)
@@ -460,8 +460,8 @@ impl<'d> QueueServer<'d> {
         queue.set_next_avail(0);
         queue.set_next_used(0);
         self.signalled = 0;
-        if let Some(ledger) = self.account.ledger() {
-            ledger.end_batch(&[], 0);
+        if let Some(region_log) = self.inflight_log.region_log() {
+            region_log.end_batch(&[], 0);
         }
     }
 
@@ -494,28 +494,28 @@ impl<'d> QueueServer<'d> {
     }
 
     /// Takes a batch of what an earlier process had in flight.
-    fn take_again(&mut self) {
-        self.scratch.again = true;
-        let Some(ledger) = self.account.ledger() else { return };
+    fn take_resubmits(&mut self) {
+        self.scratch.resubmit = true;
+        let Some(region_log) = self.inflight_log.region_log() else { return };
         while self.scratch.taken.len() < ring::BATCH
-            && let Some(head) = ledger.next_again()
+            && let Some(head) = region_log.next_resubmit()
         {
             self.heads.take(head);
-            self.scratch.taken.push_back(Taken::new(head));
+            self.scratch.taken.push_back(Head::new(head));
         }
     }
 
     /// Puts what was taken and not begun back to where it was taken from.
     fn put_back(&mut self, state: &mut VringState<SharedMemory>) {
         let taken = &mut self.scratch.taken;
-        if !std::mem::take(&mut self.scratch.again) {
-            self.account.put_back(taken);
+        if !std::mem::take(&mut self.scratch.resubmit) {
+            self.inflight_log.put_back(taken);
             ring::put_back(state.get_queue_mut(), &mut self.heads, taken);
-        } else if let Some(ledger) = self.account.ledger() {
+        } else if let Some(region_log) = self.inflight_log.region_log() {
             for taken in taken.drain(..).rev() {
                 let head = taken.put_back();
                 self.heads.give_back(head);
-                ledger.put_again(head);
+                region_log.put_back_resubmit(head);
             }
         }
     }
@@ -531,12 +531,12 @@ impl<'d> QueueServer<'d> {
         memory: &Memory,
     ) -> Result<(), RingError> {
         let finished = &mut self.scratch.finished;
-        self.account.release(finished);
+        self.inflight_log.release(finished);
         if finished.is_empty() {
             return Ok(());
         }
-        let ledger = self.account.ledger();
-        ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, ledger, finished)?;
+        let region_log = self.inflight_log.region_log();
+        ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, region_log, finished)?;
         self.shared.announce_first();
         if ring::wants_interrupt(state.get_queue(), memory, &mut self.signalled)? {
             // A full eventfd is signalled already.
@@ -555,8 +555,8 @@ impl<'d> QueueServer<'d> {
             .log
             .warn(Kind::Queues, format_args!("queue {} is stopped: {error}", self.index));
         self.running = false;
-        if let Some(ledger) = self.account.ledger() {
-            ledger.leave_again();
+        if let Some(region_log) = self.inflight_log.region_log() {
+            region_log.leave_resubmits();
         }
         if let Some(event) = &mut self.error_event {
             #[expect(

@@ -3,7 +3,7 @@
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::virtq::elem::{Finished, Taken, Unanswerable};
+use crate::virtq::elem::{Head, Unanswerable, UsedElem};
 use crate::virtq::memory::Memory;
 
 /// The status of a finished request.
@@ -31,9 +31,9 @@ impl Reply {
     pub(crate) fn finish(
         self,
         memory: &Memory,
-        taken: Taken,
+        head: Head,
         status: Status,
-    ) -> Result<Finished, Unanswerable> {
+    ) -> Result<UsedElem, Unanswerable> {
         let written = match memory.to_region_addr(self.status) {
             None => Err(Unanswerable::Outside),
             Some((region, addr)) => match region.write_obj(status as u8, addr) {
@@ -44,10 +44,10 @@ impl Reply {
             },
         };
         if let Err(why) = written {
-            taken.abandon();
+            head.abandon();
             return Err(why);
         }
         let data = if status == Status::Ok { self.data } else { 0 };
-        Ok(taken.finish(data.saturating_add(1)))
+        Ok(head.finish(data.saturating_add(1)))
     }
 }

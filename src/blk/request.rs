@@ -3,14 +3,14 @@
 //! The type of a request changes with its stage, so that it is completed exactly once:
 //!
 //! ```text
-//! Taken --parse--> Request --start--> InFlight --poll--> Finished --put--> used ring
+//! Head --parse--> Request --start--> InFlight --poll--> UsedElem --put--> used ring
 //! ```
 //!
-//! A [`Taken`](crate::virtq::elem::Taken) is made when a head is popped and ends in a [`Finished`](crate::virtq::elem::Finished), which the used ring
+//! A [`Head`](crate::virtq::elem::Head) is made when a head is popped and ends in a [`UsedElem`](crate::virtq::elem::UsedElem), which the used ring
 //! consumes, or goes back to where it was taken from. Neither can be copied, and one that is lost
 //! on the way says so.
 //!
-//! A `Finished` is made by writing a status, and in no other way: a driver looks at the status byte
+//! A `UsedElem` is made by writing a status, and in no other way: a driver looks at the status byte
 //! alone, which still holds what its last request left there, and that is mostly OK. A request whose
 //! status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
 //! queue stops.

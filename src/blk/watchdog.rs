@@ -1,4 +1,4 @@
-//! The watchdog: requests that do not end are reported, and given up if that is wanted.
+//! The watchdog: requests that do not end are reported, and abandoned if that is wanted.
 //!
 //! Two things keep a request from ending, and each is seen where it costs least:
 //!
@@ -19,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::device::{Device, Extent, Op};
 use crate::ratelimit::{Kind, Limiter};
 use crate::sync;
@@ -44,8 +44,8 @@ pub(crate) struct Look {
 impl Looks {
     /// The looks of a thread. One may come an interval late, for a thread that was woken just before
     /// it was to look sleeps for another interval.
-    pub(crate) fn of(patience: &Patience) -> Self {
-        Self::new(patience.interval().map_or(Duration::MAX, |interval| 2 * interval))
+    pub(crate) fn of(stall_limits: &StallLimits) -> Self {
+        Self::new(stall_limits.interval().map_or(Duration::MAX, |interval| 2 * interval))
     }
 
     /// Looks between which no more than `most` counts.
@@ -151,7 +151,7 @@ impl Pulse {
 /// What queue threads and watchdog share.
 pub(crate) struct Watch {
     pulses: Vec<Arc<Pulse>>,
-    patience: Patience,
+    stall_limits: StallLimits,
     /// The watchdog looks from time to time; otherwise it has to be woken.
     armed: AtomicBool,
     stopped: Mutex<bool>,
@@ -168,12 +168,12 @@ struct Seen {
 
 impl Watch {
     /// A watch over `threads` queue threads.
-    pub(crate) fn new(threads: usize, patience: Patience) -> Arc<Self> {
+    pub(crate) fn new(threads: usize, stall_limits: StallLimits) -> Arc<Self> {
         Arc::new(Self {
             pulses: (0..threads).map(|_| Arc::default()).collect(),
-            patience,
+            stall_limits,
             // One that is off has not to be woken.
-            armed: AtomicBool::new(patience.interval().is_none()),
+            armed: AtomicBool::new(stall_limits.interval().is_none()),
             stopped: Mutex::new(false),
             changed: Condvar::new(),
         })
@@ -184,8 +184,8 @@ impl Watch {
         Arc::clone(&self.pulses[number])
     }
 
-    pub(crate) fn patience(&self) -> Patience {
-        self.patience
+    pub(crate) fn stall_limits(&self) -> StallLimits {
+        self.stall_limits
     }
 
     /// A queue thread woke up.
@@ -207,7 +207,7 @@ impl Watch {
 
     fn run(&self, device: &Device, log: &Limiter, interval: Duration) {
         let mut seen = Vec::new();
-        let (began, mut looks) = (Instant::now(), Looks::of(&self.patience));
+        let (began, mut looks) = (Instant::now(), Looks::of(&self.stall_limits));
         loop {
             if seen.is_empty() && self.sleep() {
                 return;
@@ -224,7 +224,7 @@ impl Watch {
                     continue;
                 }
                 seen.age += counted;
-                if beat & 1 == 1 && self.patience.is_over(seen.age) {
+                if beat & 1 == 1 && self.stall_limits.is_over(seen.age) {
                     report(pulse, beat, seen.age, device, log);
                 }
             }
@@ -286,7 +286,7 @@ impl Watchdog {
         log: Arc<Limiter>,
     ) -> io::Result<Self> {
         let its_watch = Arc::clone(&watch);
-        let thread = watch.patience.interval().map(|interval| {
+        let thread = watch.stall_limits.interval().map(|interval| {
             let body = move || its_watch.run(&device, &log, interval);
             crate::threads::spawn("watchdog", body)
         });

@@ -52,7 +52,7 @@ impl Worker {
                 Served { index, server, kick: None, hot: false, stopped: None }
             });
             let queues = queues.collect();
-            let (mailbox, looks) = (its_mailbox, Looks::of(&watch.patience()));
+            let (mailbox, looks) = (its_mailbox, Looks::of(&watch.stall_limits()));
             QueueThread { queues, mailbox, epoll, lane, watch, pulse, looks, quitting: false }
                 .run();
             drop(end);
@@ -163,7 +163,7 @@ impl QueueThread<'_> {
         }
         // Only what is parked has to be looked at while nothing happens.
         let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
-        let interval = self.watch.patience().interval().filter(|_| parked);
+        let interval = self.watch.stall_limits().interval().filter(|_| parked);
         let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
         self.pulse.rest();
         let count = self.epoll.wait(timeout, events);
@@ -173,8 +173,8 @@ impl QueueThread<'_> {
 
     /// Looks through what is parked, if that was not done lately.
     fn look_after_parked(&mut self) {
-        let patience = self.watch.patience();
-        let Some(interval) = patience.interval() else { return };
+        let stall_limits = self.watch.stall_limits();
+        let Some(interval) = stall_limits.interval() else { return };
         if self.queues.iter().all(|queue| queue.server.is_at_rest()) {
             return;
         }
@@ -184,7 +184,7 @@ impl QueueThread<'_> {
         }
         let look = self.looks.at(now);
         for queue in &mut self.queues {
-            queue.hot |= queue.server.look_after(look, &patience);
+            queue.hot |= queue.server.look_after(look, &stall_limits);
         }
     }
 
@@ -218,7 +218,7 @@ impl QueueThread<'_> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Start { ring, kick, error_event, account } => {
+            Command::Start { ring, kick, error_event, inflight_log } => {
                 let Some((number, queue)) = find(&mut self.queues, ring) else { return };
                 if let Some(old) = queue.kick.take() {
                     unlisten(&self.epoll, old.as_raw_fd());
@@ -228,7 +228,7 @@ impl QueueThread<'_> {
                     queue.server.warn(Kind::Descriptors, text);
                 }
                 queue.kick = Some(kick);
-                queue.server.start(error_event, account);
+                queue.server.start(error_event, inflight_log);
                 // The kick of a front end that reconnects may never come again.
                 queue.hot = true;
             }

@@ -40,7 +40,7 @@ impl Workers {
     pub(crate) fn new(shared: Arc<Shared>, vrings: Vec<Vring>, trouble: EventFd) -> Self {
         let options = &shared.options;
         let count = usize::from(options.threads.clamp(1, options.num_queues.max(1)));
-        let watch = Watch::new(count, options.patience);
+        let watch = Watch::new(count, options.stall_limits);
         let threads = (0..count).map(|_| None).collect();
         Self { shared, vrings, trouble, watch, threads, watchdog: None }
     }

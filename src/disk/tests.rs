@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::mpsc::channel;
 
 use super::*;
-use crate::blk::Patience;
+use crate::blk::StallLimits;
 use crate::device::{BlockChoice, MemoryKind};
 use crate::engine::{EngineConfig, Policy};
 use crate::store::scratch::Scratch;
@@ -27,7 +27,7 @@ fn config(name: &str) -> DiskConfig {
             threads: 1,
             serial: "test".into(),
             read_only: false,
-            patience: Patience::default(),
+            stall_limits: StallLimits::default(),
         },
         host_reserve: Some(0),
     }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::virtq::account::Record;
+use crate::virtq::inflight_log::Record;
 use crate::virtq::position::Shown;
 use crate::virtq::recovery::RecoveryError;
 

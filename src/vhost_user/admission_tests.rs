@@ -10,9 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::*;
 use crate::blk::tests::rig::{AVAIL, Rig, SIZE, USED};
-use crate::virtq::account::Account;
 use crate::virtq::inflight::tests::{alarm, limits, overwrite, region};
 use crate::virtq::inflight::{Inflight, Part as RegionPart, create};
+use crate::virtq::inflight_log::InflightLog;
 use crate::virtq::position::{self, Position};
 
 const PAGE: &str = include_str!("../../docs/admission.md");
@@ -272,10 +272,10 @@ fn each_ring_keeps_the_record_that_its_row_says() {
                 }
                 let (_, record, position) = started.unwrap();
                 assert_eq!(name(record), expected, "{values:?}");
-                let kept = match position.account {
-                    Account::Tracked(_) => Record::Region,
-                    Account::Ordered(_) => Record::Order,
-                    Account::None => Record::None,
+                let kept = match position.inflight_log {
+                    InflightLog::Region(_) => Record::Region,
+                    InflightLog::Order(_) => Record::Order,
+                    InflightLog::None => Record::None,
                 };
                 assert_eq!(kept, record, "{values:?}");
                 if *part == Part::None {

@@ -30,8 +30,8 @@ use crate::causes::with_causes;
 use crate::ratelimit::Kind;
 use crate::vhost_user::admission::{Admission, AdmissionError, Contents};
 use crate::vhost_user::events;
-use crate::virtq::account::{Account, Record};
 use crate::virtq::inflight::{self, Inflight};
+use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::memory::{Layout, MAX_REGIONS, MemoryMap};
 use crate::virtq::position::{self, PositionError};
 
@@ -73,7 +73,7 @@ pub(crate) enum Phase {
 pub(crate) struct Handler {
     shared: Arc<Shared>,
     memory: MemoryMap,
-    /// What rings that are started next keep their accounts in.
+    /// The region for the in-flight logs of rings that are started next.
     inflight: Option<Inflight>,
     /// An earlier one was cut short.
     lost_region: bool,
@@ -215,7 +215,7 @@ impl Handler {
             return self.refuse(format_args!("queue {ring}: {}", with_causes(&error)));
         }
         vring.set_queue_ready(true);
-        let (account, record) = match self.position(ring) {
+        let (inflight_log, record) = match self.position(ring) {
             Ok(found) => found,
             Err(error) => {
                 vring.set_queue_ready(false);
@@ -233,12 +233,12 @@ impl Handler {
         let staged = &mut self.staged[ring];
         (staged.started, staged.lost) = (true, false);
         self.admission.started(ring, record);
-        self.worker(ring)?.send(Command::Start { ring, kick, error_event, account });
+        self.worker(ring)?.send(Command::Start { ring, kick, error_event, inflight_log });
         Ok(())
     }
 
     /// Positions a ring, if the disk serves it.
-    fn position(&self, ring: usize) -> std::result::Result<(Account, Record), StartError> {
+    fn position(&self, ring: usize) -> std::result::Result<(InflightLog, Record), StartError> {
         let terms = self.admission.terms(ring);
         let parts = self.inflight.as_ref().and_then(|inflight| inflight.parts(ring));
         let vring = &self.vrings[ring];
@@ -251,12 +251,15 @@ impl Handler {
         let too_small = shown.too_small;
         let found = shown.begin(record).map_err(AdmissionError::from)?;
         log::debug!("queue {ring}: {verdict}, from index {}", found.next_used);
-        let (again, later) = (found.again, found.later);
-        if again > 0 {
-            self.shared.log.info(Kind::Queues, format_args!(
-                "queue {ring}: takes up again {again} requests in flight, {later} later ones had \
+        let (resubmit, later) = (found.resubmit, found.later);
+        if resubmit > 0 {
+            self.shared.log.info(
+                Kind::Queues,
+                format_args!(
+                    "queue {ring}: resubmits {resubmit} requests in flight, {later} later ones had \
                  been completed"
-            ));
+                ),
+            );
         }
         if let Some(entries) = too_small {
             let ordered = terms.contents == Contents::Outlive;
@@ -268,7 +271,7 @@ impl Handler {
         }
         vring.set_queue_next_avail(found.next_avail);
         vring.set_queue_next_used(found.next_used);
-        Ok((found.account, record))
+        Ok((found.inflight_log, record))
     }
 
     /// Changes what the front end said of a ring; a running one is stopped, and started anew.

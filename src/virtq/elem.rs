@@ -7,17 +7,18 @@ use super::chain::ChainError;
 /// A head that was taken from the available ring and has to be given back.
 #[derive(Debug)]
 #[must_use = "a head that is not given back is a request that the guest waits for forever"]
-pub(crate) struct Taken {
+pub(crate) struct Head {
     head: u16,
     given_back: bool,
 }
 
-impl Taken {
+impl Head {
     pub(crate) fn new(head: u16) -> Self {
         Self { head, given_back: false }
     }
 
-    pub(crate) fn head(&self) -> u16 {
+    /// The index of its first descriptor, which names the request.
+    pub(crate) fn index(&self) -> u16 {
         self.head
     }
 
@@ -27,20 +28,20 @@ impl Taken {
         self.head
     }
 
-    /// Leaves the request unanswered: what its ring's account has of it stays as it is.
+    /// Leaves the request unanswered: what its ring's in-flight log has of it stays as it is.
     pub(crate) fn abandon(mut self) {
         self.given_back = true;
     }
 
     /// Ends the request, with so many bytes written to its writable part. One of them is a status:
     /// the caller has written it.
-    pub(crate) fn finish(mut self, written: u32) -> Finished {
+    pub(crate) fn finish(mut self, written: u32) -> UsedElem {
         self.given_back = true;
-        Finished { head: self.head, written }
+        UsedElem { head: self.head, written }
     }
 }
 
-impl Drop for Taken {
+impl Drop for Head {
     fn drop(&mut self) {
         if !self.given_back && !std::thread::panicking() {
             log::error!("request {} was forgotten", self.head);
@@ -52,7 +53,7 @@ impl Drop for Taken {
 /// A request whose status is written; what is left is its used element.
 #[derive(Debug)]
 #[must_use = "a finished request has to be put into the used ring"]
-pub(crate) struct Finished {
+pub(crate) struct UsedElem {
     pub(crate) head: u16,
     pub(crate) written: u32,
 }

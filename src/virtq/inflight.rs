@@ -22,7 +22,7 @@
 //!
 //! What a dead process has stored is seen by the next one as far as it came and in the order of its
 //! instructions, so all stores here are release stores: the compiler keeps their order. That order
-//! is the protocol, and `ledger` has it; what a new process makes of it is in `recovery`.
+//! is the protocol, and `region_log` has it; what a new process makes of it is in `recovery`.
 //!
 //! The file is the front end's, which may write to it whenever it likes and cut it short. While a
 //! ring runs nothing is read from it, and it is watched as guest memory is.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::virtq::elem::Finished;
+use crate::virtq::elem::UsedElem;
 
 /// The order of one queue's requests.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct Order {
     /// Heads that were taken and not published, the earliest first.
     turns: VecDeque<u16>,
     /// By head: finished before its turn.
-    early: Vec<Option<Finished>>,
+    early: Vec<Option<UsedElem>>,
 }
 
 impl Order {
@@ -43,7 +43,7 @@ impl Order {
     }
 
     /// Leaves in `finished` what may be published now, in order. The rest comes with a later call.
-    pub(crate) fn release(&mut self, finished: &mut Vec<Finished>) {
+    pub(crate) fn release(&mut self, finished: &mut Vec<UsedElem>) {
         for finished in finished.drain(..) {
             let place = usize::from(finished.head);
             self.early[place] = Some(finished);
@@ -62,12 +62,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::virtq::elem::Taken;
+    use crate::virtq::elem::Head;
 
     const NONE: [u16; 0] = [];
 
-    fn finished(head: u16) -> Finished {
-        Taken::new(head).finish(u32::from(head) + 1)
+    fn finished(head: u16) -> UsedElem {
+        Head::new(head).finish(u32::from(head) + 1)
     }
 
     fn release(order: &mut Order, heads: &[u16]) -> Vec<u16> {
@@ -107,7 +107,7 @@ mod tests {
             const SIZE: u16 = 8;
             let mut order = Order::new(SIZE);
             let mut free: Vec<u16> = (0..SIZE).collect();
-            // Taken and not finished; taken and not released.
+            // Head and not finished; taken and not released.
             let (mut running, mut owed) = (Vec::new(), VecDeque::new());
             let give = |order: &mut Order, heads: &[u16], owed: &mut VecDeque<u16>| {
                 let released = release(order, heads);

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::virtq::account::{Account, Record};
 use crate::virtq::inflight::{Contents, Part, Parts};
+use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::memory::{Memory, Region};
 use crate::virtq::order::Order;
 use crate::virtq::recovery::{RecoveryError, Standing};
@@ -46,9 +46,9 @@ pub(crate) struct Shown {
 pub(crate) struct Position {
     pub(crate) next_avail: u16,
     pub(crate) next_used: u16,
-    pub(crate) account: Account,
+    pub(crate) inflight_log: InflightLog,
     /// Requests in flight that are resubmitted.
-    pub(crate) again: usize,
+    pub(crate) resubmit: usize,
     /// Requests that had been completed before one of those.
     pub(crate) later: u64,
 }
@@ -113,20 +113,20 @@ impl Shown {
     pub(crate) fn begin(self, record: Record) -> Result<Position, RecoveryError> {
         let Self { used, available, size, part, .. } = self;
         let standing = Standing { size, used, available };
-        let (mut again, mut later) = (0, 0);
-        let account = match record {
+        let (mut resubmit, mut later) = (0, 0);
+        let inflight_log = match record {
             Record::Region => {
                 let (part, contents) = part.ok_or(RecoveryError::RingSize { ring: size })?;
                 let recovery = contents.recover(standing)?;
-                (again, later) = (recovery.again.len(), recovery.later);
-                Account::Tracked(recovery.carry_out(part, standing))
+                (resubmit, later) = (recovery.resubmit.len(), recovery.later);
+                InflightLog::Region(recovery.carry_out(part, standing))
             }
-            Record::Order => Account::Ordered(Order::new(size)),
-            Record::None => Account::None,
+            Record::Order => InflightLog::Order(Order::new(size)),
+            Record::None => InflightLog::None,
         };
         // Those that are resubmitted were taken already: the ring has them, at most its size.
-        let next_avail = used.wrapping_add(again as u16);
-        Ok(Position { next_avail, next_used: used, account, again, later })
+        let next_avail = used.wrapping_add(resubmit as u16);
+        Ok(Position { next_avail, next_used: used, inflight_log, resubmit, later })
     }
 }
 

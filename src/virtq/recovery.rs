@@ -5,7 +5,7 @@
 //! that is half right would have requests done twice, or never.
 
 use crate::virtq::inflight::{Contents, Part, VERSION};
-use crate::virtq::ledger::Ledger;
+use crate::virtq::region_log::RegionLog;
 
 /// Why a part of a region cannot be of the ring that is started with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub(crate) struct Recovery {
     /// Heads that are in the used ring, and may still be marked.
     finish: Vec<u16>,
     /// Heads in flight, in the order in which they were taken.
-    pub(crate) again: Vec<u16>,
+    pub(crate) resubmit: Vec<u16>,
     /// Requests that were taken later than one in flight, and completed.
     pub(crate) later: u64,
     /// The first counter that is not in use.
@@ -110,22 +110,22 @@ impl Contents {
         }
         let entries = self.entries.iter().zip(&marked).zip(0_u16..);
         let still = entries.filter(|((_, marked), _)| **marked);
-        let mut again: Vec<(u64, u16)> =
+        let mut resubmit: Vec<(u64, u16)> =
             still.map(|((entry, _), head)| (entry.counter, head)).collect();
-        again.sort_unstable();
+        resubmit.sort_unstable();
         // Counters are handed out without a gap, so this counts also those whose heads the guest has
         // used again since.
         let most = self.entries.iter().map(|entry| entry.counter).max().unwrap_or_default();
-        let taken_since = again.first().map_or(0, |(least, _)| (most - least).saturating_add(1));
-        let later = taken_since.saturating_sub(again.len() as u64);
+        let taken_since = resubmit.first().map_or(0, |(least, _)| (most - least).saturating_add(1));
+        let later = taken_since.saturating_sub(resubmit.len() as u64);
         // All that was taken was made available, and is not in the used ring.
-        let (in_flight, waiting) = (again.len() as u16, ring.available.wrapping_sub(ring.used));
+        let (in_flight, waiting) = (resubmit.len() as u16, ring.available.wrapping_sub(ring.used));
         if in_flight > 0 && (in_flight > waiting || waiting > ring.size) {
             return Err(RecoveryError::TooMany { in_flight, waiting });
         }
         let counter = self.next_counter();
-        let again = again.into_iter().map(|(_, head)| head).collect();
-        Ok(Recovery { fresh: false, finish, again, later, counter })
+        let resubmit = resubmit.into_iter().map(|(_, head)| head).collect();
+        Ok(Recovery { fresh: false, finish, resubmit, later, counter })
     }
 
     /// The first counter that is not in use. One that has counted to the end was not made by
@@ -160,12 +160,12 @@ impl Contents {
 impl Recovery {
     /// Brings the part up to date for a ring that starts at its used index. Dying in the midst of it
     /// leaves a part of which the same is found again.
-    pub(crate) fn carry_out(self, part: Part, ring: Standing) -> Ledger {
+    pub(crate) fn carry_out(self, part: Part, ring: Standing) -> RegionLog {
         if self.fresh {
             part.begin(ring.size, ring.used);
         } else {
             part.end_batch(self.finish, ring.used);
         }
-        Ledger::new(part, self.counter, self.again)
+        RegionLog::new(part, self.counter, self.resubmit)
     }
 }

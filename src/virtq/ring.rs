@@ -14,9 +14,9 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::failpoint;
 use crate::virtq::chain::DescriptorTable;
-use crate::virtq::elem::{Finished, Taken, Unanswerable};
-use crate::virtq::ledger::Ledger;
+use crate::virtq::elem::{Head, Unanswerable, UsedElem};
 use crate::virtq::memory::{self, Memory, Region};
+use crate::virtq::region_log::RegionLog;
 
 /// Heads that one batch takes at most.
 pub(crate) const BATCH: usize = 32;
@@ -73,7 +73,7 @@ pub(crate) fn take_batch(
     memory: &Memory,
     heads: &mut Heads,
     limit: usize,
-    batch: &mut VecDeque<Taken>,
+    batch: &mut VecDeque<Head>,
 ) -> Result<(), RingError> {
     let size = queue.size();
     let available = queue.iter(memory).map_err(|error| match error {
@@ -91,7 +91,7 @@ pub(crate) fn take_batch(
         if outcome.is_err() {
             break;
         }
-        batch.push_back(Taken::new(head));
+        batch.push_back(Head::new(head));
     }
     if outcome.is_err() {
         // The one that is wrong was not taken.
@@ -112,7 +112,7 @@ pub(crate) fn available(queue: &Queue, memory: &Memory, index: u16) -> Option<u1
 }
 
 /// Puts the rest of what was taken last back into the available ring, as if it had not been taken.
-pub(crate) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque<Taken>) {
+pub(crate) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque<Head>) {
     // A ring has at most 32768 entries.
     let count = rest.len() as u16;
     queue.set_next_avail(queue.next_avail().wrapping_sub(count));
@@ -122,24 +122,24 @@ pub(crate) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque
 }
 
 /// Puts finished requests into the used ring and publishes them with one store of the index. The
-/// ledger, if there is one, is written before and after it, so that at each store it says which of
+/// log in the region, if it is there, is written before and after it, so that at each store it says which of
 /// them are published.
 pub(crate) fn put_batch(
     queue: &mut Queue,
     memory: &Memory,
     heads: &mut Heads,
-    mut ledger: Option<&mut Ledger>,
-    batch: &mut Vec<Finished>,
+    mut region_log: Option<&mut RegionLog>,
+    batch: &mut Vec<UsedElem>,
 ) -> Result<(), RingError> {
     if batch.is_empty() {
         return Ok(());
     }
-    if let Some(ledger) = &mut ledger {
-        ledger.chain(batch);
+    if let Some(region_log) = &mut region_log {
+        region_log.chain(batch);
     }
     let published = publish(queue, memory, heads, batch);
-    if let (Ok(used), Some(ledger)) = (&published, ledger) {
-        ledger.end_batch(batch, *used);
+    if let (Ok(used), Some(region_log)) = (&published, region_log) {
+        region_log.end_batch(batch, *used);
     }
     batch.clear();
     published.map(|_| ())
@@ -150,7 +150,7 @@ fn publish(
     queue: &mut Queue,
     memory: &Memory,
     heads: &mut Heads,
-    batch: &[Finished],
+    batch: &[UsedElem],
 ) -> Result<u16, RingError> {
     let mut next = queue.next_used();
     let mut reached = Ok(());

@@ -16,7 +16,7 @@ use virtio_queue::{Queue, QueueT};
 
 use super::QueueServer;
 use crate::blk::parked::InFlight;
-use crate::virtq::elem::Taken;
+use crate::virtq::elem::Head;
 use crate::virtq::memory::{self, Memory};
 use crate::virtq::ring::{self, Heads};
 
@@ -28,12 +28,12 @@ impl QueueServer<'_> {
             return;
         }
         let heads = self.retractable(queue, memory);
-        let mut rest: VecDeque<Taken> = VecDeque::with_capacity(heads.len());
+        let mut rest: VecDeque<Head> = VecDeque::with_capacity(heads.len());
         for head in heads {
-            let parked = self.parked.take(head).map(|in_flight| in_flight.taken);
-            rest.push_front(parked.unwrap_or_else(|| Taken::new(head)));
+            let parked = self.parked.take(head).map(|in_flight| in_flight.head);
+            rest.push_front(parked.unwrap_or_else(|| Head::new(head)));
         }
-        self.account.put_back(&rest);
+        self.inflight_log.put_back(&rest);
         ring::put_back(queue, &mut self.heads, &mut rest);
     }
 
@@ -49,7 +49,7 @@ impl QueueServer<'_> {
                 break;
             };
             let parked = self.parked.get(head);
-            if parked.is_none() && !self.account.is_early(head) {
+            if parked.is_none() && !self.inflight_log.is_early(head) {
                 break;
             }
             heads.push(head);

@@ -15,7 +15,7 @@ use crate::device::Extent;
 use crate::device::{IoError, Lane, Op};
 use crate::ratelimit::Kind;
 use crate::virtq::chain::DescriptorTable;
-use crate::virtq::elem::{Taken, Unanswerable};
+use crate::virtq::elem::{Head, Unanswerable};
 use crate::virtq::memory::{self, Memory};
 use crate::virtq::ring::{self, RingError};
 
@@ -31,9 +31,9 @@ impl<'d> QueueServer<'d> {
         lane: &mut Lane,
     ) -> bool {
         while self.parked.has_room()
-            && let Some(taken) = self.scratch.taken.pop_front()
+            && let Some(head) = self.scratch.taken.pop_front()
         {
-            let over = match self.begin(taken, table, memory, lane) {
+            let over = match self.begin(head, table, memory, lane) {
                 Some(bytes) => self.share.spend(bytes),
                 None => self.share.is_over(),
             };
@@ -52,19 +52,19 @@ impl<'d> QueueServer<'d> {
     /// stuck.
     fn begin(
         &mut self,
-        taken: Taken,
+        head: Head,
         table: DescriptorTable,
         memory: &GuestMemoryLoadGuard<Memory>,
         lane: &mut Lane,
     ) -> Option<u64> {
         let chain = &mut self.scratch.chain;
-        let read = chain.read(memory, table, taken.head()).map_err(Unanswerable::from);
+        let read = chain.read(memory, table, head.index()).map_err(Unanswerable::from);
         let parsed = read.and_then(|()| Request::parse(memory, chain, &self.shared.options));
         let request = match parsed {
             Ok(request) => request,
             Err(why) => {
-                self.stuck = Some(RingError::Unanswerable { head: taken.head(), why });
-                self.scratch.taken.push_front(taken);
+                self.stuck = Some(RingError::Unanswerable { head: head.index(), why });
+                self.scratch.taken.push_front(head);
                 return Some(0);
             }
         };
@@ -73,7 +73,7 @@ impl<'d> QueueServer<'d> {
             if let Request::Io { op, .. } = request {
                 self.shared.device.figures().failed(op);
             }
-            self.answer(request.reply(), memory, taken, Status::IoErr);
+            self.answer(request.reply(), memory, head, Status::IoErr);
             return Some(0);
         }
         match request {
@@ -86,48 +86,48 @@ impl<'d> QueueServer<'d> {
                         let extent = Extent { op, sector, bytes };
                         let (since, age, reported) = (None, Duration::ZERO, false);
                         let begun =
-                            InFlight { taken, io, reply, extent, since, age, reported, segments };
+                            InFlight { head, io, reply, extent, since, age, reported, segments };
                         let ended = self.poll(begun, lane);
                         return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                     }
                     Err(error) => {
-                        self.report(taken.head(), &error);
-                        self.answer(reply, memory, taken, Status::IoErr);
+                        self.report(head.index(), &error);
+                        self.answer(reply, memory, head, Status::IoErr);
                     }
                 }
             }
             Request::Flush { reply } => {
                 // What was written is in memory, and nothing makes it more stable.
                 self.shared.device.figures().flushes.inc();
-                self.answer(reply, memory, taken, Status::Ok);
+                self.answer(reply, memory, head, Status::Ok);
             }
             Request::GetId { data, reply } => {
                 let status = deliver_id(memory, &data, &self.shared.options.id());
-                self.answer(reply, memory, taken, status);
+                self.answer(reply, memory, head, status);
             }
             Request::Refused { refused, reply } => {
                 let Refused { why, op } = refused;
                 self.shared.device.figures().refused(op);
-                self.warn(why.kind(), format_args!("request {} is refused: {why}", taken.head()));
-                self.answer(reply, memory, taken, why.status());
+                self.warn(why.kind(), format_args!("request {} is refused: {why}", head.index()));
+                self.answer(reply, memory, head, why.status());
             }
         }
         Some(0)
     }
 
-    /// Ends a request. If its status cannot be written by now, it is left as it is in its ring's
-    /// account, and the queue is stuck.
-    pub(crate) fn answer(&mut self, reply: Reply, memory: &Memory, taken: Taken, status: Status) {
-        let head = taken.head();
-        match reply.finish(memory, taken, status) {
+    /// Ends a request. If its status cannot be written by now, it stays in its ring's in-flight
+    /// log, and the queue is stuck.
+    pub(crate) fn answer(&mut self, reply: Reply, memory: &Memory, head: Head, status: Status) {
+        let index = head.index();
+        match reply.finish(memory, head, status) {
             Ok(finished) => self.scratch.finished.push(finished),
-            Err(why) => self.stuck = Some(RingError::Unanswerable { head, why }),
+            Err(why) => self.stuck = Some(RingError::Unanswerable { head: index, why }),
         }
     }
 
     /// Polls a request, which is finished or waits then. True if it is finished.
     pub(crate) fn poll(&mut self, mut in_flight: InFlight<'d>, lane: &mut Lane) -> bool {
-        let head = in_flight.taken.head();
+        let head = in_flight.head.index();
         let waker = self.wakers[usize::from(head)]
             .get_or_insert_with(|| self.mailbox.waker(self.index, head));
         let InFlight { io, extent, reported, .. } = &mut in_flight;
@@ -136,7 +136,7 @@ impl<'d> QueueServer<'d> {
         self.pulse.leave();
         let done = match polled {
             Poll::Pending if self.leaving && in_flight.is_large() => {
-                in_flight.taken.abandon();
+                in_flight.head.abandon();
                 return false;
             }
             Poll::Pending => {
@@ -154,9 +154,9 @@ impl<'d> QueueServer<'d> {
                 Status::IoErr
             }
         };
-        let InFlight { taken, io, reply, .. } = in_flight;
+        let InFlight { head, io, reply, .. } = in_flight;
         let payload = io.into_payload();
-        self.answer(reply, payload.memory(), taken, status);
+        self.answer(reply, payload.memory(), head, status);
         let segments = payload.into_segments();
         // A discard has none to give back, a spare more than a batch needs is never used, and one for
         // more segments than a driver may use would make a request that has few of them take much.

@@ -11,16 +11,16 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::resume::{account, left, marked};
+use super::resume::{inflight_log, left, marked};
 use super::rig::{AVAIL, DATA, HEADERS, ROOM, Rig, SIZE};
 use super::{INDIRECT_FLAG, NEXT, TABLE, WRITE, desc, put};
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Command;
 use crate::blk::parked::Bound;
 use crate::blk::watchdog::Watch;
 use crate::blk::worker::Worker;
-use crate::virtq::account::Account;
 use crate::virtq::inflight::Inflight;
+use crate::virtq::inflight_log::InflightLog;
 use crate::virtq::order::Order;
 
 /// Bytes of a request that takes more than one poll: four times what one does at most.
@@ -91,11 +91,11 @@ enum Mode {
     Tracked,
 }
 
-fn account_of(rig: &Rig, mode: Mode, region: &Inflight) -> Account {
+fn log_of(rig: &Rig, mode: Mode, region: &Inflight) -> InflightLog {
     match mode {
-        Mode::None => Account::None,
-        Mode::Ordered => Account::Ordered(Order::new(SIZE)),
-        Mode::Tracked => account(rig, region),
+        Mode::None => InflightLog::None,
+        Mode::Ordered => InflightLog::Order(Order::new(SIZE)),
+        Mode::Tracked => inflight_log(rig, region),
     }
 }
 
@@ -119,7 +119,7 @@ fn a_large_request_is_left_to_the_next_session_and_a_small_one_is_finished() {
         let mut held = waiting(&rig);
         let region = left(&[], 2);
         let mut lane = rig.lane();
-        let mut server = rig.server_on(account_of(&rig, mode, &region));
+        let mut server = rig.server_on(log_of(&rig, mode, &region));
         rig.settle(&mut server, &mut lane);
         assert_eq!((rig.used().len(), rig.next_avail()), (2, 4), "{mode:?}");
         server.leave();
@@ -137,7 +137,7 @@ fn a_large_request_is_left_to_the_next_session_and_a_small_one_is_finished() {
 
 /// Starts the ring again, which does the large request.
 fn check_large_is_done(rig: &Rig, mode: Mode, region: &Inflight) {
-    let (mut server, mut lane) = (rig.server_on(account_of(rig, mode, region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(log_of(rig, mode, region)), rig.lane());
     rig.settle(&mut server, &mut lane);
     assert!(server.is_drained());
     assert_eq!((rig.used(), rig.status(1)), (vec![0, 1, 0, 1], 0), "{mode:?}");
@@ -152,7 +152,7 @@ fn a_large_request_that_is_taken_again_at_the_end_stays_in_the_region() {
     let rig = Rig::new();
     let _held = waiting(&rig);
     let region = left(&[3], 2);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     server.leave();
     rig.settle(&mut server, &mut lane);
     assert_eq!((server.is_drained(), marked(&region)), (true, vec![3]));
@@ -167,7 +167,7 @@ fn a_ring_that_is_stopped_puts_a_large_request_back_and_finishes_a_small_one() {
         let mut held = waiting(&rig);
         let region = left(&[], 2);
         let mut lane = rig.lane();
-        let mut server = rig.server_on(account_of(&rig, mode, &region));
+        let mut server = rig.server_on(log_of(&rig, mode, &region));
         rig.settle(&mut server, &mut lane);
         server.stop();
         rig.settle(&mut server, &mut lane);
@@ -194,7 +194,7 @@ fn a_stop_waits_for_a_large_request_only_if_a_later_one_was_completed() {
             rig.offer(6, VIRTIO_BLK_T_IN, if later_is_done { 2000 * 8 } else { 8 }, 4096);
             let region = left(&[], 2);
             let mut lane = rig.lane();
-            let mut server = rig.server_on(account_of(&rig, mode, &region));
+            let mut server = rig.server_on(log_of(&rig, mode, &region));
             // By default nothing is begun behind a request of 4 MiB.
             server.set_bound(Bound { bytes: 2 * LARGE, ..Bound::default() });
             rig.settle(&mut server, &mut lane);
@@ -216,7 +216,7 @@ fn a_stop_waits_for_a_large_request_only_if_a_later_one_was_completed() {
                 done.sort_unstable_by_key(|n| *n != 6);
             }
             assert_eq!((&*done, marked(&region)), (used, vec![]), "{case}");
-            let mut server = rig.server_on(account_of(&rig, mode, &region));
+            let mut server = rig.server_on(log_of(&rig, mode, &region));
             rig.settle(&mut server, &mut lane);
             assert_eq!((server.is_drained(), rig.used().len()), (true, 5), "{case}");
             assert_eq!([rig.status(0), rig.status(1), rig.status(6)], [0; 3], "{case}");
@@ -232,7 +232,7 @@ fn a_stop_does_not_put_back_what_was_completed_with_the_same_head() {
         let mut held = waiting(&rig);
         let region = left(&[], 2);
         let mut lane = rig.lane();
-        let mut server = rig.server_on(account_of(&rig, mode, &region));
+        let mut server = rig.server_on(log_of(&rig, mode, &region));
         drop(held.pop());
         rig.settle(&mut server, &mut lane);
         assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 1], 4), "{mode:?}");
@@ -258,7 +258,7 @@ fn a_guest_that_rewrites_taken_entries_does_not_confuse_a_stop() {
             let held = waiting(&rig);
             let region = left(&[], 2);
             let mut lane = rig.lane();
-            let mut server = rig.server_on(account_of(&rig, mode, &region));
+            let mut server = rig.server_on(log_of(&rig, mode, &region));
             rig.settle(&mut server, &mut lane);
             let memory = rig.map.shared().memory().clone();
             memory.write_obj(entries, GuestAddress(AVAIL + 4 + 2 * 2)).unwrap();
@@ -279,9 +279,9 @@ struct Waiting<'r> {
 
 impl<'r> Waiting<'r> {
     /// Waits until the small request is done and the large one is parked.
-    fn new(rig: &'r Rig, account: Account) -> Self {
+    fn new(rig: &'r Rig, inflight_log: InflightLog) -> Self {
         let mut held = waiting(rig);
-        let watch = Watch::new(1, Patience::default());
+        let watch = Watch::new(1, StallLimits::default());
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let flags = nix::sys::eventfd::EfdFlags::EFD_NONBLOCK;
         let kick = nix::sys::eventfd::EventFd::from_flags(flags).unwrap();
@@ -291,7 +291,7 @@ impl<'r> Waiting<'r> {
         let worker = Worker::spawn(0, rings, shared, rig.lane(), event, watch).unwrap();
         // The small one has nothing to wait for.
         drop(held.remove(0));
-        worker.send(Command::Start { ring: 0, kick, error_event: None, account });
+        worker.send(Command::Start { ring: 0, kick, error_event: None, inflight_log });
         until(|| rig.next_avail() == 4 && rig.used().len() == 3);
         Self { worker, held }
     }
@@ -310,7 +310,7 @@ fn until(condition: impl Fn() -> bool) {
 fn a_thread_that_quits_does_not_wait_for_large_requests() {
     let rig = Rig::new();
     let region = left(&[], 2);
-    let Waiting { mut worker, held } = Waiting::new(&rig, account(&rig, &region));
+    let Waiting { mut worker, held } = Waiting::new(&rig, inflight_log(&rig, &region));
     worker.send(Command::Quit);
     let (stopped, wait) = channel();
     worker.send(Command::Stop { ring: 0, stopped });
@@ -329,7 +329,7 @@ fn a_pause_puts_a_large_request_back_and_the_queue_takes_it_again() {
     for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
         let rig = Rig::new();
         let region = left(&[], 2);
-        let Waiting { mut worker, held } = Waiting::new(&rig, account_of(&rig, mode, &region));
+        let Waiting { mut worker, held } = Waiting::new(&rig, log_of(&rig, mode, &region));
         let (paused, wait) = channel();
         let (keep, resume) = channel();
         worker.send(Command::Pause { paused, resume });

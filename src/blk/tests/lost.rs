@@ -11,10 +11,10 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
-use super::resume::{account, contents, left, marked};
+use super::resume::{contents, inflight_log, left, marked};
 use super::rig::{AVAIL, DATA, HEADERS, ROOM, Rig, USED};
 use super::{NEXT, TABLE, WRITE, desc, put};
-use crate::virtq::account::Account;
+use crate::virtq::inflight_log::InflightLog;
 use crate::virtq::memory::Layout;
 use crate::virtq::position::{self, PositionError};
 
@@ -138,7 +138,7 @@ fn a_status_in_lost_memory_completes_nothing() {
     let (rig, file) = rig();
     fill(&rig);
     let region = left(&[], 3);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     offer_at(&rig, 3, VIRTIO_BLK_T_IN, 1, DATA, SECOND + 8, OK);
     cut(&file);
     rig.settle(&mut server, &mut lane);
@@ -149,7 +149,7 @@ fn a_status_in_lost_memory_completes_nothing() {
     rig.settle(&mut server, &mut lane);
     assert!(server.is_drained());
     // Whoever starts it next finds it in flight, and the memory gone before anything is done.
-    let mut server = rig.server_on(account(&rig, &region));
+    let mut server = rig.server_on(inflight_log(&rig, &region));
     rig.settle(&mut server, &mut lane);
     assert_eq!((rig.used().len(), marked(&region)), (3, vec![9]));
     assert_eq!(rig.shared.device.report().broken_queues, 2);
@@ -165,7 +165,7 @@ fn a_used_ring_in_lost_memory_gives_nothing_back() {
     memory.write_obj(2_u16, GuestAddress(SECOND + 2)).unwrap();
     rig.vring.set_queue_info(TABLE, AVAIL, SECOND).unwrap();
     let region = left(&[], 2);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     rig.settle(&mut server, &mut lane);
     assert_eq!((marked(&region), server.is_drained()), (vec![0, 3], false));
     cut(&file);
@@ -206,7 +206,7 @@ fn a_ring_in_lost_memory_is_not_taken_for_one_that_the_guest_has_cleared() {
     }
     rig.vring.set_queue_info(TABLE, AVAIL, SECOND).unwrap();
     let region = left(&[], 3);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     cut(&file);
     rig.settle(&mut server, &mut lane);
     assert_eq!((contents(&region).used_index, rig.next_avail()), (3, 3));
@@ -217,7 +217,7 @@ fn a_ring_in_lost_memory_is_not_taken_for_one_that_the_guest_has_cleared() {
 #[test]
 fn an_available_ring_in_lost_memory_offers_nothing() {
     let (rig, file) = rig();
-    let (mut server, mut lane) = (rig.server_on(Account::None), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(InflightLog::None), rig.lane());
     rig.write(0, 1, 4096);
     rig.settle(&mut server, &mut lane);
     let memory = rig.map.shared().memory().clone();
@@ -241,7 +241,7 @@ fn nothing_is_ok_once_memory_is_known_to_be_lost() {
     fill(&rig);
     let region = left(&[], 3);
     let mut lane = rig.lane();
-    let mut server = rig.server_on(account(&rig, &region));
+    let mut server = rig.server_on(inflight_log(&rig, &region));
     // All in one turn: the next one would find the loss before it takes a head.
     server.set_share(Duration::from_secs(3600));
     let held = rig.shared.device.hold(1);

@@ -1,12 +1,12 @@
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use crate::blk::config::GuestOptions;
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::reply::Status;
 use crate::blk::request::{GuestBytes, Request, deliver_id};
 use crate::device::{Op, Payload, PayloadFault};
 use crate::virtq::chain::{Chain, Segment};
-use crate::virtq::elem::{Taken, Unanswerable};
+use crate::virtq::elem::{Head, Unanswerable};
 use crate::virtq::memory::{Memory, MemoryMap, for_tests};
 
 const HEADER: u64 = 0x4000;
@@ -20,7 +20,7 @@ fn options(read_only: bool) -> GuestOptions {
         threads: 1,
         serial: "serial".into(),
         read_only,
-        patience: Patience::default(),
+        stall_limits: StallLimits::default(),
     }
 }
 
@@ -83,9 +83,9 @@ fn a_read_is_found_whatever_descriptors_it_is_in() {
         let Request::Io { op: Op::Read, sector: 77, bytes: 1024, reply, .. } = request else {
             panic!("{request:?}");
         };
-        let finished = reply.finish(&guest.memory(), Taken::new(5), Status::Ok).unwrap();
+        let finished = reply.finish(&guest.memory(), Head::new(5), Status::Ok).unwrap();
         assert_eq!((finished.head, finished.written), (5, 1025));
-        let failed = reply.finish(&guest.memory(), Taken::new(5), Status::IoErr).unwrap();
+        let failed = reply.finish(&guest.memory(), Head::new(5), Status::IoErr).unwrap();
         assert_eq!(failed.written, 1);
     }
 }
@@ -99,7 +99,7 @@ fn a_write_may_share_a_descriptor_with_its_header() {
         panic!("{request:?}");
     };
     assert_eq!(data, [seg(HEADER + 16, 512)]);
-    let finished = reply.finish(&guest.memory(), Taken::new(0), Status::Ok).unwrap();
+    let finished = reply.finish(&guest.memory(), Head::new(0), Status::Ok).unwrap();
     assert_eq!(finished.written, 1);
     let status: u8 = guest.memory().read_obj(GuestAddress(STATUS)).unwrap();
     assert_eq!(status, 0);

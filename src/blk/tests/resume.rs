@@ -10,23 +10,23 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::rig::{Rig, SIZE, USED};
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Command;
 use crate::blk::parked::Bound;
 use crate::blk::queue::Turn;
 use crate::blk::watchdog::{Looks, Watch};
 use crate::blk::worker::Worker;
 use crate::clock;
-use crate::virtq::account::{Account, Record};
 use crate::virtq::inflight::tests::{overwrite, region, watch_stores};
 use crate::virtq::inflight::{Contents, Inflight};
+use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::order::Order;
 use crate::virtq::position;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn ordered() -> Account {
-    Account::Ordered(Order::new(SIZE))
+fn ordered() -> InflightLog {
+    InflightLog::Order(Order::new(SIZE))
 }
 
 #[test]
@@ -105,8 +105,8 @@ fn a_request_that_is_given_up_lets_those_behind_it_pass() {
     rig.settle(&mut server, &mut lane);
     assert_eq!(rig.used().len(), 3, "the first one holds the others up");
     let mut looks = Looks::new(Duration::MAX);
-    let patience = Patience { report: SECOND, fail: 2 * SECOND };
-    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &patience));
+    let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
+    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &stall_limits));
     assert_eq!(rig.used()[3..], [0, 1, 2]);
     assert_eq!([rig.status(0), rig.status(1), rig.status(2)], [1, 0, 0]);
     assert!(server.is_drained());
@@ -138,7 +138,7 @@ pub(crate) fn marked(region: &Inflight) -> Vec<u16> {
 }
 
 /// What a session does with a ring that is started.
-pub(crate) fn account(rig: &Rig, region: &Inflight) -> Account {
+pub(crate) fn inflight_log(rig: &Rig, region: &Inflight) -> InflightLog {
     let shared = rig.map.shared();
     let shown = {
         let state = rig.vring.get_ref();
@@ -147,7 +147,7 @@ pub(crate) fn account(rig: &Rig, region: &Inflight) -> Account {
     let found = shown.begin(Record::Region).unwrap();
     rig.vring.set_queue_next_avail(found.next_avail);
     rig.vring.set_queue_next_used(found.next_used);
-    found.account
+    found.inflight_log
 }
 
 /// Five writes to pages 0 to 4, of which 3, 0 and 2 are in flight: the heads are 3 a request.
@@ -162,7 +162,7 @@ fn crashed(rig: &Rig) -> Inflight {
 fn what_was_in_flight_is_done_first_and_once() {
     let rig = Rig::new();
     let region = crashed(&rig);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     assert_eq!(rig.next_avail(), 3);
     assert!(!server.is_drained() && server.is_at_rest());
     rig.settle(&mut server, &mut lane);
@@ -181,8 +181,8 @@ fn what_was_in_flight_is_done_first_and_once() {
 fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
     let rig = Rig::new();
     let region = left(&[], 0);
-    let account = account(&rig, &region);
-    let (mut server, mut lane) = (rig.server_on(account), rig.lane());
+    let inflight_log = inflight_log(&rig, &region);
+    let (mut server, mut lane) = (rig.server_on(inflight_log), rig.lane());
     rig.settle(&mut server, &mut lane);
     assert!(!rig.shared.device.has_served(), "nothing was asked for yet");
     rig.write(0, 0, 4096);
@@ -212,7 +212,7 @@ fn requests_that_are_taken_again_have_no_more_room_than_others() {
     let held = rig.offer_to_held(5);
     // They are at 5 to 9 in the available ring.
     let region = left(&[0, 3, 6], 5);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
     assert_eq!((rig.next_avail(), rig.used().len()), (8, 5));
@@ -227,7 +227,7 @@ fn requests_that_are_taken_again_have_no_more_room_than_others() {
 fn a_turn_of_no_time_takes_up_one_request() {
     let rig = Rig::new();
     let region = crashed(&rig);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     server.set_share(Duration::ZERO);
     for done in 1..=5 {
         assert_eq!(server.serve(&mut lane), Turn::More);
@@ -241,7 +241,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
     for enabled in [true, false] {
         let rig = Rig::new();
         let region = crashed(&rig);
-        let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+        let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
         rig.vring.set_enabled(enabled);
         server.stop();
         assert_eq!(server.is_drained(), !enabled);
@@ -254,7 +254,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
         }
         // Whoever starts it next does what is left, once.
         rig.vring.set_enabled(true);
-        let mut server = rig.server_on(account(&rig, &region));
+        let mut server = rig.server_on(inflight_log(&rig, &region));
         rig.settle(&mut server, &mut lane);
         assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
     }
@@ -264,7 +264,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
 fn a_ring_that_breaks_leaves_the_rest_in_the_region() {
     let rig = Rig::new();
     let region = crashed(&rig);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     server.set_share(Duration::ZERO);
     // The used ring goes where no memory is.
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, 1 << 40).unwrap();
@@ -272,7 +272,7 @@ fn a_ring_that_breaks_leaves_the_rest_in_the_region() {
     assert!(server.is_drained());
     assert_eq!(marked(&region), [0, 6, 9]);
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, USED).unwrap();
-    let mut server = rig.server_on(account(&rig, &region));
+    let mut server = rig.server_on(inflight_log(&rig, &region));
     rig.settle(&mut server, &mut lane);
     assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
 }
@@ -285,7 +285,7 @@ fn a_head_that_is_in_flight_cannot_be_offered_again() {
     // What was made available second has the head that is in flight.
     let memory = rig.map.shared().memory().clone();
     memory.write_obj(0_u16, GuestAddress(super::rig::AVAIL + 4 + 3 * 2)).unwrap();
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     rig.settle(&mut server, &mut lane);
     rig.offer(2, VIRTIO_BLK_T_IN, 0, 4096);
     drop(held);
@@ -307,15 +307,15 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
                 memory.write_obj(available, GuestAddress(super::rig::AVAIL + 2)).unwrap();
             };
             set(stale, stale);
-            let account = match tracked {
-                true => account(&rig, &region),
+            let inflight_log = match tracked {
+                true => inflight_log(&rig, &region),
                 false => {
                     rig.vring.set_queue_next_avail(stale);
                     rig.vring.set_queue_next_used(stale);
                     ordered()
                 }
             };
-            let (mut server, mut lane) = (rig.server_on(account), rig.lane());
+            let (mut server, mut lane) = (rig.server_on(inflight_log), rig.lane());
             rig.settle(&mut server, &mut lane);
             assert_eq!(rig.next_avail(), stale);
             set(0, 0);
@@ -348,7 +348,7 @@ fn a_cleared_ring_does_not_make_a_region_forget() {
     let rig = Rig::new();
     let held = rig.offer_to_held(5);
     let region = left(&[0, 3, 6], 5);
-    let (mut server, mut lane) = (rig.server_on(account(&rig, &region)), rig.lane());
+    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
     let memory = rig.map.shared().memory().clone();
     memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
     // Those in flight are taken again, and wait; the two behind them follow.
@@ -372,12 +372,12 @@ fn a_thread_that_pauses_or_quits_keeps_its_account() {
     let rig = Rig::new();
     rig.vring.set_enabled(false);
     let region = crashed(&rig);
-    let watch = Watch::new(1, Patience::default());
+    let watch = Watch::new(1, StallLimits::default());
     let rings = vec![(0, rig.vring.clone())];
     let shared = Arc::clone(&rig.shared);
     let mut worker = Worker::spawn(0, rings, shared, rig.lane(), event(), watch).unwrap();
-    let account = account(&rig, &region);
-    worker.send(Command::Start { ring: 0, kick, error_event: None, account });
+    let inflight_log = inflight_log(&rig, &region);
+    worker.send(Command::Start { ring: 0, kick, error_event: None, inflight_log });
     let (paused, wait) = channel();
     let (keep, resume) = channel();
     worker.send(Command::Pause { paused, resume });

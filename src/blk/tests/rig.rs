@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::{NEXT, TABLE, WRITE, desc, put};
 use crate::blk::config::GuestOptions;
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Mailbox;
 use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
 use crate::blk::request::GuestBytes;
@@ -20,8 +20,8 @@ use crate::device::{BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op};
 use crate::engine::{EngineConfig, Policy};
 use crate::ratelimit::tests::Printed;
 use crate::slot::SlotGuard;
-use crate::virtq::account::Account;
 use crate::virtq::chain::Segment;
+use crate::virtq::inflight_log::InflightLog;
 use crate::virtq::memory::{MemoryMap, for_tests};
 
 pub(crate) const AVAIL: u64 = 0x10000;
@@ -64,7 +64,7 @@ impl Rig {
             threads: 1,
             serial: String::new(),
             read_only,
-            patience: Patience::default(),
+            stall_limits: StallLimits::default(),
         };
         let codec = "lz4".parse().unwrap();
         let memory = MemoryKind::default();
@@ -104,24 +104,24 @@ impl Rig {
     pub(crate) fn server_with(&self, pulse: Arc<Pulse>) -> QueueServer<'_> {
         let mailbox = Arc::clone(&self.mailbox);
         let mut server = QueueServer::new(0, self.vring.clone(), &self.shared, mailbox, pulse);
-        server.start(None, Account::default());
+        server.start(None, InflightLog::default());
         server
     }
 
-    pub(crate) fn server_on(&self, account: Account) -> QueueServer<'_> {
-        self.server_told(account, None)
+    pub(crate) fn server_on(&self, inflight_log: InflightLog) -> QueueServer<'_> {
+        self.server_told(inflight_log, None)
     }
 
     /// A server that signals `error_event` if its ring breaks.
     pub(crate) fn server_told(
         &self,
-        account: Account,
+        inflight_log: InflightLog,
         error_event: Option<File>,
     ) -> QueueServer<'_> {
         let mailbox = Arc::clone(&self.mailbox);
         let vring = self.vring.clone();
         let mut server = QueueServer::new(0, vring, &self.shared, mailbox, Arc::default());
-        server.start(error_event, account);
+        server.start(error_event, inflight_log);
         server
     }
 

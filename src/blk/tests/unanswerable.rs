@@ -15,9 +15,9 @@ use super::resume::{left, marked};
 use super::rig::{DATA, HEADERS, ROOM, Rig, SIZE};
 use super::{Desc, INDIRECT_FLAG, NEXT, TABLE, WRITE, desc, put};
 use crate::blk::queue::QueueServer;
-use crate::virtq::account::Record;
 use crate::virtq::inflight::Inflight;
 use crate::virtq::inflight::tests::region;
+use crate::virtq::inflight_log::Record;
 use crate::virtq::position;
 
 /// Where an indirect table may lie, behind all that the rig uses.
@@ -25,7 +25,7 @@ const INDIRECT: u64 = HEADERS + 0x8000;
 /// An address that no memory is at.
 const NOWHERE: u64 = 1 << 40;
 
-/// How the ring's account is kept.
+/// How the ring records what is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     None,
@@ -65,7 +65,7 @@ impl Ring {
         self.rig.vring.set_queue_next_used(found.next_used);
         let error = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let error = File::from(OwnedFd::from(error));
-        (self.rig.server_told(found.account, Some(error.try_clone().unwrap())), error)
+        (self.rig.server_told(found.inflight_log, Some(error.try_clone().unwrap())), error)
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {

@@ -1,4 +1,4 @@
-//! Requests that do not end: reported, counted, and given up.
+//! Requests that do not end: reported, counted, and abandoned.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::rig::Rig;
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Command;
 use crate::blk::parked::Bound;
 use crate::blk::queue::QueueServer;
@@ -20,7 +20,7 @@ use crate::blk::worker::Worker;
 use crate::clock;
 use crate::device::Extent;
 use crate::device::{Op, Report};
-use crate::virtq::account::Account;
+use crate::virtq::inflight_log::InflightLog;
 
 const SECOND: Duration = Duration::from_secs(1);
 const IOERR: u8 = 1;
@@ -45,18 +45,18 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     let (mut server, mut lane) = (rig.server(), rig.lane());
     let before = clock::coarse();
     rig.settle(&mut server, &mut lane);
-    let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
-    assert!(!server.look_after(looks.at(before + 9 * SECOND), &patience));
+    let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
+    assert!(!server.look_after(looks.at(before + 9 * SECOND), &stall_limits));
     assert_eq!(figures(&rig).stalled_requests, 0);
     let later = clock::coarse() + 10 * SECOND;
     for times in 0..3 {
-        assert!(!server.look_after(looks.at(later + times * 100 * SECOND), &patience));
+        assert!(!server.look_after(looks.at(later + times * 100 * SECOND), &stall_limits));
         assert_eq!(figures(&rig).stalled_requests, 3);
     }
     // Woken and parked again it is the same request.
     server.wake(0);
     rig.settle(&mut server, &mut lane);
-    server.look_after(looks.at(later + 100 * SECOND), &patience);
+    server.look_after(looks.at(later + 100 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 3);
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -68,9 +68,9 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     let held = rig.shared.device.hold(0);
     rig.offer(0, VIRTIO_BLK_T_IN, 0, 4096);
     rig.settle(&mut server, &mut lane);
-    server.look_after(looks.at(clock::coarse() + 9 * SECOND), &patience);
+    server.look_after(looks.at(clock::coarse() + 9 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 3);
-    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &patience);
+    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 4);
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -87,8 +87,8 @@ fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
     wait_until("the clock goes on", || clock::coarse() > parked);
     server.wake(0);
     rig.settle(&mut server, &mut lane);
-    let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
-    server.look_after(looks.at(parked + 10 * SECOND), &patience);
+    let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
+    server.look_after(looks.at(parked + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 1);
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -98,15 +98,15 @@ fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
 fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     let rig = Rig::new();
     let mut looks = Looks::new(Duration::MAX);
-    let patience = Patience { report: 10 * SECOND, fail: 20 * SECOND };
+    let stall_limits = StallLimits { report: 10 * SECOND, fail: 20 * SECOND };
     let mut held = rig.offer_to_held(4);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut lane);
-    assert!(!server.look_after(looks.at(clock::coarse() + 19 * SECOND), &patience));
+    assert!(!server.look_after(looks.at(clock::coarse() + 19 * SECOND), &stall_limits));
     assert_eq!(rig.used().len(), 4);
     // The two that are parked fail, are published, and make room: the queue is to have a turn.
-    assert!(server.look_after(looks.at(clock::coarse() + 20 * SECOND), &patience));
+    assert!(server.look_after(looks.at(clock::coarse() + 20 * SECOND), &stall_limits));
     assert_eq!(rig.used()[4..], [0, 1]);
     assert_eq!([rig.status(0), rig.status(1)], [IOERR; 2]);
     assert_eq!(figures(&rig).expired_requests, 2);
@@ -127,8 +127,8 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
 fn time_in_which_the_daemon_was_not_there_does_not_count() {
     const HOUR: Duration = Duration::from_secs(3600);
     let rig = Rig::new();
-    let patience = Patience { report: 10 * SECOND, fail: 20 * SECOND };
-    let (interval, mut looks) = (patience.interval().unwrap(), Looks::of(&patience));
+    let stall_limits = StallLimits { report: 10 * SECOND, fail: 20 * SECOND };
+    let (interval, mut looks) = (stall_limits.interval().unwrap(), Looks::of(&stall_limits));
     assert_eq!(interval, SECOND * 5 / 2);
     let held = rig.offer_to_held(2);
     let (mut server, mut lane) = (rig.server(), rig.lane());
@@ -136,7 +136,7 @@ fn time_in_which_the_daemon_was_not_there_does_not_count() {
     let mut now = clock::coarse();
     let mut look = |server: &mut QueueServer<'_>, after| {
         now += after;
-        server.look_after(looks.at(now), &patience)
+        server.look_after(looks.at(now), &stall_limits)
     };
     // Whatever is there already when it is first looked at is as old as a look may be late.
     assert!(!look(&mut server, HOUR));
@@ -178,8 +178,8 @@ fn a_write_that_was_given_up_leaves_what_was_there() {
     rig.write(1, 5, 4096);
     rig.settle(&mut server, &mut lane);
     let stored = figures(&rig).compr_data_size;
-    let patience = Patience { report: SECOND, fail: 2 * SECOND };
-    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &patience));
+    let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
+    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &stall_limits));
     assert_eq!((rig.status(1), figures(&rig).failed_writes), (IOERR, 1));
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -190,8 +190,8 @@ fn a_write_that_was_given_up_leaves_what_was_there() {
 }
 
 /// A queue thread with the rig's queue, started.
-fn worker(rig: &Rig, patience: Patience) -> (Worker, Arc<Watch>) {
-    let watch = Watch::new(1, patience);
+fn worker(rig: &Rig, stall_limits: StallLimits) -> (Worker, Arc<Watch>) {
+    let watch = Watch::new(1, stall_limits);
     let trouble = EventFd::new(EFD_NONBLOCK).unwrap();
     let vrings = vec![(0, rig.vring.clone())];
     let shared = Arc::clone(&rig.shared);
@@ -199,7 +199,12 @@ fn worker(rig: &Rig, patience: Patience) -> (Worker, Arc<Watch>) {
     let worker = worker.unwrap();
     let kick = nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK);
     let kick = File::from(OwnedFd::from(kick.unwrap()));
-    worker.send(Command::Start { ring: 0, kick, error_event: None, account: Account::default() });
+    worker.send(Command::Start {
+        ring: 0,
+        kick,
+        error_event: None,
+        inflight_log: InflightLog::default(),
+    });
     (worker, watch)
 }
 
@@ -207,8 +212,8 @@ fn worker(rig: &Rig, patience: Patience) -> (Worker, Arc<Watch>) {
 fn a_thread_looks_after_what_it_has_parked_without_being_woken() {
     let rig = Rig::new();
     let held = rig.offer_to_held(3);
-    let patience = Patience { report: SECOND / 10, fail: SECOND / 5 };
-    let (mut worker, watch) = worker(&rig, patience);
+    let stall_limits = StallLimits { report: SECOND / 10, fail: SECOND / 5 };
+    let (mut worker, watch) = worker(&rig, stall_limits);
     let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device), Arc::default())
         .unwrap();
     // Dropped first, or a thread would be waited for that waits for this.
@@ -228,7 +233,7 @@ fn a_thread_looks_after_what_it_has_parked_without_being_woken() {
 fn a_thread_goes_on_with_what_wakes_up_without_a_kick() {
     let rig = Rig::new();
     let held = rig.offer_to_held(8);
-    let (mut worker, _watch) = worker(&rig, Patience::default());
+    let (mut worker, _watch) = worker(&rig, StallLimits::default());
     let mut held = held;
     wait_until("the requests are parked", || rig.next_avail() == 16);
     for done in 1..=8 {
@@ -244,8 +249,8 @@ fn a_thread_goes_on_with_what_wakes_up_without_a_kick() {
 fn what_is_given_up_lets_a_thread_come_to_rest() {
     let rig = Rig::new();
     let held = rig.offer_to_held(3);
-    let patience = Patience { report: SECOND / 10, fail: SECOND / 5 };
-    let (mut worker, _watch) = worker(&rig, patience);
+    let stall_limits = StallLimits { report: SECOND / 10, fail: SECOND / 5 };
+    let (mut worker, _watch) = worker(&rig, stall_limits);
     let held = held;
     wait_until("the requests are parked", || rig.next_avail() == 6);
     let (paused, wait) = channel();
@@ -264,7 +269,7 @@ fn what_is_given_up_lets_a_thread_come_to_rest() {
 #[test]
 fn a_thread_that_does_not_leave_a_poll_is_reported_once() {
     let rig = Rig::new();
-    let watch = Watch::new(2, Patience { report: SECOND / 20, fail: Duration::ZERO });
+    let watch = Watch::new(2, StallLimits { report: SECOND / 20, fail: Duration::ZERO });
     let device = Arc::clone(&rig.shared.device);
     let dog = Watchdog::start(Arc::clone(&watch), device, Arc::default()).unwrap();
     let (idle, busy) = (watch.pulse(0), watch.pulse(1));
@@ -303,8 +308,8 @@ fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported()
     server.wake(0);
     rig.settle(&mut server, &mut lane);
     assert_eq!(pulse.last(), (3, "0 0 read of 4096 bytes from sector 0 false".into()));
-    let patience = Patience { report: 10 * SECOND, fail: Duration::ZERO };
-    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &patience);
+    let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
+    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 1, "one was counted by the watchdog");
     drop(held);
     rig.settle(&mut server, &mut lane);
@@ -314,7 +319,7 @@ fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported()
 #[test]
 fn the_watchdog_sleeps_while_the_threads_do_and_wakes_up_with_them() {
     let rig = Rig::new();
-    let watch = Watch::new(1, Patience { report: SECOND / 50, fail: Duration::ZERO });
+    let watch = Watch::new(1, StallLimits { report: SECOND / 50, fail: Duration::ZERO });
     let device = Arc::clone(&rig.shared.device);
     let dog = Watchdog::start(Arc::clone(&watch), device, Arc::default()).unwrap();
     let pulse = watch.pulse(0);
@@ -331,7 +336,7 @@ fn the_watchdog_sleeps_while_the_threads_do_and_wakes_up_with_them() {
     }
     drop(dog);
     // One that is off is never woken.
-    let watch = Watch::new(1, Patience { report: Duration::ZERO, fail: Duration::ZERO });
+    let watch = Watch::new(1, StallLimits { report: Duration::ZERO, fail: Duration::ZERO });
     let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device), Arc::default())
         .unwrap();
     watch.rouse(&watch.pulse(0));
@@ -345,7 +350,7 @@ fn a_watchdog_that_is_off_says_nothing() {
     let held = rig.offer_to_held(1);
     let (mut server, mut lane) = (rig.server(), rig.lane());
     rig.settle(&mut server, &mut lane);
-    let off = Patience { report: Duration::ZERO, fail: Duration::ZERO };
+    let off = StallLimits { report: Duration::ZERO, fail: Duration::ZERO };
     assert_eq!(off.interval(), None);
     assert!(!server.look_after(looks.at(clock::coarse() + 1_000_000 * SECOND), &off));
     assert_eq!(figures(&rig).stalled_requests, 0);

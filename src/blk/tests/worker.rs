@@ -14,21 +14,26 @@ use vhost_user_backend::VringT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::rig::Rig;
-use crate::blk::config::Patience;
+use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Command;
 use crate::blk::watchdog::Watch;
 use crate::blk::worker::Worker;
-use crate::virtq::account::Account;
+use crate::virtq::inflight_log::InflightLog;
 
 fn worker(rig: &Rig) -> Worker {
-    let watch = Watch::new(1, Patience::default());
+    let watch = Watch::new(1, StallLimits::default());
     let trouble = EventFd::new(EFD_NONBLOCK).unwrap();
     let vrings = vec![(0, rig.vring.clone())];
     Worker::spawn(0, vrings, Arc::clone(&rig.shared), rig.lane(), trouble, watch).unwrap()
 }
 
 fn start(worker: &Worker, kick: File) {
-    worker.send(Command::Start { ring: 0, kick, error_event: None, account: Account::None });
+    worker.send(Command::Start {
+        ring: 0,
+        kick,
+        error_event: None,
+        inflight_log: InflightLog::None,
+    });
 }
 
 fn event() -> File {

@@ -10,10 +10,10 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::TABLE;
-use crate::virtq::account::{Account, Record};
-use crate::virtq::elem::Taken;
+use crate::virtq::elem::Head;
 use crate::virtq::inflight::tests::{overwrite, region, watch_stores};
 use crate::virtq::inflight::{Contents, Entry, Inflight};
+use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::memory::{MemoryMap, for_tests};
 use crate::virtq::position;
 use crate::virtq::recovery::{RecoveryError, Standing};
@@ -34,8 +34,8 @@ struct World {
     region: Inflight,
     queue: Queue,
     heads: Heads,
-    account: Account,
-    running: Vec<Taken>,
+    inflight_log: InflightLog,
+    running: Vec<Head>,
     /// Heads by the place at which they were made available, from [`START`] on.
     offered: Vec<u16>,
     /// Heads that the driver may use.
@@ -64,7 +64,7 @@ impl World {
             region: region(1, SIZE),
             queue,
             heads: Heads::default(),
-            account: Account::default(),
+            inflight_log: InflightLog::default(),
             running: Vec::new(),
             offered: Vec::new(),
             free: (0..SIZE).collect(),
@@ -112,11 +112,11 @@ impl World {
             world.queue.set_next_avail(found.next_avail);
             world.queue.set_next_used(found.next_used);
             world.heads = Heads::new(SIZE);
-            world.account = found.account;
+            world.inflight_log = found.inflight_log;
         });
-        while let Some(head) = self.account.ledger().unwrap().next_again() {
+        while let Some(head) = self.inflight_log.region_log().unwrap().next_resubmit() {
             assert!(self.heads.take(head));
-            self.running.push(Taken::new(head));
+            self.running.push(Head::new(head));
         }
     }
 
@@ -143,9 +143,9 @@ impl World {
             let memory = memory.memory();
             let mut batch = VecDeque::new();
             take_batch(&mut world.queue, &memory, &mut world.heads, limit, &mut batch).unwrap();
-            world.account.take(&batch);
+            world.inflight_log.take(&batch);
             world.running.extend(batch.drain(..keep.min(batch.len())));
-            world.account.put_back(&batch);
+            world.inflight_log.put_back(&batch);
             put_back(&mut world.queue, &mut world.heads, &mut batch);
         });
     }
@@ -160,8 +160,8 @@ impl World {
         }
         self.recorded(|world| {
             let memory = world.map.shared();
-            let (queue, ledger) = (&mut world.queue, world.account.ledger());
-            put_batch(queue, &memory.memory(), &mut world.heads, ledger, &mut batch).unwrap();
+            let (queue, region_log) = (&mut world.queue, world.inflight_log.region_log());
+            put_batch(queue, &memory.memory(), &mut world.heads, region_log, &mut batch).unwrap();
         });
     }
 
@@ -197,10 +197,10 @@ impl World {
                 let place = self.place_of(self.used_head(self.seen.wrapping_add(index)));
                 assert!(!std::mem::replace(&mut done[place], true), "done twice");
             }
-            let taken = used.wrapping_sub(START) as usize + recovery.again.len();
+            let taken = used.wrapping_sub(START) as usize + recovery.resubmit.len();
             let owed: Vec<u16> =
                 (0..taken).filter(|at| !done[*at]).map(|at| self.offered[at]).collect();
-            assert_eq!(recovery.again, owed, "{contents:?}");
+            assert_eq!(recovery.resubmit, owed, "{contents:?}");
             assert!(!done[taken..].contains(&true), "it would be taken again");
         }
     }
@@ -285,7 +285,7 @@ const RING: Standing = Standing { size: 8, used: 100, available: 105 };
 #[test]
 fn what_is_in_flight_is_taken_up_in_its_order() {
     let recovery = plain().recover(RING).unwrap();
-    assert_eq!((recovery.again, recovery.later), (vec![2, 5, 3], 1));
+    assert_eq!((recovery.resubmit, recovery.later), (vec![2, 5, 3], 1));
 }
 
 #[test]
@@ -296,10 +296,10 @@ fn a_batch_that_was_published_is_finished() {
     contents.entries[2] = Entry { in_flight: 0, next: 5, counter: 9 };
     contents.entries[5].next = 6;
     let recovery = contents.recover(Standing { used: 102, ..RING }).unwrap();
-    assert_eq!((recovery.again, recovery.later), (vec![3], 0));
+    assert_eq!((recovery.resubmit, recovery.later), (vec![3], 0));
     // Before the index was published they are in flight; 2 is still marked then.
     contents.entries[2].in_flight = 1;
-    assert_eq!(contents.recover(RING).unwrap().again, [2, 5, 3]);
+    assert_eq!(contents.recover(RING).unwrap().resubmit, [2, 5, 3]);
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn counters_may_be_anything() {
     let mut contents = plain();
     contents.entries[1].counter = u64::MAX;
     contents.entries[3].counter = 9;
-    assert_eq!(contents.recover(RING).unwrap().again, [2, 3, 5]);
+    assert_eq!(contents.recover(RING).unwrap().resubmit, [2, 3, 5]);
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn what_cannot_be_of_the_ring_is_refused() {
         contents.recover(small).unwrap_err(),
         RecoveryError::TooMany { in_flight: 2, waiting: 5 }
     );
-    assert_eq!(contents.recover(Standing { available: 104, ..small }).unwrap().again, [2, 3]);
+    assert_eq!(contents.recover(Standing { available: 104, ..small }).unwrap().resubmit, [2, 3]);
     for available in [102, 109, 99] {
         let error = refused(&|_| {}, Standing { available, ..RING });
         let waiting = available.wrapping_sub(100);
@@ -373,7 +373,7 @@ fn a_ring_that_was_reset_begins_anew() {
     assert!(contents.recover(reset).is_err(), "something is in flight");
     contents.entries.iter_mut().for_each(|entry| entry.in_flight = 0);
     let recovery = contents.recover(reset).unwrap();
-    assert_eq!((recovery.again.len(), recovery.later), (0, 0));
+    assert_eq!((recovery.resubmit.len(), recovery.later), (0, 0));
     assert!(contents.recover(Standing { used: 200, ..reset }).is_err(), "it stands elsewhere");
 }
 
@@ -416,7 +416,7 @@ fn a_ring_in_use_is_told_by_its_indexes_and_by_its_part() {
     overwrite(&region.part(0).unwrap(), &contents);
     shared.memory().write_obj(1_u16, GuestAddress(AVAIL + 2)).unwrap();
     let found = read(&queue).begin(Record::Region).unwrap();
-    assert_eq!((found.next_avail, found.next_used, found.again), (1, 0, 1));
+    assert_eq!((found.next_avail, found.next_used, found.resubmit), (1, 0, 1));
 }
 
 /// Indexes that were counted around to 0 are those of a new ring; the elements of the used ring are not.
@@ -445,8 +445,8 @@ fn a_record_in_a_region_needs_a_part_of_it() {
     let map = for_tests(0, 1 << 20);
     let queue = World::new().queue;
     let shown = || position::read(&queue, &map.shared().memory(), None).unwrap();
-    assert!(matches!(shown().begin(Record::Order).unwrap().account, Account::Ordered(_)));
-    assert!(matches!(shown().begin(Record::None).unwrap().account, Account::None));
+    assert!(matches!(shown().begin(Record::Order).unwrap().inflight_log, InflightLog::Order(_)));
+    assert!(matches!(shown().begin(Record::None).unwrap().inflight_log, InflightLog::None));
     let error = shown().begin(Record::Region).unwrap_err();
     assert_eq!(error, RecoveryError::RingSize { ring: SIZE });
 }

@@ -4,7 +4,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::TABLE;
-use crate::virtq::elem::Taken;
+use crate::virtq::elem::Head;
 use crate::virtq::memory::{Memory, for_tests};
 use crate::virtq::ring::{
     BATCH, Heads, RingError, put_back, put_batch, take_batch, wants_interrupt,
@@ -113,8 +113,8 @@ fn what_is_put_back_is_taken_again_in_order() {
     put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
     put_back(&mut queue, &mut heads, &mut batch);
     assert_eq!((batch.len(), queue.next_avail()), (0, queue.next_used()));
-    let (again, outcome) = take(&mut queue, &memory, &mut heads);
-    assert_eq!((again, outcome), (vec![7, 6, 5], Ok(())));
+    let (resubmit, outcome) = take(&mut queue, &memory, &mut heads);
+    assert_eq!((resubmit, outcome), (vec![7, 6, 5], Ok(())));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_head_can_be_taken_again_once_it_was_given_back() {
         offer(&memory, round, &[7]);
         let mut batch = VecDeque::new();
         take_batch(&mut queue, &memory, &mut heads, BATCH, &mut batch).unwrap();
-        let mut finished = batch.drain(..).map(|taken: Taken| taken.finish(1)).collect();
+        let mut finished = batch.drain(..).map(|taken: Head| taken.finish(1)).collect();
         put_batch(&mut queue, &memory, &mut heads, None, &mut finished).unwrap();
         assert_eq!(used_index(&memory), round + 1);
     }

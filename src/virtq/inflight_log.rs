@@ -1,10 +1,10 @@
-//! How a queue accounts for what it took, so that the next process can go on where it died.
+//! The in-flight log of a queue: what it took and did not give back, for the next process.
 
 use std::collections::VecDeque;
 
-use crate::virtq::elem::{Finished, Taken};
-use crate::virtq::ledger::Ledger;
+use crate::virtq::elem::{Head, UsedElem};
 use crate::virtq::order::Order;
+use crate::virtq::region_log::RegionLog;
 
 /// How a ring records what it has in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,41 +17,41 @@ pub(crate) enum Record {
     None,
 }
 
-/// The account of one started ring; decided when it starts.
+/// The in-flight log of one started ring; decided when it starts.
 #[derive(Debug, Default)]
-pub(crate) enum Account {
+pub(crate) enum InflightLog {
     /// None: completions come in any order, and what a dead process leaves is lost anyway.
     #[default]
     None,
     /// The used index is all that remains, so completions come in order.
-    Ordered(Order),
+    Order(Order),
     /// The in-flight region remains: completions come in any order.
-    Tracked(Ledger),
+    Region(RegionLog),
 }
 
-impl Account {
+impl InflightLog {
     /// A batch was taken from the available ring, in this order.
-    pub(crate) fn take(&mut self, batch: &VecDeque<Taken>) {
+    pub(crate) fn take(&mut self, batch: &VecDeque<Head>) {
         match self {
-            Account::None => {}
-            Account::Ordered(order) => batch.iter().for_each(|taken| order.take(taken.head())),
-            Account::Tracked(ledger) => ledger.take(batch),
+            InflightLog::None => {}
+            InflightLog::Order(order) => batch.iter().for_each(|taken| order.take(taken.index())),
+            InflightLog::Region(region_log) => region_log.take(batch),
         }
     }
 
     /// The rest of what was taken last goes back into the available ring, in the order in which it
     /// was taken.
-    pub(crate) fn put_back(&mut self, rest: &VecDeque<Taken>) {
+    pub(crate) fn put_back(&mut self, rest: &VecDeque<Head>) {
         match self {
-            Account::None => {}
-            Account::Ordered(order) => order.put_back(rest.len()),
-            Account::Tracked(ledger) => ledger.put_back(rest),
+            InflightLog::None => {}
+            InflightLog::Order(order) => order.put_back(rest.len()),
+            InflightLog::Region(region_log) => region_log.put_back(rest),
         }
     }
 
     /// Leaves in `finished` what may be published now.
-    pub(crate) fn release(&mut self, finished: &mut Vec<Finished>) {
-        if let Account::Ordered(order) = self
+    pub(crate) fn release(&mut self, finished: &mut Vec<UsedElem>) {
+        if let InflightLog::Order(order) = self
             && !finished.is_empty()
         {
             order.release(finished);
@@ -60,19 +60,19 @@ impl Account {
 
     /// Whether this head is finished and waits for its turn to be published.
     pub(crate) fn is_early(&self, head: u16) -> bool {
-        matches!(self, Account::Ordered(order) if order.is_early(head))
+        matches!(self, InflightLog::Order(order) if order.is_early(head))
     }
 
-    /// The ledger, if there is one.
-    pub(crate) fn ledger(&mut self) -> Option<&mut Ledger> {
+    /// The log in the region, if it is there.
+    pub(crate) fn region_log(&mut self) -> Option<&mut RegionLog> {
         match self {
-            Account::Tracked(ledger) => Some(ledger),
+            InflightLog::Region(region_log) => Some(region_log),
             _ => None,
         }
     }
 
     /// Whether an earlier process left requests that are not begun again yet.
-    pub(crate) fn has_again(&self) -> bool {
-        matches!(self, Account::Tracked(ledger) if ledger.has_again())
+    pub(crate) fn has_resubmits(&self) -> bool {
+        matches!(self, InflightLog::Region(region_log) if region_log.has_resubmits())
     }
 }
