@@ -43,3 +43,7 @@ compare-zram *options:
 # Builds the documentation of the code, which is then in target/doc.
 docs:
     tests/all docs
+
+# Writes the generated files of dist/ anew: man page and completions.
+dist:
+    VUZ_UPDATE=1 cargo test --test dist man_page

@@ -90,6 +90,22 @@ impl Manager {
 
     /// A daemon with `--fd-store` to which it hands these descriptors, from 3 on.
     pub fn command(&self, dir: &TempDir, fds: Vec<(String, OwnedFd)>, args: &[&str]) -> Command {
+        let mut command = self.launch(fds, ["--fd-store"].iter().chain(args).copied());
+        if !args.contains(&"--fd") {
+            command.arg("--socket-path").arg(dir.join("socket"));
+        }
+        if !args.contains(&"--size") {
+            command.args(["--size", "16M"]);
+        }
+        command
+    }
+
+    /// A daemon with these arguments and no others.
+    pub fn launch<'a>(
+        &self,
+        fds: Vec<(String, OwnedFd)>,
+        args: impl IntoIterator<Item = &'a str>,
+    ) -> Command {
         // Whose process number is known to the shell alone, which becomes the daemon.
         let mut command = Command::new("sh");
         if fds.is_empty() {
@@ -99,13 +115,7 @@ impl Manager {
             let names: Vec<&str> = fds.iter().map(|(name, _)| name.as_str()).collect();
             command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         }
-        command.arg(BINARY).arg("--fd-store").args(args);
-        if !args.contains(&"--fd") {
-            command.arg("--socket-path").arg(dir.join("socket"));
-        }
-        if !args.contains(&"--size") {
-            command.args(["--size", "16M"]);
-        }
+        command.arg(BINARY).args(args);
         command.env("NOTIFY_SOCKET", self.socket());
         let most = self.inner().most;
         if most > 0 {

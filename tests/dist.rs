@@ -1,0 +1,207 @@
+//! The files of `dist/` say what the program does: man page and completions are those of its command
+//! line, the unit's command line starts a daemon that tells systemd so, and the description for QEMU
+//! agrees with what the binary says of itself.
+
+mod common;
+
+// Definitions only: parsing itself has its tests in the binary.
+#[allow(dead_code, reason = "only the definition is of use here")]
+#[path = "../src/cli.rs"]
+mod cli;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use common::daemon::{BINARY, Daemon, TempDir, output};
+use common::disk::{expect_pattern, write_pattern};
+use common::manager::Manager;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Name of the program and of what is generated for it.
+const NAME: &str = "vhost-user-zram";
+/// The unit's file.
+const UNIT: &str = "vhost-user-zram@.service";
+/// The instance of the unit that is started.
+const INSTANCE: &str = "vm1";
+
+fn dist(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("dist").join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(dist(name)).unwrap_or_else(|error| panic!("dist/{name}: {error}"))
+}
+
+/// Whether `dist/NAME` has these bytes; with `VUZ_UPDATE=1` it gets them.
+fn is_generated(name: &str, bytes: &[u8]) -> bool {
+    if std::env::var_os("VUZ_UPDATE").is_some() {
+        fs::write(dist(name), bytes).expect("write");
+    }
+    fs::read(dist(name)).is_ok_and(|found| found == bytes)
+}
+
+#[test]
+fn man_page_and_completions_are_those_of_the_command_line() {
+    let mut command = cli::Args::command().name(NAME);
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page).expect("a man page");
+    page.extend_from_slice(text("man-end.roff").as_bytes());
+    let mut old = Vec::new();
+    if !is_generated("vhost-user-zram.1", &page) {
+        old.push("vhost-user-zram.1".to_owned());
+    }
+    for (shell, file) in [
+        (Shell::Bash, "vhost-user-zram.bash"),
+        (Shell::Zsh, "_vhost-user-zram"),
+        (Shell::Fish, "vhost-user-zram.fish"),
+    ] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, NAME, &mut script);
+        let name = format!("completions/{file}");
+        if !is_generated(&name, &script) {
+            old.push(name);
+        }
+    }
+    assert!(
+        old.is_empty(),
+        "{old:?} in dist/ differ from the command line: VUZ_UPDATE=1 cargo test --test dist"
+    );
+}
+
+/// What the binary says of itself.
+fn capabilities() -> Value {
+    let output = output(Command::new(BINARY).arg("--print-capabilities"));
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn the_description_for_qemu_agrees_with_the_binary() {
+    let described: Value = serde_json::from_str(&text("50-vhost-user-zram.json")).expect("JSON");
+    let described = described.as_object().expect("one object");
+    let known = ["description", "type", "binary", "tags"];
+    assert!(described.keys().all(|key| known.contains(&key.as_str())), "{described:?}");
+    assert!(described["description"].as_str().is_some_and(|text| !text.is_empty()));
+    // It is the program that the unit starts, and that is tested here.
+    let binary = Path::new(described["binary"].as_str().expect("a path"));
+    assert!(binary.is_absolute());
+    assert_eq!(binary.file_name(), Path::new(BINARY).file_name());
+    assert_eq!(binary, Path::new(&Unit::read().words("ExecStart")[0]));
+
+    let capable = capabilities();
+    assert_eq!(described["type"], "block");
+    assert_eq!(capable["type"], described["type"]);
+    // Each feature promises an option of the same name.
+    let features = capable["features"].as_array().expect("features");
+    assert!(features.contains(&Value::from("read-only")), "{features:?}");
+    let command = cli::Args::command();
+    for feature in features {
+        let option = feature.as_str().expect("a name");
+        assert!(["read-only", "blk-file"].contains(&option), "QEMU knows no feature {option}");
+        assert!(command.get_arguments().any(|arg| arg.get_long() == Some(option)), "no --{option}");
+    }
+}
+
+/// The unit's settings, by their names.
+struct Unit(HashMap<String, String>);
+
+impl Unit {
+    fn read() -> Self {
+        let text = text(UNIT);
+        let settings = text.lines().filter(|line| !line.starts_with(['#', '[']));
+        let settings = settings.filter_map(|line| line.split_once('='));
+        Self(settings.map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    fn words(&self, name: &str) -> Vec<String> {
+        self.0[name].split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The command line as systemd makes it (systemd.service(5), "Command lines"): specifiers are
+    /// replaced first, `${NAME}` becomes a part of its word, and `$NAME` as many words as it has.
+    fn command_line(&self, run: &Path, environment: &HashMap<&str, &str>) -> Vec<String> {
+        let run = run.to_str().expect("a name in UTF-8");
+        let mut line = Vec::new();
+        for word in self.words("ExecStart") {
+            let word = word.replace("%t", run).replace("%i", INSTANCE);
+            if let Some(name) = word.strip_prefix('$').filter(|name| !name.starts_with('{')) {
+                line.extend(environment[name].split_whitespace().map(str::to_owned));
+                continue;
+            }
+            let replaced = environment
+                .iter()
+                .fold(word, |word, (name, value)| word.replace(&format!("${{{name}}}"), value));
+            assert!(!replaced.contains(['%', '$']), "{replaced}: is not replaced");
+            line.push(replaced);
+        }
+        line
+    }
+}
+
+#[test]
+fn the_units_command_line_starts_a_disk_that_outlives_its_daemon() {
+    let unit = Unit::read();
+    assert_eq!(unit.0["Type"], "notify");
+    let most = unit.0["FileDescriptorStoreMax"].parse().expect("a number");
+    let manager = Manager::new(most);
+    let environment = HashMap::from([("SIZE", "16M"), ("OPTIONS", "--algorithm zstd --serial u1")]);
+
+    let start = |held: Vec<(String, OwnedFd)>| {
+        let dir = TempDir::new();
+        // What systemd makes before it starts the daemon (RuntimeDirectory=).
+        let runtime = dir.join(&unit.0["RuntimeDirectory"].replace("%i", INSTANCE));
+        fs::create_dir_all(&runtime).expect("the unit's directory");
+        let line = unit.command_line(&dir.join(""), &environment);
+        let at = line.iter().position(|word| word == "--socket-path").expect("a socket");
+        let socket = Path::new(&line[at + 1]);
+        assert_eq!(socket.parent(), Some(runtime.as_path()), "systemd makes no other directory");
+        symlink(socket, dir.join("socket")).expect("a link");
+        // As it is, but for the place of the program.
+        Daemon::spawn(manager.launch(held, line[1..].iter().map(String::as_str)), dir)
+    };
+    let daemon = start(Vec::new());
+    manager.wait_for("READY=1", 1);
+    assert_eq!(daemon.origin(), "new");
+    assert_eq!(manager.inner().held.len(), most);
+    write_pattern(daemon.client().blk(), 0, 1000, 1);
+    daemon.end(Signal::SIGKILL);
+
+    let daemon = start(manager.held());
+    manager.wait_for("READY=1", 2);
+    assert_eq!(daemon.origin(), "opened");
+    expect_pattern(daemon.client().blk(), 0, 1000, 1);
+    daemon.end(Signal::SIGTERM);
+    manager.wait_for("STOPPING=1", 1);
+}
+
+#[test]
+fn systemd_finds_no_fault_in_the_unit() {
+    let dir = TempDir::new();
+    // It insists that the program is there.
+    let unit = text(UNIT).replace(&Unit::read().words("ExecStart")[0], BINARY);
+    let file = dir.join(&UNIT.replace('@', "@vm1"));
+    fs::write(&file, unit).expect("write");
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no"]).arg(&file);
+    match command.output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("systemd-analyze is not here: the unit is not verified");
+        }
+        output => {
+            let output = output.expect("systemd-analyze");
+            let said = String::from_utf8_lossy(&output.stderr);
+            let about_it = said.lines().filter(|line| line.contains(NAME));
+            // systemd before 254 ignores it.
+            let faults: Vec<_> =
+                about_it.filter(|line| !line.contains("FileDescriptorStorePreserve")).collect();
+            assert!(output.status.success() && faults.is_empty(), "{said}");
+        }
+    }
+}
