@@ -40,6 +40,13 @@ quiet() {
     return 1
 }
 
+# quiet_fio OPTION...: of all that fio prints only what it found wrong matters.
+quiet_fio() {
+    fio "$@" >/tmp/out 2>&1 && return
+    text="fio: $(grep -aE 'verify|error|err=' /tmp/out | head -n 2 | tr '\n' ' ')"
+    return 1
+}
+
 make_parts() {
     local i=0 p at
     for p in "$keep_at:$keep_len" "$ext4_at:$ext4_len" "$swap_at:$swap_len" "$fio_at:$fio_len"; do
@@ -128,7 +135,7 @@ step_fio() {
     common="--filename=$fiodev --rw=randwrite --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0
         --refill_buffers --buffer_compress_percentage=50 --thread --output-format=terse --group_reporting=0"
     # shellcheck disable=SC2086
-    quiet fio $common --name=d0 --direct=1 --ioengine=libaio --iodepth=16 --size=$((half - 8))m \
+    quiet_fio $common --name=d0 --direct=1 --ioengine=libaio --iodepth=16 --size=$((half - 8))m \
         --bssplit=4k/40:8k/15:16k/15:64k/15:256k/15 --offset=0 --cpus_allowed=0 \
         --name=d1 --filename=$fiodev --rw=randwrite --verify=crc32c --verify_fatal=1 --refill_buffers \
         --buffer_compress_percentage=50 --direct=1 --ioengine=libaio --iodepth=16 --size=$((half - 8))m \
@@ -136,7 +143,7 @@ step_fio() {
     # With a logical block of 4096 only buffered I/O can be smaller: the page cache then makes
     # reads-modifies-writes of it. invalidate (fio's default) makes the verification read the disk.
     # shellcheck disable=SC2086
-    quiet fio $common --name=b --direct=0 --ioengine=psync --size=$((half / 2))m --end_fsync=1 \
+    quiet_fio $common --name=b --direct=0 --ioengine=psync --size=$((half / 2))m --end_fsync=1 \
         --bssplit=512/25:1k/10:3k/10:4k/20:16k/15:64k/15:256k/5 --offset=$((half / 2))m || return
     put verified_mib=$((half * 2 - 16 + half / 2))
 }
@@ -249,7 +256,7 @@ step_pattern_verify() {
 # Of the last verification: "blkgen: N blocks, N wrong".
 blkgen_figures() { put "$(sed -n 's/^blkgen: \([0-9]*\) blocks, \([0-9]*\) wrong$/blocks=\1 wrong=\2/p' /tmp/out)"; }
 
-# The ledger: one MiB for each round, written once and on the disk before the round goes on.
+# The ledger: one MiB for each round, written once and on the disk before the round continues.
 step_ledger_write() { quiet blkgen write $keep $(((ledger_off + $1) * mib)) $mib $((1000 + $1)); }
 step_ledger_verify() {
     local i=1
@@ -322,7 +329,7 @@ step_disk_there() {
     local i=0
     until [ -b $disk ] && [ "$(show size)" -gt 0 ]; do
         i=$((i + 1))
-        [ $i -lt 1000 ] || { fail "there is no $disk"; return; }
+        [ $i -lt 1000 ] || { fail "$disk does not appear"; return; }
         sleep 0.1
     done 2>/dev/null
     make_parts

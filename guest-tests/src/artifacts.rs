@@ -71,6 +71,8 @@ pub struct Setup {
     pub here: PathBuf,
     /// For all files of this run; short, as sockets are in it.
     pub work: PathBuf,
+    /// On a tmpfs, for the states of disks.
+    pub tmpfs: PathBuf,
     /// A tar of real files of this machine.
     pub corpus: PathBuf,
     /// "kvm" or "tcg".

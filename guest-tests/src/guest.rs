@@ -55,7 +55,7 @@ pub struct Parts<'a> {
     pub kernel: &'a Kernel,
     pub qemu: &'a Qemu,
     pub accel: &'a str,
-    /// The script that has libvirt run the guest, in place of `run-guest`.
+    /// The script that has libvirt run the guest, instead of `run-guest`.
     pub libvirt: Option<&'a Path>,
 }
 

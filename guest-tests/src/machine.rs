@@ -118,10 +118,10 @@ impl<'a> Machine<'a> {
 
     /// A disk that outlives its daemons, for all daemons from here on.
     pub fn keep_state(&mut self, more: &[&str]) -> Result<()> {
-        let tmpfs = Path::new("/dev/shm");
-        let room = statvfs(tmpfs).context("/dev/shm")?;
+        let tmpfs = &self.setup.tmpfs;
+        let room = statvfs(tmpfs).with_context(|| tmpfs.display().to_string())?;
         if room.blocks_available() * room.fragment_size() < STATE_ROOM {
-            return Err(Skip("/dev/shm has less than 256 MiB free".to_owned()).into());
+            return Err(Skip(format!("{} has less than 256 MiB free", tmpfs.display())).into());
         }
         let state = TempDir::within(tmpfs);
         self.daemon_args.extend(["--state-dir".into(), state.path().into(), "--create".into()]);
@@ -130,7 +130,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Starts a daemon in place of the one before; waits for nothing.
+    /// Starts a daemon after the one before has ended; waits for nothing.
     pub fn spawn_daemon(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "a daemon runs");
         let (mut args, log) = (self.daemon_args.clone(), self.next_log("daemon"));

@@ -50,9 +50,9 @@ use crate::{
 /// Without options: lz4 and zstd, this machine's kernel package and QEMU; on Debian also a few tests with
 /// the kernel of Debian 13's backports on Debian 13's QEMU. One line for each test, "ok", "FAILED" or
 /// "skipped", and last "N passed, N failed, N skipped"; the exit status is that of the failures. Logs of
-/// tests that failed stay in target/guest-tests/. Environment: VUZ_ACCEL=kvm or tcg; VUZ_SEED=N, the
-/// moments at which daemons are killed (default: others each time); MODULES=, the lib/modules/VERSION that
-/// goes with a kernel given as a path.
+/// tests that failed stay in target/guest-tests/. Environment: VUZ_ACCEL=kvm or tcg; VUZ_TMPFS=DIR, where
+/// states of disks lie (default: /dev/shm); VUZ_SEED=N, the moments at which daemons are killed (default:
+/// others each time); MODULES=, the lib/modules/VERSION that goes with a kernel given as a path.
 #[derive(Parser)]
 #[command(name = "guest-tests/run")]
 struct Cli {
@@ -111,7 +111,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 /// Prints a line of the result.
 pub fn say(line: &str) {
-    // Nobody reads on: the exit status is left.
+    // Without a reader the exit status is what is left.
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
@@ -152,6 +152,7 @@ fn run(cli: &Cli) -> Result<Total> {
         scripts: root.join("qemu-scripts"),
         here: root.join("guest-tests"),
         work: work.path().to_owned(),
+        tmpfs: std::env::var_os("VUZ_TMPFS").map_or_else(|| "/dev/shm".into(), PathBuf::from),
         corpus: work.join("corpus.tar"),
         accel: String::new(),
         seed: seed()?,

@@ -132,7 +132,7 @@ pub fn runs(test: &Test, combination: &Combination, first_algorithm: &str, all: 
     all || !test.once || combination.algorithm == first_algorithm
 }
 
-/// The tests that match any of the patterns; all of them where there is none.
+/// The tests that match any of the patterns, or all without a pattern.
 pub fn chosen(tests: &'static [Test], patterns: &[String]) -> Result<Vec<&'static Test>> {
     let wanted =
         |test: &&Test| patterns.is_empty() || patterns.iter().any(|p| matches(p, test.name));

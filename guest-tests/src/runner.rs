@@ -113,7 +113,7 @@ impl Run<'_> {
         let started = Instant::now();
         let name = format!("{} {}", job.combination, job.test.name);
         let logs = self.logs.join(file_name(&job.combination.to_string())).join(job.test.name);
-        // Of an earlier run; where there is none, that is as good.
+        // Those of an earlier run, if there are any.
         let _ = fs::remove_dir_all(&logs);
         let mut boots = 0;
         let outcome = if self.boot_failures.load(Ordering::Relaxed) >= BOOT_FAILURES {

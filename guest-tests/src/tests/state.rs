@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{daemon::Figures, inflight::InFlight, machine::Machine};
 
-/// What four rows of fio passes fill at most (`guest-churn.sh`); nobody else writes to their disk.
+/// What four rows of fio passes fill at most (`guest-churn.sh`); nothing else writes to their disk.
 const CHURN_BYTES: u64 = 14 << 20;
 
 /// A disk with a state, and an engine that is slower than a guest under TCG, so that the queues are full, and
@@ -135,7 +135,7 @@ pub fn terms(machine: &mut Machine<'_>) -> Result<String> {
     Ok(format!("{count} SIGTERMs: {}; {verified}", deaths.report()))
 }
 
-/// Nobody is left that knew the disk: neither QEMU nor daemon. Once after a clean shutdown of the guest, once
+/// Neither the QEMU nor the daemon that knew the disk is left. Once after a clean shutdown of the guest, once
 /// with both killed under load.
 pub fn cold(machine: &mut Machine<'_>) -> Result<String> {
     machine.keep_state(&[])?;
