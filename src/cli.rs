@@ -104,7 +104,8 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "auto", requires = "load")]
     load_format: ImageFormat,
 
-    /// How pages are compressed: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N).
+    /// How new pages are compressed: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N). Pages that
+    /// a state has from before are read whatever they were compressed by.
     #[arg(long, value_name = "ALGORITHM", default_value = "lz4")]
     algorithm: CodecSpec,
 

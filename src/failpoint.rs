@@ -48,6 +48,10 @@ pub const STEPS: &[&str] = &[
     "create.arena",
     "create.sealed",
     "create.filled",
+    // Adding a codec to one.
+    "codec.freed",
+    "codec.written",
+    "codec.used",
     // Opening one.
     "open.checked",
     "open.trimmed",

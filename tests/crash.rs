@@ -1,7 +1,8 @@
 //! The daemon dies by SIGKILL under load, and what a new one on the same state finds is compared
 //! with a model of all that was acknowledged, and of what may have happened beside that.
 //!
-//! `VUZ_CRASHES` says how often it is killed at random moments (100 times without), `VUZ_SEED`
+//! `VUZ_CRASHES` says how often it is killed at random moments (100 times without), `VUZ_STEPS` limits
+//! the named steps to those that begin so, `VUZ_SEED`
 //! repeats a run's choices; the moments of threads are not repeated.
 
 mod common;
@@ -57,6 +58,18 @@ const SETUPS: [Setup; 4] = [
         ],
         limited: true,
     },
+];
+/// Codecs that are added to states, one after the other.
+const ALGORITHMS: [&str; 9] = [
+    "zstd(level=-1)",
+    "lz4(acceleration=2)",
+    "zstd(level=2)",
+    "lz4-flex",
+    "zstd(level=-7)",
+    "lz4(acceleration=3)",
+    "zstd(level=4)",
+    "zstd(level=-2)",
+    "zstd(level=5)",
 ];
 const MODEL: &str = "reorder=8,refuse=10%,fail=1%,seed=5";
 
@@ -164,6 +177,8 @@ enum Way {
     EmptyTable,
     /// The start of a daemon on a state that is there.
     Open,
+    /// The same with another algorithm.
+    Codec,
     /// The start that makes a state.
     Create,
 }
@@ -177,6 +192,7 @@ fn way_to(step: &str) -> Way {
         "compact" => Way::Compaction,
         "table" => Way::EmptyTable,
         "open" => Way::Open,
+        "codec" => Way::Codec,
         "create" => Way::Create,
         _ => panic!("{step}: this test has to be told how to get there"),
     }
@@ -235,6 +251,19 @@ fn die_at_open(life: &mut Life, step: &str, times: u64, mode: Mode) {
     life.revive(mode, true);
 }
 
+/// Has a daemon die at `step` while it adds a codec to what one has left that was killed under load.
+/// The next one has the same codec and finds pages of the old ones; new ones are written on the way to
+/// the next step.
+fn die_at_codec(life: &mut Life, step: &str, algorithm: &'static str, mode: Mode) {
+    life.renew(None, mode == Mode::Resume);
+    assert!(life.load.run(&mut life.client, 500, || life.daemon.is_alive()));
+    life.load.fill(&mut life.client);
+    life.kill();
+    life.set_algorithm(algorithm);
+    life.start_and_die(&format!("{step}:1"));
+    life.revive(mode, true);
+}
+
 /// Has `times` daemons die at `step`, while they make a state.
 fn die_at_creation(step: &str, times: u64, setup: Setup, seed: u64) {
     let state = TempDir::in_memory();
@@ -257,7 +286,10 @@ fn nothing_acknowledged_is_lost_at_any_named_step() {
     let mut random = Random::new(seed);
     let mut lives = SETUPS.map(|setup| Life::new(setup, random.next_u64()));
     let modes = [Mode::Cold, Mode::Resume, Mode::Ordered];
-    for (turn, step) in STEPS.iter().enumerate() {
+    let mut algorithms = ALGORITHMS.into_iter();
+    let only = env::var("VUZ_STEPS").unwrap_or_default();
+    let steps = STEPS.iter().enumerate().filter(|(_, step)| step.starts_with(&only));
+    for (turn, step) in steps {
         for (at, nth) in [1, 2, 3 + random.below(48)].into_iter().enumerate() {
             // Each step with each mode, and the steps of each path with each setup.
             let mode = modes[(turn + at) % modes.len()];
@@ -277,6 +309,10 @@ fn nothing_acknowledged_is_lost_at_any_named_step() {
                 }
                 // A start comes to each of its steps once.
                 Way::Open => die_at_open(life, step, nth.min(3), mode),
+                Way::Codec => {
+                    let algorithm = algorithms.next().expect("one that no state has");
+                    die_at_codec(life, step, algorithm, mode);
+                }
                 Way::Create => {
                     die_at_creation(step, nth.min(3), SETUPS[setup], random.next_u64());
                 }

@@ -147,8 +147,6 @@ fn a_state_of_another_disk_is_refused_and_stays_what_it_is() {
     daemon.end(Signal::SIGTERM);
     for more in [&[][..], &["--create"]] {
         home.refuses("32M", more, &["16777216 bytes", "33554432"]);
-        let zstd = [more, &["--algorithm", "zstd(level=3)"]].concat();
-        home.refuses("16M", &zstd, &["lz4", "zstd"]);
     }
     // What a guest is offered may change from one start to the next.
     let daemon = home.start(&["--num-queues", "2", "--serial", "other", "--mem-limit", "1M"]);
@@ -157,6 +155,29 @@ fn a_state_of_another_disk_is_refused_and_stays_what_it_is() {
     let daemon = home.start(&["--read-only"]);
     expect_pattern(daemon.client().blk(), 0, 100, 1);
     assert!(daemon.client().blk().write(0, &[0; 512]).is_err());
+}
+
+#[test]
+fn another_algorithm_is_for_new_pages() {
+    let home = Home::new();
+    let rounds = [("lz4", Signal::SIGTERM), ("zstd", Signal::SIGKILL), ("lz4", Signal::SIGKILL)];
+    for (round, (algorithm, signal)) in (0..).zip(rounds) {
+        let daemon = home.start(&["--create", "--algorithm", algorithm]);
+        let mut client = daemon.client();
+        for old in 0..round {
+            expect_pattern(client.blk(), old * 100, 100, old + 1);
+        }
+        write_pattern(client.blk(), round * 100, 100, round + 1);
+        drop(client);
+        let notes = daemon.stderr.all();
+        let says = notes.iter().any(|line| line.contains("the state has pages of"));
+        assert_eq!(says, round > 0, "{notes:?}");
+        daemon.end(signal);
+    }
+    let daemon = home.start(&["--algorithm", "lz4-flex"]);
+    for old in 0..3 {
+        expect_pattern(daemon.client().blk(), old * 100, 100, old + 1);
+    }
 }
 
 #[test]

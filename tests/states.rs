@@ -23,9 +23,11 @@ use common::{
 use nix::sys::signal::Signal;
 use vhost_user_zram_frontend::Random;
 
+/// Never released.
 const V1: &str = include_str!("states/v1.txt");
+const V2: &str = include_str!("states/v2.txt");
 
-/// The disk of version 1: lz4, and what is on each of its pages.
+/// The disk of version 2: lz4, and zstd for one page.
 const SIZE: &str = "128K";
 const PAGES: u64 = 32;
 const PAGE: usize = 4096;
@@ -35,6 +37,8 @@ const LOCKED: u64 = 6;
 const CUT_SHORT: u64 = 7;
 /// The intent that says so.
 const INTENT: u64 = 9;
+/// A page by the second codec of the disk.
+const BY_ZSTD: u64 = 31;
 
 fn page(number: u64) -> Vec<u8> {
     match number {
@@ -49,7 +53,7 @@ fn page(number: u64) -> Vec<u8> {
         3 => b"12345678".repeat(PAGE / 8),
         4 => vec![0; PAGE],
         // Compressed ones.
-        0 | LOCKED | CUT_SHORT | 31 => {
+        0 | LOCKED | CUT_SHORT | BY_ZSTD => {
             let line = format!("This is page {number} of a disk that outlives its daemon. ");
             line.bytes().cycle().take(PAGE).collect()
         }
@@ -59,7 +63,7 @@ fn page(number: u64) -> Vec<u8> {
 }
 
 fn is_written(number: u64) -> bool {
-    (0..8).contains(&number) && number != 5 || number == 31
+    (0..8).contains(&number) && number != 5 || number == BY_ZSTD
 }
 
 /// The files of a state.
@@ -114,7 +118,7 @@ fn restored(text: &str) -> TempDir {
 
 fn command(dir: &TempDir, more: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
-    command.args(["--size", SIZE, "--algorithm", "lz4"]).args(more);
+    command.args(["--size", SIZE]).args(more);
     command.arg("--state-dir").arg(dir.path());
     command
 }
@@ -148,7 +152,7 @@ fn put(path: &Path, at: u64, bytes: &[u8]) {
     file.write_all_at(bytes, at).expect("write");
 }
 
-/// Makes the check sum of a superblock's first 3072 bytes right, or that of a seal.
+/// Makes the check sum of a superblock's first 64 bytes right, or that of a seal.
 fn sum_again(path: &Path, at: u64, length: usize) {
     put(path, at + 12, &[0; 4]);
     let mut bytes = vec![0; length];
@@ -165,8 +169,8 @@ fn expect_pages(daemon: &Daemon) {
 }
 
 #[test]
-fn a_state_of_version_1_is_read() {
-    let dir = restored(V1);
+fn a_state_of_version_2_is_read() {
+    let dir = restored(V2);
     let (table, superblock) = (dir.join("table"), dir.join("superblock"));
     let intent = 4096 + INTENT * 16;
     assert_eq!(get::<1>(&table, LOCKED * 8)[0] & 3, 3, "locked, and somebody waits");
@@ -201,30 +205,38 @@ fn a_state_of_version_1_is_read() {
 }
 
 #[test]
+fn a_state_of_version_1_is_refused_by_its_version() {
+    let dir = restored(V1);
+    let before = get::<8192>(&dir.join("superblock"), 0);
+    refused(&dir, &["version 1,", "version 2"]);
+    assert!(get(&dir.join("superblock"), 0) == before);
+}
+
+#[test]
 fn the_same_bytes_under_another_version_are_refused() {
-    for version in [0, 2, 3, 1 << 24, u32::MAX] {
-        let dir = restored(V1);
+    for version in [0, 1, 3, 1 << 24, u32::MAX] {
+        let dir = restored(V2);
         let superblock = dir.join("superblock");
         put(&superblock, 8, &version.to_le_bytes());
         let number = format!("version {version},");
-        refused(&dir, &[&number, "version 1"]);
-        sum_again(&superblock, 0, 3072);
-        refused(&dir, &[&number, "version 1"]);
+        refused(&dir, &[&number, "version 2"]);
+        sum_again(&superblock, 0, 64);
+        refused(&dir, &[&number, "version 2"]);
         for name in ["table", "arena"] {
-            let dir = restored(V1);
+            let dir = restored(V2);
             let file = dir.join(name);
             let seal = fs::metadata(&file).expect("file").len() - 4096;
             put(&file, seal + 8, &version.to_le_bytes());
             sum_again(&file, seal, 48);
-            refused(&dir, &[&number, "version 1"]);
+            refused(&dir, &[&number, "version 2"]);
         }
     }
 }
 
-/// What today's program writes is version 1 to the byte, but for what is random or says whose it is.
+/// What today's program writes is version 2 to the byte, but for what is random or says whose it is.
 #[test]
-fn a_new_state_has_the_layout_of_version_1() {
-    let old = restored(V1);
+fn a_new_state_has_the_layout_of_version_2() {
+    let old = restored(V2);
     let new = TempDir::in_memory();
     write_golden(&new);
     for name in ["superblock", "table", "arena"] {
@@ -260,6 +272,12 @@ fn write_golden(dir: &TempDir) {
     for number in (0..PAGES).filter(|number| is_written(*number)) {
         client.blk().write(number * 8, &page(number)).expect("write");
     }
+    drop(client);
+    let (status, ..) = daemon.terminate();
+    assert!(status.success());
+    let daemon = start(dir, &["--algorithm", "zstd"]);
+    let mut client = daemon.client();
+    client.blk().write(BY_ZSTD * 8, &page(BY_ZSTD)).expect("write");
     // A page that is empty again is like one that never was anything.
     client.blk().write(5 * 8, &page(0)).expect("write");
     client.blk().discard(5 * 8, 8).expect("discard");
@@ -284,7 +302,7 @@ fn write_golden(dir: &TempDir) {
 fn write_the_state_again() {
     let dir = TempDir::in_memory();
     write_golden(&dir);
-    let mut text = "# A state of format version 1. See tests/states.rs.\n".to_owned();
+    let mut text = "# A state of format version 2. See tests/states.rs.\n".to_owned();
     for name in ["superblock", "table", "arena"] {
         let file = File::open(dir.join(name)).expect("file");
         let length = file.metadata().expect("file").len();
@@ -302,6 +320,6 @@ fn write_the_state_again() {
             at = data + PAGE as i64;
         }
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/states/v1.txt");
-    fs::write(path, text).expect("tests/states/v1.txt");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/states/v2.txt");
+    fs::write(path, text).expect("tests/states/v2.txt");
 }

@@ -51,6 +51,18 @@ impl CodecSpec {
         }
     }
 
+    /// The number that goes with the algorithm: zstd's level, lz4's acceleration, 0 for lz4-flex.
+    pub fn level(self) -> i32 {
+        self.knob().map_or(0, |knob| knob.value)
+    }
+
+    /// The algorithm of this name at this level; `None` if there is no such algorithm, or no such level
+    /// of it.
+    pub fn with_level(algorithm: &str, level: i32) -> Option<Self> {
+        let spec = Self::named(algorithm)?.turned_to(level);
+        (spec.check().is_ok() && spec.level() == level).then_some(spec)
+    }
+
     /// Whether every parameter is in its range. True of all that was parsed.
     pub(super) fn check(self) -> Result<(), SpecError> {
         let Some(Knob { name, value, range, .. }) = self.knob() else { return Ok(()) };

@@ -16,7 +16,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek64};
 
 use super::{
-    BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault, State,
+    BlockChoice, Device, DeviceConfig, DeviceError, Lane, MemoryKind, Op, Payload, PayloadFault,
+    State,
 };
 use crate::engine::{EngineConfig, Policy};
 use crate::store::HOST_PAGE;
@@ -26,7 +27,10 @@ use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 /// Pages of the disk.
 const PAGES: u64 = 40;
 /// Bytes of a superblock that never change, and that its check sum is of.
-const HEADER: u64 = 3072;
+const HEADER: u64 = 64;
+/// Where its codec table ends, which has entries of 64 bytes.
+const TABLE_END: u64 = HEADER + 16 * ENTRY;
+const ENTRY: u64 = 64;
 
 /// A file of a state: its length, and what is in it where it is not a hole.
 struct Image {
@@ -35,27 +39,42 @@ struct Image {
 }
 
 static STATE: LazyLock<[Image; 3]> = LazyLock::new(|| {
-    let state = State::without_names("a test", &config().format().expect("format"), false);
-    let device = Device::with_state(&config(), state.expect("state")).expect("device");
-    let mut lane = device.lane().expect("lane");
-    for page in 0..PAGES {
-        // Every slot has had another content before.
-        write(&device, &mut lane, page, noise(page + 1000, PAGE_SIZE / 3));
-        if kind(page) != 0 {
-            write(&device, &mut lane, page, contents(page));
-        } else {
-            free(&device, &mut lane, page);
+    let state = State::without_names("a test", &config(0).format().expect("format"), false);
+    let mut device = Device::with_state(&config(0), state.expect("state")).expect("device");
+    for codec in 0..CODECS.len() as u64 {
+        let mut lane = device.lane().expect("lane");
+        for page in (0..PAGES).filter(|page| page / 6 % CODECS.len() as u64 == codec) {
+            // Every slot has had another content before.
+            write(&device, &mut lane, page, noise(page + 1000, PAGE_SIZE / 3));
+            if kind(page) != 0 {
+                write(&device, &mut lane, page, contents(page));
+            } else {
+                free(&device, &mut lane, page);
+            }
         }
+        device.set_complete();
+        let image = device.state().expect("state").descriptors().map(|file| Image::of(file));
+        drop((lane, device));
+        let next = (codec as usize + 1) % CODECS.len();
+        device = open(image.map(|image| image.file()), next).expect("device");
     }
-    device.set_complete();
     device.state().expect("state").descriptors().map(|file| Image::of(file))
 });
 
-fn config() -> DeviceConfig {
+/// Codecs of the state, the primary one first.
+const CODECS: [&str; 2] = ["lz4", "zstd"];
+
+fn open(files: [File; 3], codec: usize) -> Result<Device, DeviceError> {
+    let config = config(codec);
+    let state = State::from_files(files.into(), "a test", &config.format()?, false)?;
+    Device::with_state(&config, state)
+}
+
+fn config(codec: usize) -> DeviceConfig {
     DeviceConfig {
         size: PAGES * PAGE_SIZE as u64,
         block_size: BlockChoice::default(),
-        codec: "lz4".parse().expect("a codec"),
+        codec: CODECS[codec].parse().expect("a codec"),
         mem_limit: 0,
         memory: MemoryKind::default(),
         engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
@@ -177,12 +196,7 @@ pub fn damaged_state(input: &[u8]) -> bool {
     for (number, step) in steps.iter().enumerate() {
         damage(&mut files, *step, hash((input, number)), intents, lost);
     }
-    let config = config();
-    let format = config.format().expect("format");
-    let state = State::from_files(files.into(), "a test", &format, false);
-    let Ok(device) = state.map_err(Into::into).and_then(|s| Device::with_state(&config, s)) else {
-        return false;
-    };
+    let Ok(device) = open(files, usize::from(choice >> 3 & 1)) else { return false };
     let mut lane = device.lane().expect("lane");
     for page in 0..PAGES {
         if let Some(found) = read(&device, &mut lane, page) {
@@ -219,13 +233,13 @@ fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost
         (u64::from(u16::from_le_bytes([a, b])), u64::from(u16::from_le_bytes([c, d])));
     let [superblock, table, arena] = files;
     let some = (random as u8).max(1);
-    match what % 9 {
+    match what % 11 {
         0 => flip(superblock, at % HEADER, some),
         1 => {
             flip(superblock, at % HEADER, some);
             sum_again(superblock);
         }
-        2 if intents => flip(superblock, HEADER + at % (2 * HOST_PAGE - HEADER), some),
+        2 if intents => flip(superblock, TABLE_END + at % (2 * HOST_PAGE - TABLE_END), some),
         3 if !intents => flip(table, STATE[1].offset(at), some),
         4 if !intents && lost.is_none() => {
             let (first, second) = (at % PAGES, other % PAGES);
@@ -267,8 +281,32 @@ fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost
                 table.write_all_at(&word, at % PAGES * 8).expect("write");
             }
         }
+        9 => flip(superblock, HEADER + at % (TABLE_END - HEADER), some),
+        // Anything but the name of an algorithm, which a matching sum would make another one.
+        10 => {
+            let number = at % 16;
+            let entry = HEADER + number * ENTRY;
+            flip(superblock, entry + 32 + other % 32, some);
+            use_entry(superblock, number, entry);
+        }
         _ => {}
     }
+}
+
+/// Makes the sum of a codec's entry match; one that was free has a name then.
+fn use_entry(superblock: &File, number: u64, entry: u64) {
+    let mut bytes = [0; ENTRY as usize];
+    if superblock.read_exact_at(&mut bytes, entry).is_err() {
+        return;
+    }
+    if bytes[8] == 0 {
+        let name = CODECS[number as usize % CODECS.len()].as_bytes();
+        bytes[8..8 + name.len()].copy_from_slice(name);
+    }
+    let summed = [&[number as u8], &bytes[8..]].concat();
+    bytes[..4].copy_from_slice(&crc32fast::hash(&summed).to_le_bytes());
+    bytes[4..8].copy_from_slice(b"used");
+    superblock.write_all_at(&bytes, entry).expect("write");
 }
 
 fn flip(file: &File, at: u64, bits: u8) {

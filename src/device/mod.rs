@@ -4,6 +4,7 @@
 //! which are polled: a step that would have to wait (for a slot that somebody else holds) returns
 //! `Pending` and has arranged to be woken. Nothing here blocks.
 
+mod codecs;
 mod compact;
 mod content;
 mod extent;

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError, content};
-use crate::codec::{Codec, CodecTable};
+use super::{BlockChoice, Device, DeviceConfig, DeviceError, StateError, codecs, content};
 use crate::failpoint;
 use crate::pool::{Named, Pool};
-use crate::slot::SlotTable;
-use crate::store::{Arena, CodecEntry, Format, State};
+use crate::slot::{Content, SlotTable};
+use crate::store::{Arena, Format, State};
 use crate::units::PAGE_SIZE;
 
 impl DeviceConfig {
@@ -18,13 +17,11 @@ impl DeviceConfig {
     /// The size is impossible.
     pub fn format(&self) -> Result<Format, DeviceError> {
         let size = self.disk_size()?;
-        let codec = CodecEntry { name: self.codec.to_string(), dictionary: Vec::new() };
         Ok(Format {
             size,
             pool_pages: size / PAGE_SIZE as u64,
             arena_bytes: Pool::address_space_for(size),
             block_size: self.block_size.of_new(),
-            codecs: vec![codec],
         })
     }
 
@@ -45,12 +42,17 @@ impl DeviceConfig {
 impl Device {
     /// The disk in a state, which was made or opened for the same configuration.
     ///
+    /// A codec that the state does not have yet is added to its codec table; the others stay for the
+    /// objects that name them.
+    ///
     /// What an earlier process left behind is looked through once, skipping holes: its locks are
     /// cleared, and what the pool and the counters know is found again. A state that contradicts
     /// itself is refused, and is as it was then.
     ///
     /// # Errors
-    /// The state is damaged, or of a disk with another logical block than was asked for, or the host refuses the mappings.
+    /// The state is damaged, or of a disk with another logical block than was asked for; its pages are
+    /// of a codec that this program does not know, or its codec table is full; or the host refuses the
+    /// mappings.
     pub fn with_state(config: &DeviceConfig, state: State) -> Result<Self, DeviceError> {
         let state = Arc::new(state);
         let format = state.format();
@@ -61,16 +63,26 @@ impl Device {
             return Err(StateError::BlockSize { found, wanted }.into());
         }
         let (pages, limit) = (format.size / PAGE_SIZE as u64, config.limit());
-        let codecs = CodecTable::from(Codec::new(config.codec)?);
         let mut table = SlotTable::of(&state, pages)?;
         let arena = Arena::of(&state)?;
         if state.is_new() {
+            let codecs = codecs::of(&state, 0, config.codec)?;
+            codecs::add_primary(&state, &codecs)?;
             let pool = Pool::new(arena, format.pool_pages, limit);
             return Self::over(config, codecs, table, pool, Some(state));
         }
-        if let Some(index) = table.first_impossible(format.codecs.len()) {
+        if let Some(index) = table.first_impossible() {
             return Err(DeviceError::Slot { index });
         }
+        let mut named = 0;
+        table.for_each(|_, word| {
+            if let Content::Object(codec, object) = word.content()
+                && !object.is_huge()
+            {
+                named |= 1 << codec;
+            }
+        });
+        let codecs = codecs::of(&state, named, config.codec)?;
         let pool = Pool::rebuild(arena, format.pool_pages, limit, |visit| {
             table.for_each(|_, word| {
                 if let Some(object) = word.content().object() {
@@ -78,6 +90,7 @@ impl Device {
                 }
             });
         })?;
+        codecs::add_primary(&state, &codecs)?;
         content::take_over(&mut table, &pool);
         pool.adopt_table(table.bytes());
         let device = Self::over(config, codecs, table, pool, Some(state))?;

@@ -130,8 +130,9 @@ impl Word {
         }
     }
 
-    /// Whether a slot of a disk with `codecs` codecs can have this word, lock bits or none.
-    pub fn is_possible(self, codecs: usize) -> bool {
+    /// Whether a slot can have this word, lock bits or none. Whether the disk has the codec that it
+    /// names is not said by that.
+    pub fn is_possible(self) -> bool {
         // What says all of the content, and the flags, leads to the same word again.
         let flags = self.0 & FLAGS;
         let index = (self.0 >> CODEC_SHIFT & CODEC_MASK) as usize;
@@ -139,7 +140,7 @@ impl Word {
         let known = match content {
             Content::Empty => flags == 0,
             Content::Same(_) | Content::SameWide(_) => index == 0,
-            Content::Object(_, object) => index < codecs && (index == 0 || !object.is_huge()),
+            Content::Object(_, object) => index == 0 || !object.is_huge(),
         };
         known && Word::new(content).0 | flags == self.data().0
     }
@@ -213,12 +214,12 @@ mod tests {
         #[test]
         fn what_can_be_made_is_possible_and_nothing_else_is(bits: u64, content in any_content()) {
             let word = Word(Word::new(content).0 | LOCKED | WAITERS);
-            prop_assert!(word.is_possible(16));
+            prop_assert!(word.is_possible());
             // A word is possible if it is one that can be made.
             let word = Word(bits);
             let same = Word(Word::new(word.content()).0 | bits & FLAGS) == word.data();
             let empty = word.content() == Content::Empty;
-            prop_assert_eq!(word.is_possible(16), same && !(empty && bits & FLAGS != 0));
+            prop_assert_eq!(word.is_possible(), same && !(empty && bits & FLAGS != 0));
         }
 
         #[test]

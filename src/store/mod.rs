@@ -9,6 +9,8 @@
 mod arena;
 #[cfg(not(any(loom, shuttle)))]
 mod barrier;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod codec_tests;
 mod error;
 #[cfg(not(any(loom, shuttle)))]
 mod home;
@@ -45,7 +47,7 @@ pub use refusal::StateError;
 #[cfg(not(any(loom, shuttle)))]
 pub use state::State;
 #[cfg(not(any(loom, shuttle)))]
-pub use superblock::{CodecEntry, Format, INTENTS, VERSION};
+pub use superblock::{CODECS, CodecEntries, CodecEntry, Format, INTENTS, VERSION};
 #[cfg(not(any(loom, shuttle)))]
 pub use words::{WORDS_PER_PAGE, Words};
 

@@ -87,7 +87,9 @@ pub enum StateError {
         home: String,
     },
     /// It is of another version of the format.
-    #[error("the state is of format version {found}, and this program knows version {VERSION}")]
+    #[error(
+        "the state has format version {found}, and this program reads and writes version {VERSION} only"
+    )]
     Version {
         /// Its version.
         found: u32,
@@ -114,13 +116,22 @@ pub enum StateError {
         /// What was asked for.
         wanted: BlockSize,
     },
-    /// The disk has other codecs.
-    #[error("the state is of a disk compressed by {found}, not by {wanted}")]
-    Codecs {
-        /// Codecs of the disk in the state.
-        found: String,
+    /// It has pages that this program cannot decompress.
+    #[error("the state has pages compressed by {name}, which this program does not know")]
+    UnknownCodec {
+        /// The codec, as its entry in the superblock says.
+        name: String,
+    },
+    /// No entry of the codec table can be had for another codec.
+    #[error(
+        "the state has pages of 16 codecs, which is all that it has room for: {wanted} cannot be \
+         added (choose one of {found})"
+    )]
+    NoRoomForCodec {
         /// What was asked for.
         wanted: String,
+        /// What is there.
+        found: String,
     },
     /// A file that was handed over lies on a disk.
     #[error("the state's {what} is not in memory")]

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!    0  magic "vuztable" or "vuzarena"
-//!    8  le32 version, 1
+//!    8  le32 version, 2
 //!   12  le32 CRC-32 of the 48 bytes, with these four as zero
 //!   16  16 bytes, as in the superblock
 //!   32  le64 bytes of the file before this page
@@ -29,7 +29,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::home::Home;
-use super::superblock::{self, Format, Id, Superblock, VERSION, le32, le64};
+use super::superblock::{
+    self, CodecEntries, CodecEntry, Format, Id, Superblock, VERSION, le32, le64,
+};
 use super::words;
 use super::{HOST_PAGE, StateError};
 use crate::failpoint;
@@ -214,6 +216,20 @@ impl State {
         self.superblock.set_served(served);
     }
 
+    /// The codec table: slot words name its entries.
+    ///
+    /// # Errors
+    /// An entry is damaged.
+    pub fn codecs(&self) -> Result<CodecEntries, StateError> {
+        self.superblock.codecs()
+    }
+
+    /// Makes the entry of this number, below [`super::CODECS`] and named by no slot, say this codec.
+    /// From then on slots may name it.
+    pub fn set_codec(&self, number: usize, entry: &CodecEntry) {
+        self.superblock.set_codec(number, entry);
+    }
+
     /// The two words of an intent, 0..[`super::INTENTS`].
     pub fn intent(&self, number: usize) -> [&AtomicU64; 2] {
         self.superblock.intent(number)
@@ -274,10 +290,6 @@ impl Taken {
         if format.size != wanted.size {
             return Err(StateError::Size { found: format.size, wanted: wanted.size });
         }
-        if format.codecs != wanted.codecs {
-            let (found, wanted) = (names(&format), names(wanted));
-            return Err(StateError::Codecs { found, wanted });
-        }
         if !format.arena_bytes.is_multiple_of(HOST_PAGE) || format.arena_bytes == 0 {
             return Err(StateError::Damaged { what: "the arena's size makes no sense" });
         }
@@ -290,12 +302,6 @@ impl Taken {
         let files = [file, Arc::new(table), Arc::new(arena)];
         Ok(State { superblock, files, format, new: false, locked, _lock: lock })
     }
-}
-
-fn names(format: &Format) -> String {
-    let names: Vec<&str> = format.codecs.iter().map(|codec| codec.name.as_str()).collect();
-    let trained = format.codecs.iter().any(|codec| !codec.dictionary.is_empty());
-    names.join(" and ") + if trained { " with a dictionary" } else { "" }
 }
 
 /// Bytes of the table's file before its seal.

@@ -1,25 +1,32 @@
-//! The superblock of a state: what its other files are, and what has become of them.
+//! The superblock of a state: what its other files are, by which codecs its pages are compressed, and
+//! what has become of it.
 //!
 //! ```text
 //! page 0     0  magic "vuzstate"
-//!            8  le32 version, 1
-//!           12  le32 CRC-32 of bytes 0..3072, with these four as zero
+//!            8  le32 version, 2
+//!           12  le32 CRC-32 of bytes 0..64, with these four as zero
 //!           16  16 bytes that tell this disk from all others
 //!           32  le64 size of the disk in bytes
 //!           40  le64 pages of the disk when it was made, from which the pool's classes follow
 //!           48  le64 bytes of the arena's address space
 //!           56  le64 features that a reader has to know: bit 0 is set if the disk's logical block
 //!               has 512 bytes, and not if it has 4096
-//!           64  16 codecs of 96 bytes: name (64, ends in NULs), le32 bytes of its dictionary,
-//!               le32 CRC-32 of that, le64 offset of that in this file, 16 bytes of zero
+//!           64  the codec table: 16 entries of 64 bytes
+//!                0  le64 0 if the entry is free; "used" and le32 CRC-32 of its number (a byte) and its
+//!                   other bytes
+//!                8  24 bytes: name of the algorithm, ends in NULs
+//!               32  le32 level, signed: zstd's level, lz4's acceleration, 0 for lz4-flex
+//!               36  le32 parameters, 0 (reserved)
+//!               40  le64 id of a dictionary, 0 (reserved)
+//!               48  16 bytes of zero
 //!         3072  le64 stage: "making.." or "complete"
 //!         3080  le64 served: 0, or "served.." once a guest was
 //! page 1     0  256 intents of two le64 (see `slot/sums.rs`)
-//! page 2...     dictionaries
 //! ```
 //!
-//! All up to byte 3072 is written once, before the file has its name. Every other field is a word of
-//! its own, changed in one step. A change of anything here, or of how the table and the arena are
+//! Bytes 0..64 are written once, before the file has its name. Every other field is a word of its own,
+//! changed in one step, and so is a codec: its entry is free until the last store makes it used, which
+//! comes before any slot names it. A change of anything here, or of how the table and the arena are
 //! read, needs a new version.
 
 use std::fs::File;
@@ -28,17 +35,14 @@ use std::sync::Arc;
 
 use super::mapping::Mapping;
 use super::{HOST_PAGE, StateError};
+use crate::failpoint;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::BlockSize;
 
 /// The version that this program writes and reads.
-pub const VERSION: u32 = 1;
-/// Most codecs of a disk: a slot word has four bits for them.
-const CODECS: usize = 16;
-/// Most bytes of a codec's name.
-const NAME: usize = 64;
-/// Most bytes of a dictionary.
-const DICTIONARY: usize = 1 << 20;
+pub const VERSION: u32 = 2;
+/// Entries of the codec table: a slot word has four bits for the number of one.
+pub const CODECS: usize = 16;
 /// Records of changes under way.
 pub const INTENTS: usize = 256;
 
@@ -48,16 +52,21 @@ const SMALL_BLOCKS: u64 = 1 << 0;
 
 const MAGIC: [u8; 8] = *b"vuzstate";
 /// Bytes that never change.
-const HEADER: usize = 3072;
-const CODEC_TABLE: usize = 64;
-const CODEC_ENTRY: usize = 96;
+const HEADER: usize = 64;
+const CODEC_TABLE: u64 = HEADER as u64 / 8;
+/// Words of an entry of the codec table.
+const CODEC_WORDS: usize = 8;
+/// Most bytes of an algorithm's name, with a NUL.
+const NAME: usize = 24;
+/// Upper half of the first word of an entry that is used.
+const USED: u32 = u32::from_le_bytes(*b"used");
 const STAGE: u64 = 3072 / 8;
 const SERVED: u64 = STAGE + 1;
 const MAKING: u64 = u64::from_le_bytes(*b"making..");
 const COMPLETE: u64 = u64::from_le_bytes(*b"complete");
 const HAS_SERVED: u64 = u64::from_le_bytes(*b"served..");
-/// Bytes of the pages before the dictionaries.
-const FIXED: u64 = 2 * HOST_PAGE;
+/// Bytes of the file.
+const LENGTH: u64 = 2 * HOST_PAGE;
 
 /// What is fixed for the life of a state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,18 +79,23 @@ pub struct Format {
     pub arena_bytes: u64,
     /// Logical block of the disk.
     pub block_size: BlockSize,
-    /// The codecs by which its pages are compressed, 1 to 16; a slot word has the index.
-    pub codecs: Vec<CodecEntry>,
 }
 
 /// A codec in a superblock.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CodecEntry {
-    /// Its name and parameters as a user writes them, 1 to 63 bytes.
-    pub name: String,
-    /// What it was trained with; at most 1 MiB.
-    pub dictionary: Vec<u8>,
+    /// Name of the algorithm, 1 to 23 bytes.
+    pub algorithm: String,
+    /// Its level, in the algorithm's own terms.
+    pub level: i32,
+    /// Other parameters; none is defined, and it is 0.
+    pub parameters: u32,
+    /// The dictionary; none is defined, and it is 0.
+    pub dictionary: u64,
 }
+
+/// The codec table of a state: slot words name its entries.
+pub type CodecEntries = [Option<CodecEntry>; CODECS];
 
 /// A superblock, mapped.
 #[derive(Debug)]
@@ -92,11 +106,59 @@ pub(super) struct Superblock {
 /// What tells a state's files from those of others.
 pub(super) type Id = [u8; 16];
 
+impl CodecEntry {
+    /// The words of the entry of this number, the one that makes it used first.
+    fn encode(&self, number: usize) -> [u64; CODEC_WORDS] {
+        debug_assert!((1..NAME).contains(&self.algorithm.len()));
+        let mut bytes = [0; CODEC_WORDS * 8];
+        let name = &self.algorithm.as_bytes()[..self.algorithm.len().min(NAME - 1)];
+        bytes[8..8 + name.len()].copy_from_slice(name);
+        bytes[32..36].copy_from_slice(&self.level.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.parameters.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.dictionary.to_le_bytes());
+        let used = used(number, &bytes);
+        bytes[..8].copy_from_slice(&used.to_le_bytes());
+        std::array::from_fn(|at| le64(&bytes, at * 8).unwrap_or(0))
+    }
+
+    /// What the words of the entry of this number say; `None` if it is free.
+    fn decode(number: usize, words: [u64; CODEC_WORDS]) -> Result<Option<Self>, StateError> {
+        if words[0] == 0 {
+            return Ok(None);
+        }
+        let damaged = StateError::Damaged {
+            what: "an entry of the superblock's codec table does not match its check sum",
+        };
+        let mut bytes = [0; CODEC_WORDS * 8];
+        for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        let name = bytes[8..8 + NAME].split(|byte| *byte == 0).next().unwrap_or_default();
+        let entry = Self {
+            algorithm: String::from_utf8_lossy(name).into_owned(),
+            level: le32(&bytes, 32).unwrap_or(0).cast_signed(),
+            parameters: le32(&bytes, 36).unwrap_or(0),
+            dictionary: le64(&bytes, 40).unwrap_or(0),
+        };
+        let is_whole = words[0] == used(number, &bytes)
+            && (1..NAME).contains(&entry.algorithm.len())
+            && entry.encode(number) == words;
+        if is_whole { Ok(Some(entry)) } else { Err(damaged) }
+    }
+}
+
+/// The word that makes the entry of this number used, whose other bytes are those of `bytes`.
+fn used(number: usize, bytes: &[u8; CODEC_WORDS * 8]) -> u64 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&[number as u8]);
+    sum.update(&bytes[8..]);
+    u64::from(USED) << 32 | u64::from(sum.finalize())
+}
+
 impl Format {
     /// The bytes of a superblock of a state that is being made.
     pub(super) fn encode(&self, id: &Id) -> Vec<u8> {
-        debug_assert!((1..=CODECS).contains(&self.codecs.len()));
-        let mut bytes = vec![0; FIXED as usize];
+        let mut bytes = vec![0; LENGTH as usize];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..32].copy_from_slice(id);
@@ -109,22 +171,10 @@ impl Format {
         for (at, value) in fields {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
-        for (number, codec) in self.codecs.iter().enumerate() {
-            debug_assert!(codec.name.len() < NAME && codec.dictionary.len() <= DICTIONARY);
-            let offset = bytes.len() as u64;
-            let entry = &mut bytes[CODEC_TABLE + number * CODEC_ENTRY..][..CODEC_ENTRY];
-            entry[..codec.name.len()].copy_from_slice(codec.name.as_bytes());
-            let (len, sum) = (codec.dictionary.len() as u32, crc32fast::hash(&codec.dictionary));
-            entry[64..68].copy_from_slice(&len.to_le_bytes());
-            entry[68..72].copy_from_slice(&sum.to_le_bytes());
-            entry[72..80].copy_from_slice(&offset.to_le_bytes());
-            bytes.extend_from_slice(&codec.dictionary);
-        }
         let sum = crc32fast::hash(&bytes[..HEADER]);
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
         let stage = STAGE as usize * 8;
         bytes[stage..stage + 8].copy_from_slice(&MAKING.to_le_bytes());
-        bytes.resize(bytes.len().next_multiple_of(HOST_PAGE as usize), 0);
         bytes
     }
 
@@ -139,7 +189,7 @@ impl Format {
         if version != VERSION {
             return Err(StateError::Version { found: version });
         }
-        let (Some(header), true) = (bytes.get(..HEADER), bytes.len() as u64 >= FIXED) else {
+        let (Some(header), true) = (bytes.get(..HEADER), bytes.len() as u64 >= LENGTH) else {
             return Err(damaged("the superblock is cut short"));
         };
         let mut summed = header.to_vec();
@@ -154,27 +204,11 @@ impl Format {
         }
         let small = features & SMALL_BLOCKS != 0;
         let block_size = if small { BlockSize::Sector } else { BlockSize::Page };
-        let codecs: Option<Vec<CodecEntry>> = header[CODEC_TABLE..]
-            .chunks_exact(CODEC_ENTRY)
-            .take(CODECS)
-            .take_while(|entry| entry[0] != 0)
-            .map(|entry| decode_codec(entry, bytes))
-            .collect();
-        let codecs = codecs.filter(|codecs| !codecs.is_empty());
-        let codecs = codecs.ok_or(damaged("the superblock's codecs do not make sense"))?;
         let mut id = Id::default();
         id.copy_from_slice(&header[16..32]);
         let (size, pool_pages, arena_bytes) = (field(32), field(40), field(48));
-        Ok((Self { size, pool_pages, arena_bytes, block_size, codecs }, id))
+        Ok((Self { size, pool_pages, arena_bytes, block_size }, id))
     }
-}
-
-fn decode_codec(entry: &[u8], file: &[u8]) -> Option<CodecEntry> {
-    let name = entry[..NAME].split(|byte| *byte == 0).next()?;
-    let name = String::from_utf8(name.to_vec()).ok().filter(|name| name.len() < NAME)?;
-    let (len, offset) = (le32(entry, 64)? as usize, usize::try_from(le64(entry, 72)?).ok()?);
-    let dictionary = file.get(offset..offset.checked_add(len)?)?.to_vec();
-    (crc32fast::hash(&dictionary) == le32(entry, 68)?).then_some(CodecEntry { name, dictionary })
 }
 
 /// Whether a file begins like a superblock, of whatever version.
@@ -195,25 +229,28 @@ impl Superblock {
     pub(super) fn open(file: &Arc<File>, locked: bool) -> Result<(Self, Format, Id), StateError> {
         let io = |source| StateError::File { what: "superblock", source };
         let length = file.metadata().map_err(io)?.len();
-        let most = FIXED + (CODECS * DICTIONARY) as u64 + HOST_PAGE;
-        let mut bytes = vec![0; length.min(most) as usize];
+        let mut bytes = vec![0; length.min(LENGTH) as usize];
         file.read_exact_at(&mut bytes, 0).map_err(io)?;
         let (format, id) = Format::decode(&bytes)?;
-        let mapping = Mapping::over(file, "superblock", 0, FIXED, locked)?;
+        let mapping = Mapping::over(file, "superblock", 0, LENGTH, locked)?;
         let this = Self { mapping };
         // Neither may be guessed: one makes a disk that was lost look new, the other the reverse.
+        let damaged = |what| StateError::Damaged { what };
         if ![MAKING, COMPLETE].contains(&this.word(STAGE).load(Ordering::Acquire)) {
-            return Err(StateError::Damaged { what: "the superblock's stage is none" });
+            return Err(damaged("the superblock's stage is neither making nor complete"));
         }
         if ![0, HAS_SERVED].contains(&this.word(SERVED).load(Ordering::Acquire)) {
-            return Err(StateError::Damaged { what: "the superblock's note of guests is none" });
+            return Err(damaged("the superblock's note of guests is neither none nor served"));
+        }
+        if this.codecs()?.iter().all(Option::is_none) && this.is_complete() {
+            return Err(damaged("the superblock's codec table is empty"));
         }
         Ok((this, format, id))
     }
 
     /// Makes all of it exist that may change: a copy of a state may have holes where it was zero.
     pub(super) fn populate(&self) -> Result<(), StateError> {
-        Ok(self.mapping.populate(0, FIXED)?)
+        Ok(self.mapping.populate(0, LENGTH)?)
     }
 
     /// Whether the state was made whole.
@@ -238,6 +275,38 @@ impl Superblock {
         assert!(number < INTENTS, "intent {number}");
         let first = (HOST_PAGE + number as u64 * 16) / 8;
         [self.word(first), self.word(first + 1)]
+    }
+
+    /// The codec table.
+    pub(super) fn codecs(&self) -> Result<CodecEntries, StateError> {
+        let mut entries = CodecEntries::default();
+        for (number, entry) in entries.iter_mut().enumerate() {
+            let words = self.codec_words(number).map(|word| word.load(Ordering::Acquire));
+            *entry = CodecEntry::decode(number, words)?;
+        }
+        Ok(entries)
+    }
+
+    /// Makes the entry of this number say this codec. No slot may name it before that, nor until this
+    /// is done: a process that dies meanwhile leaves a free entry.
+    pub(super) fn set_codec(&self, number: usize, entry: &CodecEntry) {
+        let [used, rest @ ..] = self.codec_words(number);
+        let [new_used, new_rest @ ..] = entry.encode(number);
+        used.store(0, Ordering::Release);
+        failpoint::reach("codec.freed");
+        for (word, new) in rest.into_iter().zip(new_rest) {
+            // Released, so that the compiler leaves it behind the store above.
+            word.store(new, Ordering::Release);
+        }
+        failpoint::reach("codec.written");
+        used.store(new_used, Ordering::Release);
+        failpoint::reach("codec.used");
+    }
+
+    fn codec_words(&self, number: usize) -> [&AtomicU64; CODEC_WORDS] {
+        assert!(number < CODECS, "codec {number}");
+        let first = CODEC_TABLE + (number * CODEC_WORDS) as u64;
+        std::array::from_fn(|at| self.word(first + at as u64))
     }
 
     /// Bytes of the file that exist.

@@ -78,10 +78,10 @@ fn the_last_page_of_words_ends_at_len() {
 #[test]
 fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     let dir = Scratch::new();
-    let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
     let (size, pool_pages, arena_bytes) = (4096 * 2048, 2048, 32 * MIB);
-    let wanted = Format { size, pool_pages, arena_bytes, block_size: BlockSize::Page, codecs };
+    let wanted = Format { size, pool_pages, arena_bytes, block_size: BlockSize::Page };
     let state = State::in_directory(dir.path(), true, &wanted, false, None).unwrap();
+    state.set_codec(0, &CodecEntry { algorithm: "lz4".into(), ..CodecEntry::default() });
     state.set_complete();
     let words = Words::of(&state, 2048).unwrap();
     for index in [3, 600, 1500] {
@@ -117,14 +117,8 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
 fn a_state_that_cannot_be_looked_at_is_not_one_that_is_not_there() {
     let path = format!("/dev/shm/vhost-user-zram-unit-file.{}", std::process::id());
     std::fs::File::create(&path).unwrap();
-    let codecs = vec![CodecEntry { name: "lz4".into(), dictionary: Vec::new() }];
-    let wanted = Format {
-        size: MIB,
-        pool_pages: MIB / 4096,
-        arena_bytes: MIB,
-        block_size: BlockSize::Page,
-        codecs,
-    };
+    let wanted =
+        Format { size: MIB, pool_pages: MIB / 4096, arena_bytes: MIB, block_size: BlockSize::Page };
     for create in [false, true] {
         let refused = State::in_directory(path.as_ref(), create, &wanted, false, None).unwrap_err();
         assert!(!matches!(refused, StateError::None { .. }), "{refused:?}");

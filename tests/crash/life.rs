@@ -223,6 +223,11 @@ impl Life {
         }
     }
 
+    /// Has the daemons that come compress by another algorithm.
+    pub fn set_algorithm(&mut self, algorithm: &'static str) {
+        self.setup.algorithm = algorithm;
+    }
+
     /// Starts a daemon that dies before it serves anything.
     pub fn start_and_die(&self, crash: &str) {
         self.setup.start_and_die(&self.state, crash);

@@ -1,3 +1,4 @@
+mod codecs;
 mod compact;
 mod contention;
 mod damage;

@@ -1,0 +1,217 @@
+//! Disks whose pages are of several codecs.
+
+use super::reopen::Home;
+use super::*;
+use crate::store::scratch::{Image, edit};
+
+const PAGES: u64 = 64;
+const TABLE: u64 = 64;
+const ENTRY: u64 = 64;
+
+/// What every level of every codec compresses.
+fn bytes_of(page: u64) -> Vec<u8> {
+    text(page + 1, 512).repeat(PAGE_SIZE / 512)
+}
+
+/// The number of the codec that a slot names.
+fn codec_of(home: &Home, page: u64) -> u64 {
+    home.word(page) >> 7 & 0xf
+}
+
+fn set_codec(home: &mut Home, codec: &str) {
+    home.config.codec = codec.parse().unwrap();
+}
+
+fn expect_all(device: &Device, lane: &mut Lane) {
+    for page in 0..PAGES {
+        // Twice: with a look at its check sum, and without.
+        for _ in 0..2 {
+            assert_eq!(read(device, lane, page * 8, 8), bytes_of(page), "page {page}");
+        }
+    }
+}
+
+#[test]
+fn old_pages_are_read_and_new_ones_written_by_the_codec_of_each_start() {
+    for policy in [Policy::Inline, Policy::Offload] {
+        let mut home = Home::new(PAGES, "lz4");
+        home.config.engine.policy = policy;
+        let device = home.make();
+        let mut lane = device.lane().unwrap();
+        for page in 0..PAGES {
+            run(&device, &mut lane, Op::Write, page * 8, bytes_of(page)).unwrap();
+        }
+        let mut expected = [0; PAGES as usize];
+        drop((lane, device));
+        // Forth, back, and forth: entries are found again.
+        for (round, (codec, number)) in
+            (0..).zip([("zstd", 1), ("lz4", 0), ("zstd(level=-4)", 2), ("zstd", 1), ("lz4", 0)])
+        {
+            set_codec(&mut home, codec);
+            let device = home.open().unwrap();
+            assert_eq!(device.codec().to_string(), codec);
+            let mut lane = device.lane().unwrap();
+            expect_all(&device, &mut lane);
+            for page in (round..PAGES).step_by(7) {
+                run(&device, &mut lane, Op::Write, page * 8, bytes_of(page)).unwrap();
+                expected[page as usize] = number;
+            }
+            // A part of a page: read by one codec, written by another.
+            let page = round + 8;
+            let part = bytes_of(page)[512..1024].to_vec();
+            run(&device, &mut lane, Op::Write, page * 8 + 1, part).unwrap();
+            expected[page as usize] = number;
+            expect_all(&device, &mut lane);
+            compact(&device);
+            expect_all(&device, &mut lane);
+            device.check().unwrap();
+            let numbers: Vec<u64> = (0..PAGES).map(|page| codec_of(&home, page)).collect();
+            assert_eq!(numbers, expected, "{codec}");
+        }
+    }
+}
+
+/// A disk with a page each of 16 codecs.
+fn full() -> Home {
+    let mut home = Home::new(PAGES, "zstd(level=-1)");
+    drop(home.make());
+    for number in 0..16 {
+        set_codec(&mut home, &format!("zstd(level=-{})", number + 1));
+        let device = home.open().unwrap();
+        let mut lane = device.lane().unwrap();
+        run(&device, &mut lane, Op::Write, number * 8, bytes_of(number)).unwrap();
+        drop((lane, device));
+        assert_eq!(codec_of(&home, number), number);
+    }
+    home
+}
+
+#[test]
+fn a_full_table_has_room_again_when_no_page_names_an_entry() {
+    let mut home = full();
+    set_codec(&mut home, "lz4");
+    let before = Image::of(home.dir.path());
+    let error = home.open().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("lz4 cannot be added (choose one of zstd(level=-1), "), "{error}");
+    assert!(Image::of(home.dir.path()) == before, "a refused state was changed");
+    // The state is served by a codec that it has, and one of its codecs loses its last page.
+    set_codec(&mut home, "zstd(level=-3)");
+    let device = home.open().unwrap();
+    let mut lane = device.lane().unwrap();
+    free(&device, &mut lane, Op::Discard, 9 * 8, 8);
+    // A raw page names entry 0 and is of no codec.
+    run(&device, &mut lane, Op::Write, 0, noise(1, PAGE_SIZE)).unwrap();
+    drop((lane, device));
+    for (codec, number) in [("lz4", 0), ("lz4-flex", 9)] {
+        set_codec(&mut home, codec);
+        let device = home.open().unwrap();
+        let mut lane = device.lane().unwrap();
+        run(&device, &mut lane, Op::Write, (40 + number) * 8, bytes_of(40 + number)).unwrap();
+        for page in (1..16).filter(|page| *page != 9) {
+            assert_eq!(read(&device, &mut lane, page * 8, 8), bytes_of(page), "page {page}");
+        }
+        assert_eq!(read(&device, &mut lane, 0, 8), noise(1, PAGE_SIZE));
+        drop((lane, device));
+        assert_eq!(codec_of(&home, 40 + number), number);
+    }
+    set_codec(&mut home, "lz4(acceleration=2)");
+    assert!(home.open().is_err(), "all entries are named again");
+}
+
+/// Makes the entry of this number another one, as a program of another version does.
+fn edit_entry(home: &Home, number: u64, change: impl FnOnce(&mut [u8])) {
+    edit(&home.dir.join("superblock"), TABLE + number * ENTRY, ENTRY as usize, |entry| {
+        change(entry);
+        let bytes = [&[number as u8], &entry[8..]].concat();
+        entry[..4].copy_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        entry[4..8].copy_from_slice(b"used");
+    });
+}
+
+#[test]
+fn a_codec_of_another_program_is_refused_where_pages_need_it() {
+    let two = || {
+        let mut home = Home::new(PAGES, "lz4");
+        drop(home.make());
+        set_codec(&mut home, "zstd");
+        let device = home.open().unwrap();
+        let mut lane = device.lane().unwrap();
+        run(&device, &mut lane, Op::Write, 0, bytes_of(0)).unwrap();
+        drop((lane, device));
+        home
+    };
+    type Change = fn(&mut [u8]);
+    let changes: [(Change, &str); 4] = [
+        (|entry| entry[8..12].copy_from_slice(b"zxtd"), "zxtd(level=3)"),
+        (|entry| entry[32] = 23, "zstd(level=23)"),
+        (|entry| entry[37] = 1, "zstd(level=3,parameters=0x100)"),
+        (|entry| entry[40] = 7, "zstd(level=3,dictionary=7)"),
+    ];
+    for (change, name) in changes {
+        let home = two();
+        edit_entry(&home, 1, change);
+        let before = Image::of(home.dir.path());
+        let error = home.open().map(|_| ()).unwrap_err().to_string();
+        let text =
+            format!("the state has pages compressed by {name}, which this program does not know");
+        assert_eq!(error, text);
+        assert!(Image::of(home.dir.path()) == before, "a refused state was changed");
+        // The other entry has no pages, so what it says is nobody's concern.
+        let mut home = two();
+        edit_entry(&home, 0, change);
+        for codec in ["zstd", "lz4"] {
+            set_codec(&mut home, codec);
+            let device = home.open().unwrap();
+            assert_eq!(read(&device, &mut device.lane().unwrap(), 0, 8), bytes_of(0));
+        }
+    }
+}
+
+/// A page whose word names an entry that is free, with a check sum that says that this is right.
+#[test]
+fn a_page_that_names_no_codec_is_damage_of_that_page_alone() {
+    for policy in [Policy::Inline, Policy::Offload] {
+        let mut home = Home::new(PAGES, "lz4");
+        home.config.engine.policy = policy;
+        let device = home.make();
+        let mut lane = device.lane().unwrap();
+        for page in 0..3 {
+            run(&device, &mut lane, Op::Write, page * 8, bytes_of(page)).unwrap();
+        }
+        drop((lane, device));
+        let word = home.word(1);
+        let changed = word | 1 << 7;
+        let part = |word: u64| {
+            let essence = word & !(0b111 << 4 | 0b11);
+            crc32fast::hash(&[1_u64.to_le_bytes(), essence.to_le_bytes()].concat())
+        };
+        home.set_word(1, changed);
+        home.set_sum(1, home.sum(1) ^ part(word) ^ part(changed));
+        // The next start adds a codec: not as the entry that the page names.
+        set_codec(&mut home, "zstd");
+        let device = home.open().unwrap();
+        let mut lane = device.lane().unwrap();
+        for _ in 0..2 {
+            let buffer = || Buffer::new(vec![0; PAGE_SIZE]);
+            let mut io = device.request(Op::Read, 8, PAGE_SIZE as u64, buffer()).unwrap();
+            let error = sync::block_on(|cx| io.poll(&mut lane, cx)).unwrap_err();
+            assert!(matches!(error, IoError::Decompress { index: 1, .. }), "{error:?}");
+            assert_eq!(
+                crate::causes::with_causes(&error),
+                "page 1 cannot be decompressed: the disk's codec table has no entry 1"
+            );
+            let part = device.request(Op::Write, 9, 512, Buffer::new(vec![1; 512]));
+            let mut part = part.unwrap();
+            assert!(sync::block_on(|cx| part.poll(&mut lane, cx)).is_err(), "a part of it");
+            for page in [0, 2] {
+                assert_eq!(read(&device, &mut lane, page * 8, 8), bytes_of(page));
+            }
+        }
+        // Written anew it is whole.
+        run(&device, &mut lane, Op::Write, 8, bytes_of(9)).unwrap();
+        assert_eq!(read(&device, &mut lane, 8, 8), bytes_of(9));
+        device.check().unwrap();
+        drop((lane, device));
+        assert_eq!(codec_of(&home, 1), 2, "1 was named by a page when zstd was added");
+    }
+}
