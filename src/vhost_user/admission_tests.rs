@@ -11,8 +11,9 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::*;
 use crate::blk::tests::rig::{AVAIL, Rig, SIZE, USED};
 use crate::virtq::inflight::tests::{alarm, limits, overwrite, region};
-use crate::virtq::inflight::{Inflight, Part as RegionPart, create};
+use crate::virtq::inflight::{Inflight, create};
 use crate::virtq::inflight_log::InflightLog;
+use crate::virtq::part::Part as RegionPart;
 use crate::virtq::position::{self, Position};
 
 const PAGE: &str = include_str!("../../docs/admission.md");

@@ -5,7 +5,7 @@
 //! * `ring`, `chain`, `elem`: available and used rings, descriptor chains, and a head between the two
 //! * `position`: where a ring that is started resumes
 //! * `inflight_log`: what a queue took and did not give back, for the next process
-//! * `inflight`, `region_log`, `recovery`: the in-flight region, what a running ring writes there, and what
+//! * `inflight`, `part`, `region_log`, `recovery`: the in-flight region, what a running ring writes there, and what
 //!   the next process makes of it
 //! * `order`: completions in order, where there is no region
 //! * `sys`: system calls that no crate in use has without `unsafe`
@@ -17,6 +17,7 @@ pub(crate) mod inflight;
 pub(crate) mod inflight_log;
 pub(crate) mod memory;
 pub(crate) mod order;
+pub(crate) mod part;
 pub(crate) mod position;
 pub(crate) mod recovery;
 pub(crate) mod region_log;

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::virtq::inflight::{Contents, Part, Parts};
+use crate::virtq::inflight::Parts;
 use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::memory::{Memory, Region};
 use crate::virtq::order::Order;
+use crate::virtq::part::{Contents, Part};
 use crate::virtq::recovery::{RecoveryError, Standing};
 use crate::virtq::ring;
 

@@ -4,7 +4,7 @@
 //! A part is read once and judged as it was read. What cannot be is refused as a whole: a region
 //! that is half right would have requests done twice, or never.
 
-use crate::virtq::inflight::{Contents, Part, VERSION};
+use crate::virtq::part::{Contents, Part, VERSION};
 use crate::virtq::region_log::RegionLog;
 
 /// Why a part of a region cannot be of the ring that is started with it.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::failpoint;
 use crate::virtq::elem::{Head, UsedElem};
-use crate::virtq::inflight::Part;
+use crate::virtq::part::Part;
 
 /// The log of one running ring.
 ///

@@ -17,10 +17,11 @@ use crate::blk::queue::Turn;
 use crate::blk::watchdog::{Looks, Watch};
 use crate::blk::worker::Worker;
 use crate::clock;
+use crate::virtq::inflight::Inflight;
 use crate::virtq::inflight::tests::{overwrite, region, watch_stores};
-use crate::virtq::inflight::{Contents, Inflight};
 use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::order::Order;
+use crate::virtq::part::Contents;
 use crate::virtq::position;
 
 const SECOND: Duration = Duration::from_secs(1);

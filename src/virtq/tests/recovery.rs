@@ -11,10 +11,11 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::TABLE;
 use crate::virtq::elem::Head;
+use crate::virtq::inflight::Inflight;
 use crate::virtq::inflight::tests::{overwrite, region, watch_stores};
-use crate::virtq::inflight::{Contents, Entry, Inflight};
 use crate::virtq::inflight_log::{InflightLog, Record};
 use crate::virtq::memory::{MemoryMap, for_tests};
+use crate::virtq::part::{Contents, Entry};
 use crate::virtq::position;
 use crate::virtq::recovery::{RecoveryError, Standing};
 use crate::virtq::ring::{Heads, put_back, put_batch, take_batch, used_index};
