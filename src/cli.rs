@@ -19,39 +19,39 @@ use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
 use vhost_user_zram::threads::DiskName;
 use vhost_user_zram::units::BlockSize;
 
-/// Exit code of a command line that makes no sense, as of most programs.
+/// Exit code for an invalid command line, as with most programs.
 const USAGE: u8 = 2;
 
 /// zram for virtual machines: a vhost-user-blk back end that keeps a guest's disk compressed in
 /// host memory.
 ///
-/// The daemon stays in the foreground. SIGTERM, SIGINT or SIGHUP ends it (SIGHUP not under nohup),
-/// SIGUSR1 prints a line of statistics, SIGUSR2 compacts the disk's memory and says when that is
-/// done. The disk's contents live as long as the daemon, or with --state-dir or --fd-store as long
+/// The daemon stays in the foreground. SIGTERM, SIGINT and SIGHUP end it (SIGHUP not under nohup),
+/// SIGUSR1 prints a line of statistics, SIGUSR2 compacts the disk's memory and prints a line when that
+/// is done. The disk's contents live as long as the daemon, or with --state-dir or --fd-store as long
 /// as the host is up.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
 pub struct Args {
-    /// Listen on a Unix socket at PATH; a stale one is replaced.
+    /// Listen on a Unix socket at PATH. A stale socket is replaced.
     #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
 
-    /// Permissions of the socket, in octal; to connect is to write. Whatever the umask, the socket never
-    /// has more of them [default: 600, and 660 with --socket-group].
+    /// Permissions of the socket, in octal. Connecting requires write permission. At no time does the
+    /// socket have more permissions, whatever the umask [default: 600, or 660 with --socket-group].
     #[arg(long, value_name = "MODE", value_parser = parse_mode, conflicts_with = "fd")]
     socket_mode: Option<u32>,
 
-    /// User who owns the socket, by name or number [default: the daemon's].
+    /// Owner of the socket, by name or number [default: the daemon's user].
     #[arg(long, value_name = "USER", conflicts_with = "fd")]
     socket_owner: Option<String>,
 
     /// Group of the socket, by name or number, such as kvm for the QEMU of libvirt [default: the
-    /// daemon's].
+    /// daemon's group].
     #[arg(long, value_name = "GROUP", conflicts_with = "fd")]
     socket_group: Option<String>,
 
-    /// Use the Unix socket inherited as descriptor N, a listening or a connected one.
+    /// Use the Unix socket that is inherited as descriptor N, either listening or connected.
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
 
@@ -60,52 +60,52 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     name: Option<DiskName>,
 
-    /// Print what this back end can do, as JSON, and exit. All other options are ignored.
+    /// Print the capabilities of this back end as JSON, and exit. All other options are ignored.
     #[arg(long)]
     print_capabilities: bool,
 
-    /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024). Rounded up to
-    /// 4096 bytes; at most 16376G, which is 8G less than 16T.
+    /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024). Rounded up to a
+    /// multiple of 4096 bytes; at most 16376G (8G less than 16T).
     #[arg(long, value_name = "SIZE", value_parser = parse_disk_size)]
     size: NonZeroU64,
 
-    /// Logical block that the guest is told of, 512 or 4096 bytes. Images are made for 512, and a BIOS
-    /// boots from nothing else; with 4096 no write is less than a page
-    /// [default: 512 with --load, else 4096; a disk that is there keeps its own].
+    /// Logical block size of the disk, 512 or 4096 bytes. Most images are made for 512, and a BIOS boots
+    /// only from that. With 4096 each write is of whole pages
+    /// [default: 512 with --load, else 4096; an existing disk keeps its own].
     #[arg(long, value_name = "BYTES")]
     block_size: Option<BlockSize>,
 
-    /// Keep the disk in files in DIR, which has to be on a tmpfs such as /run, so that it outlives the
-    /// daemon: the next one with the same DIR goes on with it. DIR and files are the daemon's user's alone.
+    /// Keep the disk in files in DIR, so that it outlives the daemon: the next one with the same DIR
+    /// continues with it. DIR must be on a tmpfs, such as /run. Only the daemon's user has access.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
-    /// Accept a state whose directory and files belong to the user with this number; without this they
-    /// have to belong to the daemon's own.
+    /// Accept a state whose directory and files belong to the user with this number. Without this option
+    /// they must belong to the daemon's user.
     #[arg(long, value_name = "UID", requires = "state_dir")]
     state_owner: Option<u32>,
 
-    /// Keep the disk in memory that the service manager holds for the next daemon
-    /// (FileDescriptorStoreMax= of systemd, at least 3).
+    /// Keep the disk in memory whose descriptors the service manager stores for the next daemon
+    /// (systemd's FileDescriptorStoreMax=, at least 3).
     #[arg(long, conflicts_with = "state_dir")]
     fd_store: bool,
 
-    /// Make the disk's state if there is none; one that is there is opened, as without this.
+    /// Create the disk's state if it does not exist. An existing one is opened, as without this option.
     #[arg(long)]
     create: bool,
 
-    /// Fill the disk from the raw image FILE, a regular file or a block device, at the start, or when
-    /// its state is made.
+    /// Load the raw image FILE, a regular file or a block device, into the disk at the start. A disk with
+    /// a state is loaded only when the state is created.
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
 
-    /// What the image of --load may be: auto refuses a file that begins like one of another format than
-    /// raw (qcow2, VMDK, gzip, zstd and such), raw loads the bytes as they are.
+    /// Format of the image of --load: auto refuses a file that begins like one of a format other than
+    /// raw (qcow2, VMDK, gzip, zstd and others); raw loads the bytes as they are.
     #[arg(long, value_name = "FORMAT", default_value = "auto", requires = "load")]
     load_format: ImageFormat,
 
-    /// How new pages are compressed: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N). Pages that
-    /// a state has from before are read whatever they were compressed by.
+    /// Compression algorithm of new pages: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N). Pages
+    /// that a state has already are read whatever compressed them.
     #[arg(long, value_name = "ALGORITHM", default_value = "lz4")]
     algorithm: CodecSpec,
 
@@ -113,109 +113,107 @@ pub struct Args {
     #[arg(long)]
     read_only: bool,
 
-    /// Most virtqueues that a guest may have, 1 to 64. One that is not used costs nothing.
+    /// Maximum number of virtqueues of a guest, 1 to 64. An unused virtqueue costs nothing.
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
 
-    /// Largest virtqueue that a guest may have: a power of two, 2 to 32768 descriptors. A front end
-    /// cannot ask for it: one whose queues are larger is refused.
+    /// Maximum size of a virtqueue: a power of two, 2 to 32768 descriptors. The protocol does not tell
+    /// front ends, so one whose queues are larger is refused.
     #[arg(long, value_name = "N", default_value_t = 32768, value_parser = parse_queue_size)]
     queue_size: u16,
 
-    /// Most threads that serve the virtqueues; one starts when a queue of its own does [default: the
-    /// CPUs].
+    /// Maximum number of threads that serve the virtqueues. A thread starts with the first of its queues
+    /// [default: the number of CPUs].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     queue_threads: Option<u16>,
 
-    /// The disk's serial number, up to 20 bytes.
+    /// Serial number of the disk, up to 20 bytes.
     #[arg(long, value_name = "TEXT", default_value = "vhost-user-zram", value_parser = parse_serial)]
     serial: String,
 
-    /// Most memory for compressed pages and the table of what lies where (8 bytes a page, 12 with a
-    /// state, by 512 pages), in bytes or with a suffix; writes that would need more fail. 0 is no
-    /// limit.
+    /// Maximum memory of the compressed pages and the slot table (8 bytes a page, or 12 with a state, in
+    /// units of 512 pages), in bytes or with a suffix. Writes that need more fail. 0 means no limit.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     mem_limit: u64,
 
-    /// Who compresses: auto (workers if the codec is slow, or the request large and workers idle),
-    /// inline (the queue's thread), or offload (workers).
-    /// [default: auto, with a model offload]
+    /// Where pages are compressed: inline (in the queue's thread), offload (in worker threads), or auto
+    /// (in worker threads if the codec is slow, or if the request is large and workers are idle)
+    /// [default: auto, or offload with --engine-model].
     #[arg(long, value_name = "POLICY")]
     engine: Option<Policy>,
 
-    /// Threads that compress beside those of the queues [default: one for each CPU, or one less if the
-    /// queues' threads compress too].
+    /// Number of worker threads that compress [default: one for each CPU, or one less if the threads of
+    /// the queues compress, too].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     engine_workers: Option<u16>,
 
-    /// Pages that may wait for a worker.
+    /// Maximum number of pages that wait for a worker.
     #[arg(long, value_name = "N", default_value_t = 1024,
           value_parser = clap::value_parser!(u16).range(1..=16384))]
     engine_queue: u16,
 
-    /// CPUs that workers run on, such as 2-3,6 [default: all].
+    /// CPUs on which the workers run, such as 2-3,6 [default: all].
     #[arg(long, value_name = "LIST")]
     engine_cpus: Option<Cpus>,
 
-    /// Experiment: make the engine behave like a device, such as
+    /// Experimental: make the workers behave like a device, such as
     /// latency=50us,per-kib=5us,reorder=8,refuse=10%,fail=1%,corrupt=0.1%,hang=0.1%,die=0.1%,timeout=100ms,seed=1.
-    /// Implies offload unless --engine says otherwise.
+    /// Implies --engine offload unless that option is given.
     #[arg(long, value_name = "MODEL")]
     engine_model: Option<EngineModel>,
 
-    /// Memory that is left free for the rest of the host, or of the daemon's control group, in bytes
-    /// or with a suffix: writes that would need it fail [default: a 32nd of it, at most 512M].
+    /// Memory of the host, or of the daemon's control group, that stays free, in bytes or with a suffix.
+    /// Writes that need it fail [default: a 32nd of that memory, at most 512M].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     host_reserve: Option<u64>,
 
-    /// Keep the disk in unlinked files in DIR, which has to be on a tmpfs, so that its size bounds
-    /// the disk. Without this, in anonymous memory.
+    /// Keep the disk in unlinked files in DIR, which must be on a tmpfs. The size of the tmpfs limits the
+    /// disk. Without this option the disk is in anonymous memory.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["state_dir", "fd_store"])]
     memory_dir: Option<PathBuf>,
 
-    /// Lock the disk's pages in memory, so that the host never swaps them out. RLIMIT_MEMLOCK has to
-    /// allow all of their address space: set it to infinity.
+    /// Lock the disk's pages in memory, so that the host never swaps them out. RLIMIT_MEMLOCK must allow
+    /// their whole address space: set it to infinity.
     #[arg(long)]
     mlock: bool,
 
     /// Report requests that take longer than this, in the log and as `stalled_requests` in the
-    /// statistics. 0 is never.
+    /// statistics. 0 means never.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     watchdog: u32,
 
-    /// Have requests that wait longer than this fail with an I/O error, which is counted as
-    /// `expired_requests`; more than --watchdog. 0 is never. Time in which the daemon was stopped,
-    /// frozen or asleep with its host does not count.
+    /// Fail requests that wait longer than this with an I/O error, counted as `expired_requests`. Must be
+    /// more than --watchdog. 0 means never. Time in which the daemon was stopped, or suspended with its
+    /// host, does not count.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     watchdog_fail: u32,
 
-    /// How much is logged to stderr: off, error, warn, info, debug or trace.
+    /// Level of the log on stderr: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: log::LevelFilter,
 }
 
 impl Args {
-    /// How much is logged.
+    /// Level of the log.
     pub fn log_level(&self) -> log::LevelFilter {
         self.log_level
     }
 
-    /// Refuses what is wrong only together.
+    /// Refuses combinations that are invalid.
     fn check(self) -> Result<Self, clap::Error> {
         if self.create && self.state_dir.is_none() && !self.fd_store {
-            let text =
-                "--create says what to do with --state-dir or --fd-store, and there is neither";
+            let text = "--create requires --state-dir or --fd-store";
             return Err(Self::command().error(ErrorKind::MissingRequiredArgument, text));
         }
         if self.watchdog_fail == 0 || (1..self.watchdog_fail).contains(&self.watchdog) {
             return Ok(self);
         }
-        let text = "--watchdog-fail has to be more than --watchdog, and that not 0";
+        let text = "--watchdog-fail must be more than --watchdog, and --watchdog must not be 0";
         Err(Self::command().error(ErrorKind::ValueValidation, text))
     }
 
-    /// What the daemon is told.
+    /// The settings of the daemon.
     pub fn settings(self) -> Settings {
         let name = self.disk_name();
         let endpoint = match (self.socket_path, self.fd) {
@@ -233,7 +231,7 @@ impl Args {
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
         let keep = match (self.state_dir, self.fd_store) {
             (Some(path), _) => Keep::Directory { path, owner: self.state_owner },
-            (None, true) => Keep::Manager,
+            (None, true) => Keep::ServiceManager,
             (None, false) => Keep::Process,
         };
         let defaults = EngineConfig::default();
@@ -295,13 +293,13 @@ impl Args {
     }
 }
 
-/// Parses the command line; on a mistake says so in one line, and gives the exit code.
+/// Parses the command line. Reports a mistake in one line, and returns the exit code.
 pub fn parse() -> Result<Args, ExitCode> {
     Args::try_parse().and_then(Args::check).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(error.render()),
         _ => {
-            // Clap's first paragraph says what is wrong; usage and hints follow after a blank
-            // line.
+            // The first paragraph of clap's message is the mistake. Usage and hints follow after a
+            // blank line.
             let text = error.render().to_string();
             let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();
             let line = lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
@@ -311,13 +309,13 @@ pub fn parse() -> Result<Args, ExitCode> {
     })
 }
 
-/// Says in one line why the daemon could not do its work.
+/// Reports in one line why the daemon failed.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: {error:#}");
     ExitCode::FAILURE
 }
 
-/// Prints what was asked for.
+/// Prints `text` to stdout, and returns the exit code.
 pub fn print(text: impl std::fmt::Display) -> ExitCode {
     let text = text.to_string();
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
@@ -335,36 +333,36 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "M" | "MIB" => 20,
         "G" | "GIB" => 30,
         "T" | "TIB" => 40,
-        _ => return Err(format!("`{suffix}` is no suffix of a size: K, M, G or T")),
+        _ => return Err(format!("the suffix `{suffix}` is not K, M, G or T")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is no number of bytes"))?;
+    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is not a number of bytes"))?;
     let bytes = number.checked_mul(1 << shift);
-    bytes.ok_or_else(|| "it does not fit into 64 bits".into())
+    bytes.ok_or_else(|| "more than 64 bits".into())
 }
 
 fn parse_disk_size(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "a disk cannot have size 0".into())
+    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "the size of a disk cannot be 0".into())
 }
 
 fn parse_queue_size(text: &str) -> Result<u16, String> {
-    let size: u16 = text.parse().map_err(|_| "it is no number up to 32768".to_string())?;
+    let size: u16 = text.parse().map_err(|_| "not a number up to 32768".to_string())?;
     if (2..=32768).contains(&size) && size.is_power_of_two() {
         Ok(size)
     } else {
-        Err("it is no power of two from 2 to 32768".into())
+        Err("not a power of two from 2 to 32768".into())
     }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).map_err(|_| "it is not an octal number".to_string())?;
-    if mode <= 0o777 { Ok(mode) } else { Err("it has more than the permission bits, 777".into()) }
+    let mode = u32::from_str_radix(text, 8).map_err(|_| "not an octal number".to_string())?;
+    if mode <= 0o777 { Ok(mode) } else { Err("more than the permission bits, 777".into()) }
 }
 
 fn parse_serial(text: &str) -> Result<String, String> {
     if text.len() <= 20 {
         Ok(text.into())
     } else {
-        Err(format!("it has {} bytes, and 20 is the most", text.len()))
+        Err(format!("{} bytes, the maximum is 20", text.len()))
     }
 }
 

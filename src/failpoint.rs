@@ -186,7 +186,7 @@ mod active {
         let step = STEPS.iter().chain(STALLS).find(|known| **known == step);
         match (step, count.parse()) {
             (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count), what }),
-            _ => panic!("{text} is no step to die at"),
+            _ => panic!("{text} is not a failpoint"),
         }
     }
 }

@@ -10,12 +10,12 @@ use env_logger::Target;
 use vhost_user_zram::daemon::Console;
 use vhost_user_zram::threads;
 
-/// What conventions of vhost-user back ends ask for (QEMU, docs/interop/vhost-user.json).
+/// Required by the conventions of vhost-user back ends (QEMU, docs/interop/vhost-user.json).
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only"]}"#;
 
 fn main() -> ExitCode {
     vhost_user_zram::clock::mark_start();
-    // Whatever else is asked for is ignored then, also if it makes no sense.
+    // All other arguments are ignored then, valid or not.
     if std::env::args_os().skip(1).any(|arg| arg == "--print-capabilities") {
         return cli::print(CAPABILITIES);
     }
@@ -26,7 +26,10 @@ fn main() -> ExitCode {
     let console = match Console::start() {
         Ok(console) => console,
         Err(error) => {
-            return cli::fail(&Error::new(error).context("its threads cannot be started"));
+            return cli::fail(
+                &Error::new(error)
+                    .context("cannot start the threads that write to stdout and stderr"),
+            );
         }
     };
     env_logger::Builder::new()

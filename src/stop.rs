@@ -1,7 +1,7 @@
 //! The end of the process, in a form that waits can take.
 //!
-//! A signal asks for the end at any moment, also while the process still starts. Each wait that has no
-//! reason to be short takes a [`Stop`] and ends early with [`Stopped`].
+//! A signal may ask for the end at any moment, also during the start. A wait that may be long takes a
+//! [`Stop`] and ends early with [`Stopped`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Whether the process is to end. Once it is, it stays so. Clones are the same one.
+/// Whether the process is to end; that is never taken back. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Stop(Arc<EventFd>);
 
-/// The process is to end, so what was begun is not finished.
+/// The process is to end, so the operation was not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the daemon is to end")]
 pub struct Stopped;
 
 impl Stop {
-    /// An end that nobody has asked for.
+    /// The end was not asked for yet.
     ///
     /// # Errors
     /// The process has no descriptors left.
@@ -33,7 +33,7 @@ impl Stop {
     /// Asks for the end.
     pub fn request(&self) {
         if let Err(errno) = self.0.write(1) {
-            log::error!("the daemon cannot be stopped: {errno}");
+            log::error!("cannot stop the daemon: {errno}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The threads of a disk, which carry its name, as do the lines that they log.
 //!
-//! The name goes from a thread to those that it starts. So nobody hands it down, and two disks in one
-//! process (as in tests) do not mix.
+//! A thread inherits the name from the thread that starts it. So no caller passes it on, and two disks in
+//! one process (as in tests) stay apart.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,14 +10,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// What a disk is called in the log and in the names of threads.
+/// The name of a disk in the log and in the names of threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskName(Arc<str>);
 
 /// A text cannot be the name of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{0}' is not a name of 1 to {max} letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    "'{0}' is not a disk name: 1 to {max} letters, digits, '.', '_' or '-', the first a letter or digit",
     max = DiskName::MAX
 )]
 pub struct DiskNameError(String);
@@ -26,8 +26,8 @@ impl DiskName {
     /// Bytes of the longest name.
     pub const MAX: usize = 64;
 
-    /// The name for a disk that is known by `text`, such as a file's name: what cannot be in a name
-    /// is replaced. `None` if nothing is left.
+    /// A name made of `text`, such as a file's name: characters that a name cannot have become '-'.
+    /// `None` if nothing is left.
     pub fn derived(text: &str) -> Option<Self> {
         let text: String = text.chars().map(|c| if is_valid(c) { c } else { '-' }).collect();
         let text = text.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());

@@ -76,6 +76,8 @@ fn every_mistake_is_one_line_and_a_failure() {
     mistake(&with(&["--size", "16M", "--load", "/nonexistent/image"]), &["/nonexistent/image"]);
     mistake(&with(&["--size", "16M", "--load", "/"]), &["/"]);
     mistake(&with(&["--size", "16M", "--fd", "3"]), &["--fd"]);
+    let create = "--create requires --state-dir or --fd-store";
+    mistake(&with(&["--size", "16M", "--create"]), &[create]);
     mistake(&with(&["--size", "16M", "--no-such-option"]), &["no-such-option"]);
     mistake(&["--size", "16M"], &["--socket-path"]);
     mistake(&with(&[]), &["--size"]);

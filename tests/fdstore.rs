@@ -107,7 +107,7 @@ fn nothing_is_made_unless_it_is_said_and_somebody_holds_it() {
     refuses(command, &["NOTIFY_SOCKET"]);
     let mut command = manager.command(&dir, Vec::new(), &["--create"]);
     command.env("NOTIFY_SOCKET", dir.join("nobody"));
-    refuses(command, &["cannot be reached"]);
+    refuses(command, &["cannot send", "NOTIFY_SOCKET"]);
     // It says that it holds two at most.
     let few = Manager::new(2);
     few.refuses(Vec::new(), &["--create"], &["2 descriptors", "3", "FileDescriptorStoreMax="]);
@@ -122,7 +122,7 @@ fn a_manager_that_gives_descriptors_up_is_found_out() {
         let dir = TempDir::new();
         let mut command = manager.command(&dir, Vec::new(), &["--create"]);
         command.env_remove("FDSTORE");
-        refuses(command, &["does not hold", "FileDescriptorStoreMax="]);
+        refuses(command, &["does not store", "FileDescriptorStoreMax="]);
         // Nor is a part of it left there, which would be a lost state to the next daemon.
         assert!(manager.names().is_empty(), "{:?}", manager.names());
         manager.inner().most = 3;
@@ -133,7 +133,7 @@ fn a_manager_that_gives_descriptors_up_is_found_out() {
     let dir = TempDir::new();
     let strange = || ("strange".to_owned(), OwnedFd::from(some_file(&dir, b"strange")));
     manager.inner().held.extend([strange(), strange()]);
-    manager.refuses(manager.held(), &["--create"], &["does not hold"]);
+    manager.refuses(manager.held(), &["--create"], &["does not store"]);
     assert_eq!(manager.names(), ["strange"; 2]);
 }
 
@@ -169,7 +169,7 @@ fn descriptors_that_are_no_whole_state_are_refused() {
     let strange = vec![(NAME.into(), some_file(&dir, b"nothing").into())];
     manager.refuses(strange, &["--create"], &["damaged"]);
     let socket = UnixListener::bind(dir.join("listener")).unwrap();
-    manager.refuses(vec![(NAME.into(), socket.into())], &["--create"], &["is no file"]);
+    manager.refuses(vec![(NAME.into(), socket.into())], &["--create"], &["is not a file"]);
     // Of another size.
     manager.refuses(manager.held(), &["--size", "32M", "--create"], &["16777216", "33554432"]);
     // Another codec is for new pages.

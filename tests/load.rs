@@ -120,5 +120,5 @@ fn a_block_device_is_loaded_to_its_end() {
     file.set_len(17 << 20).unwrap();
     drop(device);
     let Some(device) = Loop::over(&image) else { return };
-    refuses(Path::new(&device.0), &["17825792 bytes do not fit"]);
+    refuses(Path::new(&device.0), &["17825792 bytes does not fit"]);
 }

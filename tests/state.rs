@@ -541,7 +541,7 @@ fn an_image_that_does_not_fit_leaves_nothing_to_be_served() {
     let image = home.0.join("image");
     let load = ["--create", "--load", image.to_str().expect("a path of plain letters")];
     File::create(&image).unwrap().set_len(17 << 20).unwrap();
-    home.refuses("16M", &load, &["do not fit"]);
+    home.refuses("16M", &load, &["does not fit"]);
     home.refuses("16M", &[], &["never finished"]);
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     assert_eq!(home.start(&load).origin(), "new");

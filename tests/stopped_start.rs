@@ -199,7 +199,7 @@ fn the_wait_for_room_in_the_managers_queue() {
     let ready = full.command(command(&dir.join("socket"), None, &["--log-level", "debug"]));
     let Ended { status, stdout, stderr } = Held::start(ready, "wait.manager.room").stop();
     assert!(status.success() && stdout.contains("ready:"), "{stdout} {stderr}");
-    let told = "the service manager cannot be told: the daemon is to end";
+    let told = "cannot notify the service manager: the daemon is to end";
     assert!(stderr.contains(told), "{stderr}");
     expect_no_socket(&dir);
 }

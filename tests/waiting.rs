@@ -38,7 +38,7 @@ fn one_that_waits_and_one_that_gives_up_are_seen() {
     daemon
         .wait_for_log(&format!("a front end (pid {pid}) waits: another one (pid {pid}) is served"));
     drop(second);
-    daemon.wait_for_log(&format!("a front end (pid {pid}) gave up waiting after"));
+    daemon.wait_for_log(&format!("a front end (pid {pid}) left after it had waited for"));
     let third = asking(&daemon);
     drop(first);
     third.recv_message(LIMIT).unwrap();
@@ -48,7 +48,7 @@ fn one_that_waits_and_one_that_gives_up_are_seen() {
         assert!(!lines.iter().any(|line| line.contains(wrong)), "{lines:?}");
     }
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    let (waits, gave_up) = (count(") waits: "), count(") gave up waiting"));
+    let (waits, gave_up) = (count(") waits: "), count(") left after "));
     assert_eq!((waits, gave_up, count(") connects")), (2, 1, 2), "{lines:?}");
 }
 
@@ -116,7 +116,7 @@ fn one_for_whom_there_is_no_descriptor_is_turned_away() {
     wait_until("the first session to end", || daemon.queue_threads().is_empty());
     let before = daemon.open_fds();
     let crowd: Vec<Wire> = (0..31).map(|_| Wire::new(daemon.stream())).collect();
-    daemon.wait_for_log("a front end is turned away");
+    daemon.wait_for_log("a front end is refused");
     drop(crowd);
     wait_until("the crowd to be let go", || daemon.open_fds() <= before);
     expect_served(&mut daemon);

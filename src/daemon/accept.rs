@@ -1,4 +1,4 @@
-//! Where front ends come from, and who is served next.
+//! Where front ends come from, and which one is served next.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -17,23 +17,22 @@ use crate::ratelimit::Kind;
 use crate::stop::Stop;
 use crate::vhost_user::SessionEnd;
 
-/// How long the daemon rests after it had to refuse a front end, which may try again at once, if
-/// nobody else waits.
+/// The pause after a front end was refused, which may retry at once, if no other one waits.
 const REST: Duration = Duration::from_millis(100);
 /// Where connections come from, before and after the socket exists.
 pub(super) enum Source {
-    /// To be bound when all is ready, for those who have access.
+    /// To be bound when all is ready, with these permissions.
     Unbound(PathBuf, Access),
     Listening(Bound),
     Connected(UnixStream),
 }
 
 impl Source {
-    /// What the user got wrong is said here, before a long load; a socket of a daemon that goes is
-    /// waited for as long as `patience`.
+    /// Reports a mistake of the user, before a long load. Waits for `time` at most for the socket of a
+    /// daemon that ends.
     pub(super) fn prepare(
         endpoint: &Endpoint,
-        patience: Duration,
+        time: Duration,
         stop: &Stop,
     ) -> Result<Self, SocketError> {
         match endpoint {
@@ -41,7 +40,7 @@ impl Source {
                 let access = access.resolve()?;
                 let since = Instant::now();
                 while let Err(error) = socket::check(path) {
-                    if !matches!(error, SocketError::Live { .. }) || since.elapsed() >= patience {
+                    if !matches!(error, SocketError::Live { .. }) || since.elapsed() >= time {
                         return Err(error);
                     }
                     failpoint::reach("wait.socket");
@@ -56,7 +55,7 @@ impl Source {
         }
     }
 
-    /// Makes the socket, if it is not inherited.
+    /// Creates the socket, unless it is inherited.
     pub(super) fn open(self, stop: &Stop) -> Result<Self, SocketError> {
         match self {
             Source::Unbound(path, access) => {
@@ -85,9 +84,9 @@ pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), Daem
         disk.log().info(Kind::Connections, format_args!("a front end ({peer}) connects"));
         match disk.serve(&stream, stop.as_fd(), Some(&mut lobby)) {
             SessionEnd::Stopped => {
-                // In this order: a front end that sees its connection close may connect again at
-                // once, and must not be let in by a daemon that is about to end. QEMU 7.2 gives
-                // a disk up whose new connection fails half-way.
+                // In this order: a front end whose connection is closed may reconnect at once, and a
+                // daemon that is about to end must not accept it. QEMU 7.2 abandons a disk whose new
+                // connection fails half-way.
                 drop(lobby);
                 drop(stream);
                 return Ok(());
@@ -102,7 +101,7 @@ pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), Daem
                 disk.log().warn(Kind::Disconnections, line);
                 drop(stream);
                 if !lobby.has_spoken() {
-                    // If the daemon is to stop, the lobby says so next.
+                    // If the daemon is to stop, `lobby.next` finds out.
                     let _ = stop.pause(REST);
                 }
             }

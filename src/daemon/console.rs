@@ -209,7 +209,7 @@ fn write_all(file: &impl AsFd, mut text: &[u8]) {
             Ok(count) => text = &text[count..],
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                // Somebody who shares the open file made it non-blocking.
+                // A process that shares the open file made it non-blocking.
                 let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
                 let _ = poll(&mut fds, PollTimeout::NONE);
             }

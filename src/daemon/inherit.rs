@@ -1,4 +1,4 @@
-//! What a parent process left us: descriptors, and signals that are ignored.
+//! What the parent process passed on: descriptors, and signals that are ignored.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -28,38 +28,38 @@ pub enum Inherited {
 /// whether it listens (conventions of vhost-user back ends differ on which one `--fd` means).
 ///
 /// # Errors
-/// The descriptor is not open, or no such socket; it is left alone then.
+/// The descriptor is not open, or not such a socket; it stays open then.
 pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
     let refused = |why| SocketError::Inherited { fd, why };
     if fd < 0 {
         return Err(refused("it is negative"));
     }
-    // SAFETY: used for questions only, which fail if the descriptor is not open.
+    // SAFETY: only queried, which fails if the descriptor is not open.
     let asked = unsafe { BorrowedFd::borrow_raw(fd) };
     match fcntl(asked, FcntlArg::F_GETFD) {
         Err(Errno::EBADF) => return Err(refused("it is not open")),
-        Err(_) => return Err(refused("it cannot be asked")),
+        Err(_) => return Err(refused("its flags cannot be read")),
         Ok(_) => {}
     }
     match getsockopt(&asked, sockopt::SockType) {
         Ok(SockType::Stream) => {}
-        Ok(_) => return Err(refused("it is no stream socket")),
-        Err(_) => return Err(refused("it is no socket")),
+        Ok(_) => return Err(refused("it is not a stream socket")),
+        Err(_) => return Err(refused("it is not a socket")),
     }
     let family = getsockname::<SockaddrStorage>(fd).ok().and_then(|address| address.family());
     if family != Some(AddressFamily::Unix) {
-        return Err(refused("it is no Unix socket"));
+        return Err(refused("it is not a Unix socket"));
     }
     let listening = getsockopt(&asked, sockopt::AcceptConn).unwrap_or(false);
-    // SAFETY: open, as just seen, and given to this process to own; asked for once, at the start.
+    // SAFETY: open, as just checked, and this process's to own; taken once, at the start.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(owned.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-        .map_err(|_| refused("it cannot be taken over"))?;
+        .map_err(|_| refused("its flags cannot be set"))?;
     // The parent may have polled it; replies are written with blocking calls.
     let flags = fcntl(owned.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     flags
         .and_then(|flags| fcntl(owned.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)))
-        .map_err(|_| refused("it cannot be taken over"))?;
+        .map_err(|_| refused("its flags cannot be set"))?;
     Ok(if listening {
         Inherited::Listening(owned.into())
     } else {
@@ -77,23 +77,26 @@ pub(super) fn is_ignored(signal: Signal) -> bool {
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Takes over descriptors of files, which are ours to own.
+/// Takes over descriptors of files, which the process owns.
 ///
 /// # Errors
-/// One is not open, or is no file; none is taken over then.
+/// One is not open, or not a file; none is taken over then.
 pub(super) fn files(fds: impl Iterator<Item = RawFd>) -> io::Result<Vec<File>> {
     let fds: Vec<RawFd> = fds.collect();
     for fd in &fds {
-        // SAFETY: used for a question only, which fails if the descriptor is not open.
+        // SAFETY: only queried, which fails if the descriptor is not open.
         let asked = unsafe { BorrowedFd::borrow_raw(*fd) };
         let kind = SFlag::from_bits_truncate(fstat(asked)?.st_mode & SFlag::S_IFMT.bits());
         if kind != SFlag::S_IFREG {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{fd} is no file")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("descriptor {fd} is not a file"),
+            ));
         }
     }
     let own = fds.into_iter().map(|fd| {
-        // SAFETY: open, as just seen, and given to this process to own; asked for once, at the
-        // start, and closed at exec by who listed them.
+        // SAFETY: open, as just checked, and this process's to own; taken once, at the start, and
+        // closed at exec by the code that listed them.
         File::from(unsafe { OwnedFd::from_raw_fd(fd) })
     });
     Ok(own.collect())

@@ -18,12 +18,12 @@ pub(super) fn raise_open_files(queues: u16, threads: u16) {
     let needed = OTHERS + A_QUEUE * u64::from(queues) + A_THREAD * u64::from(threads);
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
-        Err(errno) => return log::debug!("the limit of open files is not known: {errno}"),
+        Err(errno) => return log::debug!("cannot read the limit of open files: {errno}"),
     };
     let allowed = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(errno) => {
-            log::debug!("the limit of open files stays at {soft}: {errno}");
+            log::debug!("cannot raise the limit of open files above {soft}: {errno}");
             soft
         }
     };

@@ -1,5 +1,5 @@
-//! Front ends that wait to be served. They are accepted and looked at together, so that one that says
-//! nothing keeps nobody waiting, and one that waits is seen. A look is bounded, however many come.
+//! Front ends that wait to be served. All are accepted and polled together, so that a silent one delays no
+//! other, and one that waits is logged. The work of a poll is bounded, however many connect.
 
 use std::fmt;
 use std::io;
@@ -25,25 +25,25 @@ use crate::vhost_user::Others;
 /// backlog: a connection there costs no descriptor and loses nothing, and a front end that is cut off may
 /// give its disk up, as QEMU 7.2 does.
 const MOST: usize = 128;
-/// Most front ends that one look accepts. They may come as fast as they are accepted, and whoever looks has
+/// Most front ends that one poll accepts. They may connect as fast as they are accepted, and the caller has
 /// more to do: a signal to end at, a guest's memory, a front end that is served.
 const AT_ONCE: usize = 16;
 /// For how long a front end may say nothing before it makes room for another.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Bytes of a message's header. Whoever has sent as many has said something.
+/// Bytes of a message's header. A front end that has sent as many has spoken.
 const WORD: usize = 12;
-/// How often it is tried again to listen, in milliseconds, if there was no descriptor for anybody.
+/// The time between two attempts to accept, in milliseconds, when the process has no free descriptor.
 const DEAF: u16 = 100;
 /// Token of the listening socket.
 const LISTENER: u64 = 0;
 /// Token of the timer; those of front ends come after it.
 const TIMER: u64 = 1;
 
-/// What is waited for on the listening socket. One that was shut down, as whoever handed it down can do,
-/// is readable for ever, and nobody comes.
+/// The events of the listening socket. One that was shut down, as the process that passed it on can do,
+/// stays readable, and no connection comes.
 const LISTENING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 
-/// Who is at the other end of a connection.
+/// The process at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer(Option<i32>);
 
@@ -83,29 +83,29 @@ enum Door {
     Open,
     /// They stay in the socket's queue until there is room.
     Full,
-    /// There is no descriptor for any, or the socket fails: not until the session has ended.
+    /// The process has no free descriptor, or the socket fails: not until the session has ended.
     Shut,
 }
 
-/// The listening socket, and who has come by it and is not served yet.
+/// The listening socket, and the front ends that connected to it and are not served yet.
 pub(super) struct Lobby {
-    // First: whoever sees its connection close must not be let in again by a daemon that ends.
+    // First: a front end whose connection is closed must not be accepted again by a daemon that ends.
     listener: Bound,
     waiting: Vec<Waiting>,
     epoll: Epoll,
-    /// The listening socket is in `epoll` only while it is open: it stays readable as long as somebody is in
-    /// its queue, and whoever waits for it would spin.
+    /// The listening socket is in `epoll` only while it is open: it stays readable as long as its queue is
+    /// not empty, so that a wait for it would spin.
     door: Door,
-    /// Expires when somebody in here has been silent for long enough to make room. Set while full.
+    /// Expires when a waiting front end has been silent for long enough to make room. Set while full.
     timer: TimerFd,
     /// [`SILENCE`], except in tests.
     silence: Duration,
     /// That the socket fails was said.
     failed: bool,
-    /// A descriptor for a front end that is turned away because there is no other.
+    /// Closed to have a descriptor for a front end that is refused because there is no other.
     spare: Option<EventFd>,
     tokens: u64,
-    /// Who is served.
+    /// The front end that is served.
     served: Option<Peer>,
     log: Arc<Limiter>,
 }
@@ -164,7 +164,7 @@ impl Lobby {
         }
     }
 
-    /// Whether somebody waits who has said something.
+    /// Whether a front end waits that has spoken.
     pub(super) fn has_spoken(&self) -> bool {
         self.waiting.iter().any(|one| one.spoke.is_some())
     }
@@ -172,13 +172,13 @@ impl Lobby {
     fn remove(&mut self, at: usize) -> Waiting {
         let one = self.waiting.remove(at);
         if let Err(errno) = self.epoll.delete(&one.stream) {
-            log::debug!("a front end cannot be taken out of epoll: {errno}");
+            log::debug!("cannot remove a front end from epoll: {errno}");
         }
         self.open_if_due();
         one
     }
 
-    /// Lets some in who have come. False if there may be more.
+    /// Accepts some of the front ends in the socket's queue. False if there may be more.
     fn let_in(&mut self) -> bool {
         for _ in 0..AT_ONCE {
             if self.waiting.len() >= MOST {
@@ -188,7 +188,7 @@ impl Lobby {
                 }
                 if !self.make_room() {
                     let line = format_args!(
-                        "{MOST} front ends wait: those who come are left in the socket's queue"
+                        "{MOST} front ends wait: further ones stay in the socket's queue"
                     );
                     self.log.warn(Kind::Connections, line);
                     self.close(Door::Full);
@@ -200,7 +200,7 @@ impl Lobby {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                        if !self.turn_away(&error) {
+                        if !self.refuse(&error) {
                             return true;
                         }
                     }
@@ -241,8 +241,8 @@ impl Lobby {
         false
     }
 
-    /// Opens the door of a full house if there is room, or if somebody can make room; else sets the
-    /// timer to when somebody can.
+    /// Listens again when there is room, or when a front end can make room; else sets the timer to when
+    /// one can.
     fn open_if_due(&mut self) {
         if self.door != Door::Full {
             return;
@@ -259,7 +259,7 @@ impl Lobby {
             None => self.timer.unset(),
         };
         if let Err(errno) = set {
-            log::debug!("the timer cannot be set: {errno}");
+            log::debug!("cannot set the timer: {errno}");
         }
         if room || left.is_some_and(|left| left.is_zero()) {
             self.open();
@@ -285,7 +285,7 @@ impl Lobby {
         // Edges alone: what it says stays where it is until it is served.
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         if let Err(errno) = self.epoll.add(&stream, EpollEvent::new(events, token)) {
-            let line = format_args!("a front end ({peer}) is turned away: {errno}");
+            let line = format_args!("a front end ({peer}) is refused: {errno}");
             self.log.warn(Kind::Connections, line);
             return;
         }
@@ -297,32 +297,31 @@ impl Lobby {
         self.waiting.push(Waiting { token, stream, peer, since, spoke: None, behind });
     }
 
-    /// Accepts a front end for which there is no descriptor, and closes it. False if nobody is there (the
-    /// kernel looks for a descriptor first), or if there is none left even for that; then nobody is
-    /// waited for until the session has ended.
-    fn turn_away(&mut self, error: &io::Error) -> bool {
+    /// Accepts a front end for which there is no descriptor, and closes it. False if the queue is empty (the
+    /// kernel allocates a descriptor first), or if there is none left even for that; then the socket is
+    /// not polled until the session has ended.
+    fn refuse(&mut self, error: &io::Error) -> bool {
         drop(self.spare.take());
         let accepted = self.listener.accept();
-        let nobody =
-            accepted.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        let turned_away = accepted.is_ok();
+        let empty = accepted.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        let refused = accepted.is_ok();
         drop(accepted);
-        if !nobody {
-            let line = format_args!("a front end is turned away: {error} (ulimit -n)");
+        if !empty {
+            let line = format_args!("a front end is refused: {error} (ulimit -n)");
             self.log.warn(Kind::Connections, line);
         }
         self.spare = EventFd::new().ok();
-        if !nobody && (!turned_away || self.spare.is_none()) {
+        if !empty && (!refused || self.spare.is_none()) {
             self.close(Door::Shut);
             return false;
         }
-        turned_away
+        refused
     }
 
-    /// Waits for nobody until the session has ended.
+    /// Accepts no front end until the session has ended.
     fn stop_listening(&mut self, why: &dyn fmt::Display) {
         if !std::mem::replace(&mut self.failed, true) {
-            log::error!("front ends cannot be accepted: {why}");
+            log::error!("cannot accept front ends: {why}");
         }
         self.close(Door::Shut);
     }
@@ -352,8 +351,10 @@ impl Lobby {
         let one = self.remove(at);
         if one.behind {
             let waited = one.since.elapsed().as_secs_f64();
-            let line =
-                format_args!("a front end ({}) gave up waiting after {waited:.1} s", one.peer);
+            let line = format_args!(
+                "a front end ({}) left after it had waited for {waited:.1} s",
+                one.peer
+            );
             self.log.warn(Kind::Connections, line);
         }
         false
@@ -371,7 +372,7 @@ impl Others for Lobby {
             log::debug!("epoll: {errno}");
             0
         });
-        // Who has left makes room for who comes.
+        // First those that left: they make room for new ones.
         for event in &events[..count] {
             let token = event.data();
             if let Some(at) = self.waiting.iter().position(|one| one.token == token) {

@@ -1,4 +1,4 @@
-//! Who is served next, and who is let go.
+//! Which front end is served next, and which ones are refused.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

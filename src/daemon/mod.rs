@@ -18,7 +18,7 @@ use std::time::Duration;
 use self::accept::Source;
 pub use self::console::Console;
 pub use self::inherit::Inherited;
-pub use self::service_manager::ManagerError;
+pub use self::service_manager::ServiceManagerError;
 use self::signals::Signals;
 pub use self::socket::{Bound, SocketAccess, SocketError};
 use crate::checker;
@@ -29,7 +29,7 @@ use crate::stop::{Stop, Stopped};
 /// Where front ends come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A socket to be made at this path, for those who have access.
+    /// A socket to be created at this path, with these permissions.
     Path(PathBuf, SocketAccess),
     /// A socket that was inherited as this descriptor: a listening one, or a connected one.
     Fd(RawFd),
@@ -44,40 +44,40 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// What the disk's contents end with.
+/// How long the disk's contents live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Keep {
-    /// The process.
+    /// As long as the process.
     Process,
-    /// The files of a directory on a tmpfs.
+    /// As long as the files of a directory on a tmpfs.
     Directory {
         /// Its path.
         path: PathBuf,
-        /// Number of a user that it may belong to, beside the daemon's own.
+        /// Number of a user that may own it, beside the daemon's own.
         owner: Option<u32>,
     },
-    /// The service manager's store of descriptors.
-    Manager,
+    /// As long as the service manager stores the descriptors.
+    ServiceManager,
 }
 
-/// All that a daemon is told.
+/// All settings of a daemon.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Where front ends come from.
     pub endpoint: Endpoint,
     /// The disk.
     pub disk: DiskConfig,
-    /// What the disk's contents end with.
+    /// How long the disk's contents live.
     pub keep: Keep,
-    /// Make a state where there is none.
+    /// Create the state if it does not exist.
     pub create: bool,
-    /// A raw image that fills the disk at the start, or when its state is made.
+    /// A raw image that is loaded into the disk at the start, or when its state is created.
     pub load: Option<PathBuf>,
-    /// What that image may be.
+    /// Which formats that image may have.
     pub load_format: ImageFormat,
 }
 
-/// Why the daemon cannot start, or cannot go on.
+/// Why the daemon cannot start or cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The socket.
@@ -88,15 +88,15 @@ pub enum DaemonError {
     Disk(#[from] DiskError),
     /// The service manager.
     #[error(transparent)]
-    Manager(#[from] ManagerError),
-    /// Something that every process can have.
-    #[error("the daemon cannot be set up")]
+    ServiceManager(#[from] ServiceManagerError),
+    /// The host refuses a resource that the daemon needs.
+    #[error("cannot set up signals or sockets")]
     Setup(#[source] nix::Error),
     /// A thread could not be started.
-    #[error("the daemon cannot start its threads")]
+    #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
-    /// The one connection that was inherited ended badly.
-    #[error("the session failed")]
+    /// The inherited connection, the only one, ended with an error.
+    #[error("the session on the inherited connection failed")]
     Session(#[source] crate::vhost_user::SessionError),
     /// The daemon is to end.
     #[error(transparent)]
@@ -104,14 +104,14 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// Whether nothing went wrong but the daemon was told to end while it started.
+    /// Whether nothing failed, but the daemon was told to end while it started.
     fn is_stop(&self) -> bool {
         matches!(
             self,
             Self::Stopped(_)
                 | Self::Socket(SocketError::Stopped(_))
                 | Self::Disk(DiskError::Stopped(_))
-                | Self::Manager(ManagerError::Stopped(_))
+                | Self::ServiceManager(ServiceManagerError::Stopped(_))
         )
     }
 }
@@ -124,7 +124,7 @@ impl DaemonError {
 /// `ready:` then.
 ///
 /// # Errors
-/// The daemon cannot start; nothing was left behind.
+/// The daemon cannot start; it leaves nothing behind.
 pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     let _entered = settings.disk.name.enter();
     let guest = &settings.disk.guest;
@@ -144,7 +144,7 @@ fn start_and_serve(
     console: &Console,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
-    // What the user got wrong is said before a long load, not after it.
+    // A mistake of the user is reported before a long load, not after it.
     let patience = if settings.keep == Keep::Process { Duration::ZERO } else { disk::GRACE };
     let source = Source::prepare(&settings.endpoint, patience, stop)?;
     let disk = Arc::new(open(settings, stop)?);
@@ -163,20 +163,20 @@ fn start_and_serve(
     ended
 }
 
-/// Creates the disk, or opens it where an earlier process left it.
+/// Creates the disk, or opens the one that an earlier process left.
 fn open(settings: &Settings, stop: &Stop) -> Result<Disk, DaemonError> {
     let config = &settings.disk;
     let state = match &settings.keep {
         Keep::Process => return Ok(Disk::create(config)?),
         Keep::Directory { path, owner } => config.state_in(path, settings.create, *owner, stop)?,
-        Keep::Manager => handed(settings, stop)?,
+        Keep::ServiceManager => handed(settings, stop)?,
     };
     Ok(Disk::open(config, state)?)
 }
 
 /// The state that the service manager holds.
 fn handed(settings: &Settings, stop: &Stop) -> Result<State, DaemonError> {
-    const HOME: &str = "the service manager's store";
+    const HOME: &str = "the service manager's descriptor store";
     let config = &settings.disk;
     let files = service_manager::handed_back()?;
     if files.is_empty() && !settings.create {
@@ -197,7 +197,7 @@ fn handed(settings: &Settings, stop: &Stop) -> Result<State, DaemonError> {
     Ok(state)
 }
 
-/// Fills the disk if it is to be, opens the socket, and serves front ends.
+/// Loads the image into a new disk, opens the socket, and serves front ends.
 fn serve(
     settings: &Settings,
     source: Source,
@@ -205,12 +205,12 @@ fn serve(
     console: &Console,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
-    // The disk may have taken its time.
+    // Opening the disk may have taken long.
     stop.check()?;
     let origin = disk.origin();
     match &settings.load {
         Some(path) if origin == Origin::Opened => {
-            log::info!("{} is not loaded again: its disk was opened", path.display());
+            log::info!("--load {} is ignored: the disk exists already", path.display());
         }
         Some(path) => {
             let its_stop = stop.clone();
@@ -221,7 +221,7 @@ fn serve(
     }
     disk.set_complete();
     let source = source.open(stop)?;
-    // So may the socket; nobody was let in yet.
+    // So may the socket. No front end was accepted yet.
     stop.check()?;
     console.lines().say(format_args!(
         "ready: socket={} size={} block={} algorithm={} queues={} state={origin} name={}",

@@ -1,4 +1,4 @@
-//! The service manager: it is told when the daemon is ready, and holds a state's descriptors from one
+//! The service manager: it is told when the daemon is ready, and stores a state's descriptors from one
 //! process to the next (systemd's sd_notify(3), sd_listen_fds(3), `FileDescriptorStoreMax=`).
 
 use std::ffi::OsStr;
@@ -22,109 +22,109 @@ use crate::causes::with_causes;
 use crate::failpoint;
 use crate::stop::{Stop, Stopped};
 
-/// The name under which it holds them.
+/// The name under which it stores them.
 const NAME: &str = "vhost-user-zram";
 /// Descriptors of a state.
 const DESCRIPTORS: u32 = 3;
-/// How long it may take to receive a message that matters, and to act on it.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it may take to receive a message without which all goes on.
-const ASIDE: Duration = Duration::from_secs(1);
+/// The longest wait for it to receive a message that matters, and to act on it.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// The longest wait for it to receive a message that does not matter.
+const HINT_TIME: Duration = Duration::from_secs(1);
 /// The message that has it close the descriptors that it holds for this daemon.
 const FORGET: [NotifyState<'static>; 2] = [NotifyState::FdStoreRemove, NotifyState::FdName(NAME)];
 
-/// Why nothing can be left with the service manager.
+/// Why the service manager cannot store the descriptors of a state.
 #[derive(Debug, thiserror::Error)]
-pub enum ManagerError {
-    /// The daemon was not started by one.
-    #[error("no service manager holds descriptors for this process (NOTIFY_SOCKET is not set)")]
+pub enum ServiceManagerError {
+    /// No service manager started the daemon.
+    #[error("--fd-store requires a service manager (NOTIFY_SOCKET is not set)")]
     None,
-    /// It holds too few.
+    /// It stores too few.
     #[error(
-        "the service manager holds {most} descriptors and {DESCRIPTORS} are needed (FileDescriptorStoreMax=)"
+        "the service manager stores at most {most} descriptors, and a state has {DESCRIPTORS} (FileDescriptorStoreMax=)"
     )]
     TooFew {
-        /// How many it holds.
+        /// How many it stores.
         most: u32,
     },
-    /// It gave them up as soon as it had them.
-    #[error("the service manager does not hold the state's descriptors (FileDescriptorStoreMax=)")]
+    /// It closed them as soon as it had them.
+    #[error("the service manager does not store the state's descriptors (FileDescriptorStoreMax=)")]
     NotHeld,
-    /// They are for somebody else.
-    #[error("the service manager handed its descriptors to another process (LISTEN_PID)")]
+    /// They are for another process.
+    #[error("the descriptors in LISTEN_FDS are for another process (LISTEN_PID)")]
     NotOurs,
     /// It does not answer.
     #[error("the service manager does not answer")]
     Silent,
-    /// It cannot be reached.
-    #[error("the service manager cannot be reached")]
+    /// A message cannot be sent.
+    #[error("cannot send to the service manager (NOTIFY_SOCKET)")]
     Unreachable(#[source] io::Error),
-    /// What it handed over cannot be had.
-    #[error("the descriptors of the service manager cannot be taken over")]
+    /// What it passed cannot be used.
+    #[error("cannot use the descriptors in LISTEN_FDS")]
     Handed(#[source] io::Error),
     /// The daemon is to end.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
-/// What it held for this process; nothing if there is no manager.
-pub(super) fn handed_back() -> Result<Vec<File>, ManagerError> {
+/// What it stored for this process; nothing if there is no manager.
+pub(super) fn handed_back() -> Result<Vec<File>, ServiceManagerError> {
     let variable = |name| std::env::var(name).ok();
     let pid = variable("LISTEN_PID").and_then(|pid| pid.parse().ok());
-    // A disk may be among them, and must not be taken for one that never was.
+    // A disk may be among them, and must not pass for one that never existed.
     if variable("LISTEN_FDS").is_some() && pid != Some(std::process::id()) {
-        return Err(ManagerError::NotOurs);
+        return Err(ServiceManagerError::NotOurs);
     }
-    let all = sd_notify::listen_fds_with_names().map_err(ManagerError::Handed)?;
+    let all = sd_notify::listen_fds_with_names().map_err(ServiceManagerError::Handed)?;
     let ours = all.filter(|(_, name)| name == NAME).map(|(fd, _)| fd);
-    inherit::files(ours).map_err(ManagerError::Handed)
+    inherit::files(ours).map_err(ServiceManagerError::Handed)
 }
 
-/// Has a state's descriptors held; returns when they are. If not, it holds none of them.
+/// Has a state's descriptors stored; returns when they are. On an error none of them is.
 ///
 /// # Errors
-/// It cannot be reached, does not hold them, or takes too long; or the daemon is to stop.
-pub(super) fn keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), ManagerError> {
+/// No message can be sent, it does not store them, or takes too long; or the daemon is to stop.
+pub(super) fn keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), ServiceManagerError> {
     let kept = try_to_keep(descriptors, stop);
-    if let Err(ManagerError::Stopped(_)) = kept {
-        // It may have all of them, or a part, and nothing was stored in them.
-        if let Err(error) = send(&FORGET, &[], ASIDE, stop) {
-            log::debug!("the service manager cannot be told: {}", with_causes(&error));
+    if let Err(ServiceManagerError::Stopped(_)) = kept {
+        // It may have all or some of them. Nothing was stored in them yet.
+        if let Err(error) = send(&FORGET, &[], HINT_TIME, stop) {
+            log::debug!("cannot notify the service manager: {}", with_causes(&error));
         }
     }
     kept
 }
 
-fn try_to_keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), ManagerError> {
+fn try_to_keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), ServiceManagerError> {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
-        return Err(ManagerError::None);
+        return Err(ServiceManagerError::None);
     }
     // systemd says it from version 254 on.
     let most = std::env::var("FDSTORE").ok().and_then(|text| text.parse().ok());
     if let Some(most) = most.filter(|most| *most < DESCRIPTORS) {
-        return Err(ManagerError::TooFew { most });
+        return Err(ServiceManagerError::TooFew { most });
     }
-    let unreachable = |errno: nix::Error| ManagerError::Unreachable(errno.into());
+    let unreachable = |errno: nix::Error| ServiceManagerError::Unreachable(errno.into());
     let marked: io::Result<Vec<File>> = descriptors.iter().map(|fd| marked(*fd)).collect();
-    let marked = marked.map_err(ManagerError::Unreachable)?;
-    // In one message, so that it never holds a part of them.
+    let marked = marked.map_err(ServiceManagerError::Unreachable)?;
+    // In one message, so that it never has some of them only.
     let message = [NotifyState::FdStore, NotifyState::FdName(NAME)];
     let fds: Vec<BorrowedFd<'_>> = marked.iter().map(AsFd::as_fd).collect();
-    send(&message, &fds, PATIENCE, stop)?;
+    send(&message, &fds, ANSWER_TIME, stop)?;
     drop(marked);
     wait_until_taken(stop)?;
     for fd in descriptors {
         if !is_held(*fd).map_err(unreachable)? {
-            // It may have a part of them.
+            // It may have some of them.
             forget(stop)?;
-            return Err(ManagerError::NotHeld);
+            return Err(ServiceManagerError::NotHeld);
         }
     }
     Ok(())
 }
 
-/// Another open file of the same, with a lock that lasts as long as anybody has that open file: a
-/// manager that holds nothing for this service says nothing of it, but closes what it gets.
+/// Opens the file again, with a lock that lasts as long as any process has that open file. A manager
+/// that stores nothing for this service does not say so, but closes what it gets.
 fn marked(fd: BorrowedFd<'_>) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -132,7 +132,7 @@ fn marked(fd: BorrowedFd<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether somebody has an open file that [`marked`] made.
+/// Whether a process has an open file that [`marked`] made.
 fn is_held(fd: BorrowedFd<'_>) -> nix::Result<bool> {
     let mut lock = whole_file();
     fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock))?;
@@ -149,47 +149,46 @@ fn whole_file() -> libc::flock {
     }
 }
 
-/// Has it close what it holds; returns when it did.
+/// Has it close what it stores; returns when it did.
 ///
 /// # Errors
-/// It cannot be reached or takes too long; or the daemon is to stop.
-pub(super) fn forget(stop: &Stop) -> Result<(), ManagerError> {
-    send(&FORGET, &[], PATIENCE, stop)?;
+/// No message can be sent, or it takes too long; or the daemon is to stop.
+pub(super) fn forget(stop: &Stop) -> Result<(), ServiceManagerError> {
+    send(&FORGET, &[], ANSWER_TIME, stop)?;
     wait_until_taken(stop)
 }
 
-/// Front ends can come. No manager, or one that cannot be reached, is no reason not to serve them.
+/// Tells it that front ends can connect. They are served whether that succeeds or not.
 pub(super) fn say_ready(stop: &Stop) {
-    // One that is busy with a host that boots has time, for it waits for this.
-    say(NotifyState::Ready, PATIENCE, stop);
+    // A manager that is busy, as while its host boots, waits for this message.
+    say(NotifyState::Ready, ANSWER_TIME, stop);
 }
 
-/// The start takes its time: a manager that waits for [`say_ready`] has to wait for another minute.
+/// Tells it that the start takes long: it is to wait for [`say_ready`] for another minute.
 pub(super) fn say_busy(stop: &Stop) {
-    say(NotifyState::ExtendTimeoutUsec(60_000_000), ASIDE, stop);
+    say(NotifyState::ExtendTimeoutUsec(60_000_000), HINT_TIME, stop);
 }
 
-/// The daemon ends.
+/// Tells it that the daemon ends.
 pub(super) fn say_stopping(stop: &Stop) {
-    say(NotifyState::Stopping, ASIDE, stop);
+    say(NotifyState::Stopping, HINT_TIME, stop);
 }
 
-fn say(state: NotifyState<'_>, patience: Duration, stop: &Stop) {
-    if let Err(error) = send(&[state], &[], patience, stop) {
-        log::debug!("the service manager cannot be told: {}", with_causes(&error));
+fn say(state: NotifyState<'_>, time: Duration, stop: &Stop) {
+    if let Err(error) = send(&[state], &[], time, stop) {
+        log::debug!("cannot notify the service manager: {}", with_causes(&error));
     }
 }
 
-/// Sends a message to the manager, if there is one; waits until it has room for it, for no longer than
-/// `patience`.
+/// Sends a message to the manager, if there is one. Waits for room in its queue for `time` at most.
 fn send(
     message: &[NotifyState<'_>],
     fds: &[BorrowedFd<'_>],
-    patience: Duration,
+    time: Duration,
     stop: &Stop,
-) -> Result<(), ManagerError> {
+) -> Result<(), ServiceManagerError> {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let socket = connect(&name).map_err(ManagerError::Unreachable)?;
+    let socket = connect(&name).map_err(ServiceManagerError::Unreachable)?;
     let text: String = message.iter().map(|line| format!("{line}\n")).collect();
     let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
@@ -200,14 +199,14 @@ fn send(
         let bytes = [IoSlice::new(text.as_bytes())];
         match sendmsg::<()>(socket.as_raw_fd(), &bytes, control, flags, None) {
             Ok(_) => return Ok(()),
-            Err(Errno::EAGAIN) if since.elapsed() < patience => {
+            Err(Errno::EAGAIN) if since.elapsed() < time => {
                 failpoint::reach("wait.manager.room");
-                let left = patience.saturating_sub(since.elapsed());
+                let left = time.saturating_sub(since.elapsed());
                 stop.wait_for(socket.as_fd(), PollFlags::POLLOUT, left)?;
             }
-            Err(Errno::EAGAIN) => return Err(ManagerError::Silent),
+            Err(Errno::EAGAIN) => return Err(ServiceManagerError::Silent),
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(ManagerError::Unreachable(errno.into())),
+            Err(errno) => return Err(ServiceManagerError::Unreachable(errno.into())),
         }
     }
 }
@@ -223,13 +222,13 @@ fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Waits until it has worked off everything that was sent: it closes what comes with a barrier.
-fn wait_until_taken(stop: &Stop) -> Result<(), ManagerError> {
-    let unreachable = |errno: nix::Error| ManagerError::Unreachable(errno.into());
+/// Waits until it has handled everything that was sent: it closes what comes with a barrier.
+fn wait_until_taken(stop: &Stop) -> Result<(), ServiceManagerError> {
+    let unreachable = |errno: nix::Error| ServiceManagerError::Unreachable(errno.into());
     let (ours, its) = pipe().map_err(unreachable)?;
-    send(&[NotifyState::Custom("BARRIER=1")], &[its.as_fd()], PATIENCE, stop)?;
+    send(&[NotifyState::Custom("BARRIER=1")], &[its.as_fd()], ANSWER_TIME, stop)?;
     drop(its);
     failpoint::reach("wait.manager.barrier");
-    let taken = stop.wait_for(ours.as_fd(), PollFlags::POLLIN, PATIENCE)?;
-    taken.then_some(()).ok_or(ManagerError::Silent)
+    let taken = stop.wait_for(ours.as_fd(), PollFlags::POLLIN, ANSWER_TIME)?;
+    taken.then_some(()).ok_or(ServiceManagerError::Silent)
 }

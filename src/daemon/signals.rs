@@ -12,12 +12,12 @@ use crate::disk::Disk;
 use crate::stop::Stop;
 use crate::threads;
 
-/// The signals that the daemon handles. All are blocked, in the thread that made this and all that it
-/// starts later, so each waits until its thread takes it.
+/// The signals that the daemon handles. All are blocked in the thread that made this and in all that it
+/// starts later, so each is pending until its thread takes it.
 pub(super) struct Signals {
     /// Those that end the daemon.
     end: SigSet,
-    /// Those that ask something of its disk.
+    /// Those that are requests to its disk.
     ask: SigSet,
 }
 
@@ -26,12 +26,12 @@ impl Signals {
     pub(super) fn block() -> nix::Result<Self> {
         let set = |signals: &[Signal]| signals.iter().copied().collect::<SigSet>();
         let mut end = set(&[Signal::SIGTERM, Signal::SIGINT]);
-        // A terminal that goes is a reason to end, unless nohup(1) says otherwise.
+        // The daemon ends with its terminal, unless nohup(1) had the signal ignored.
         if !inherit::is_ignored(Signal::SIGHUP) {
             end.add(Signal::SIGHUP);
         }
         let ask = set(&[Signal::SIGUSR1, Signal::SIGUSR2]);
-        // The error of a write beyond RLIMIT_FSIZE says enough.
+        // A write beyond RLIMIT_FSIZE fails with an error, which is enough.
         let silent = set(&[Signal::SIGXFSZ]);
         for signals in [end, ask, silent] {
             signals.thread_block()?;
@@ -46,14 +46,14 @@ impl Signals {
     /// The thread cannot be started.
     pub(super) fn watch_for_end(&self, stop: Stop) -> io::Result<()> {
         forever("signals", self.end, move |_| {
-            // First: the daemon may be gone soon after the request.
+            // First: the process may end soon after the request.
             service_manager::say_stopping(&stop);
             stop.request();
         })
     }
 
-    /// Starts a thread that does what signals ask of the disk, also those that came before. It lives
-    /// as long as the process.
+    /// Starts a thread that handles SIGUSR1 and SIGUSR2, also those that are pending. It lives as long as
+    /// the process.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -72,7 +72,7 @@ impl Signals {
     }
 }
 
-/// Starts a thread that calls `act` with each of `signals` that comes.
+/// Starts a thread that calls `act` with each of `signals` that arrives.
 fn forever(name: &str, signals: SigSet, act: impl Fn(Signal) + Send + 'static) -> io::Result<()> {
     let body = move || {
         loop {

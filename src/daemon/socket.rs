@@ -1,4 +1,4 @@
-//! The listening socket: made by one daemon at a time, and open to those who may use it.
+//! The listening socket: one daemon at a time creates it, and only the permitted users may connect.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,28 +18,28 @@ use nix::unistd::{Group, User};
 use crate::failpoint;
 use crate::stop::{Stop, Stopped};
 
-/// How long another daemon that makes the same socket is waited for. It takes no time, unless that
-/// daemon is stopped.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+/// The longest wait for another daemon that creates the same socket. That takes no time, unless that
+/// daemon is stopped (SIGSTOP).
+const TURN_TIME: Duration = Duration::from_secs(3);
+/// The time between two attempts.
+const RETRY: Duration = Duration::from_millis(10);
 
-/// Why there is no socket.
+/// Why the daemon has no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A daemon answers at the path.
-    #[error("{} is the socket of a daemon that is running{}", path.display(), process(*pid))]
+    #[error("the socket {} belongs to a running daemon{}", path.display(), process(*pid))]
     Live {
         /// The path.
         path: PathBuf,
         /// The process that listens, if it can be told.
         pid: Option<i32>,
     },
-    /// Another daemon is making a socket at the path, and does not end with that.
-    #[error("another daemon is making the socket {}, and is stopped ({}.lock)", .0.display(), .0.display())]
+    /// Another daemon is creating a socket at the path, and does not finish.
+    #[error("another daemon that creates the socket {} does not proceed: it holds the lock {}.lock", .0.display(), .0.display())]
     Busy(PathBuf),
-    /// The file whose lock is the right to make the socket cannot be opened or locked.
-    #[error("the lock {} of the socket cannot be had", path.display())]
+    /// The file whose lock is the right to create the socket cannot be opened or locked.
+    #[error("cannot take the lock {} of the socket", path.display())]
     Lock {
         /// Its path.
         path: PathBuf,
@@ -47,13 +47,13 @@ pub enum SocketError {
         source: io::Error,
     },
     /// No such user.
-    #[error("there is no user {0} for the socket")]
+    #[error("--socket-owner: no user has the name or number '{0}'")]
     NoUser(String),
     /// No such group.
-    #[error("there is no group {0} for the socket")]
+    #[error("--socket-group: no group has the name or number '{0}'")]
     NoGroup(String),
-    /// The socket cannot be given to who is to have it.
-    #[error("the socket {} cannot be given {what}", path.display())]
+    /// Owner, group, or mode of the socket cannot be set.
+    #[error("cannot give the socket {} {what}", path.display())]
     Access {
         /// The path.
         path: PathBuf,
@@ -63,21 +63,21 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The path is something else.
-    #[error("{} exists and is no socket", .0.display())]
+    #[error("{} exists and is not a socket", .0.display())]
     NoSocket(PathBuf),
     /// The directory is missing.
-    #[error("there is no directory {} for the socket", .0.display())]
+    #[error("the socket's directory {} does not exist", .0.display())]
     NoDirectory(PathBuf),
-    /// The path cannot be looked at or bound.
-    #[error("the socket {} cannot be made", path.display())]
+    /// The path cannot be checked or bound.
+    #[error("cannot create the socket {}", path.display())]
     Io {
         /// The path.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// An inherited descriptor is of no use.
-    #[error("descriptor {fd} cannot be used: {why}")]
+    /// An inherited descriptor cannot be used.
+    #[error("cannot use descriptor {fd}: {why}")]
     Inherited {
         /// Its number.
         fd: RawFd,
@@ -93,18 +93,18 @@ fn process(pid: Option<i32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-/// Who may connect to a socket that is made here, as the user says it.
+/// The users that may connect to the socket, as the command line has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Permission bits, up to 0777. To connect is to write. `None` is 0600, and 0660 with a group.
     pub mode: Option<u32>,
-    /// Name or number of the user who is to own it; `None` is the daemon's.
+    /// Name or number of its owner; `None` is the daemon's user.
     pub owner: Option<String>,
     /// Name or number of its group; `None` is the daemon's, or the directory's if that says so.
     pub group: Option<String>,
 }
 
-/// Who may connect to a socket, in numbers.
+/// The users that may connect to a socket, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Access {
     mode: u32,
@@ -130,9 +130,9 @@ impl SocketAccess {
 }
 
 impl Access {
-    /// Makes a listening socket at `path`. At no time may anybody connect who may not at the end.
+    /// Creates a listening socket at `path`. At no time may a user connect that may not at the end.
     fn bind(self, path: &Path) -> io::Result<UnixListener> {
-        // Its group is not yet the right one. This concerns all threads; none makes files now.
+        // Its group is not yet the right one. The mask is the process's; no other thread creates files now.
         let before = umask(Mode::from_bits_truncate(0o777 & !(self.mode & 0o600)));
         let bound = UnixListener::bind(path);
         umask(before);
@@ -144,18 +144,18 @@ impl Access {
     fn apply(self, path: &Path) -> Result<(), SocketError> {
         let fail = |what| move |source| SocketError::Access { path: path.to_owned(), what, source };
         if let Some(gid) = self.gid {
-            lchown(path, None, Some(gid)).map_err(fail(format!("to group {gid}")))?;
+            lchown(path, None, Some(gid)).map_err(fail(format!("group {gid}")))?;
         }
         let mode = fs::Permissions::from_mode(self.mode);
         fs::set_permissions(path, mode).map_err(fail(format!("mode {:03o}", self.mode)))?;
         if let Some(uid) = self.uid {
-            lchown(path, Some(uid), None).map_err(fail(format!("to user {uid}")))?;
+            lchown(path, Some(uid), None).map_err(fail(format!("user {uid}")))?;
         }
         Ok(())
     }
 }
 
-/// The right to make a socket at a path, by a lock on a file beside it that goes with this value.
+/// The right to create a socket at a path: a lock on a file beside it, which is removed on drop.
 #[derive(Debug)]
 struct Turn {
     path: PathBuf,
@@ -163,8 +163,8 @@ struct Turn {
 }
 
 impl Turn {
-    /// Waits for the right, as long as `patience`.
-    fn wait(socket: &Path, patience: Duration, stop: &Stop) -> Result<Self, SocketError> {
+    /// Waits for the right, for `time` at most.
+    fn wait(socket: &Path, time: Duration, stop: &Stop) -> Result<Self, SocketError> {
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -178,9 +178,9 @@ impl Turn {
                 // The daemon before us may have removed the file that was opened here.
                 Ok(lock) if is_at(&lock, &path) => return Ok(Self { path, _lock: lock }),
                 Ok(_) => {}
-                Err((_, Errno::EWOULDBLOCK)) if since.elapsed() < patience => {
+                Err((_, Errno::EWOULDBLOCK)) if since.elapsed() < time => {
                     failpoint::reach("wait.turn");
-                    stop.pause(LOOK)?;
+                    stop.pause(RETRY)?;
                 }
                 Err((_, Errno::EWOULDBLOCK)) => return Err(SocketError::Busy(socket.into())),
                 Err((_, errno)) => return Err(fail(errno.into())),
@@ -191,9 +191,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Before the lock goes: whoever has it has the file that is there.
+        // Before the lock is released: its owner owns the file that is there.
         if let Err(error) = fs::remove_file(&self.path) {
-            log::debug!("the lock {} stays: {error}", self.path.display());
+            log::debug!("cannot remove the lock {}: {error}", self.path.display());
         }
     }
 }
@@ -207,10 +207,10 @@ fn is_at(file: &File, path: &Path) -> bool {
     )
 }
 
-/// Looks whether a socket can be made at `path`; true if a stale one lies there.
+/// Checks whether a socket can be created at `path`; true if a stale one is there.
 ///
 /// # Errors
-/// A daemon is alive at the path, it is no socket, or its directory is missing.
+/// A daemon is alive at the path, it is not a socket, or its directory is missing.
 pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
     let io = |source| SocketError::Io { path: path.into(), source };
     let directory = match path.parent() {
@@ -241,8 +241,8 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
     }
 }
 
-/// Connects, or fails at once: a stopped daemon with a full backlog would be waited for. Gives the
-/// process that listens, if it is of our PID namespace.
+/// Connects, or fails at once: a blocking call would wait for a stopped daemon with a full backlog.
+/// Returns the process that listens, if it is in the same PID namespace.
 fn connect_at_once(path: &Path) -> io::Result<Option<i32>> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -251,7 +251,7 @@ fn connect_at_once(path: &Path) -> io::Result<Option<i32>> {
     Ok(peer.map(|peer| peer.pid()).filter(|pid| *pid > 0))
 }
 
-/// A listening socket; its file is removed with it, if it is still ours.
+/// A listening socket. Dropping it removes its file, unless another one has taken its place.
 #[derive(Debug)]
 pub struct Bound {
     listener: UnixListener,
@@ -260,20 +260,20 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Makes a socket at `path`, in place of a stale one. Of daemons that do so at the same time one
+    /// Creates a socket at `path`, in place of a stale one. Of daemons that do so at the same time one
     /// gets it, and the others find it alive.
     pub(super) fn bind(path: PathBuf, access: Access, stop: &Stop) -> Result<Self, SocketError> {
         let io = |source| SocketError::Io { path: path.clone(), source };
-        let _turn = Turn::wait(&path, PATIENCE, stop)?;
+        let _turn = Turn::wait(&path, TURN_TIME, stop)?;
         let stale = check(&path)?;
         failpoint::reach("socket.checked");
         if stale {
-            log::info!("the socket {} is of a daemon that is gone", path.display());
+            log::info!("the socket {} is stale and is replaced", path.display());
             fs::remove_file(&path).map_err(io)?;
         }
         let listener = access.bind(&path).map_err(io)?;
         let meta = fs::symlink_metadata(&path).map_err(io)?;
-        // From here on its file is removed if anything fails.
+        // From here on the file is removed if a step fails.
         let bound = Self { listener, file: Some((path.clone(), meta.dev(), meta.ino())) };
         bound.listener.set_nonblocking(true).map_err(io)?;
         failpoint::reach("socket.bound");
@@ -281,10 +281,10 @@ impl Bound {
         Ok(bound)
     }
 
-    /// A socket that was made, and will be removed, by somebody else.
+    /// A socket that another process created and will remove.
     pub(super) fn inherited(listener: UnixListener) -> Self {
         if let Err(error) = listener.set_nonblocking(true) {
-            log::debug!("the inherited socket stays blocking: {error}");
+            log::debug!("cannot make the inherited socket non-blocking: {error}");
         }
         Self { listener, file: None }
     }
@@ -309,7 +309,7 @@ impl Drop for Bound {
         let ours =
             fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino));
         if ours && let Err(error) = fs::remove_file(path) {
-            log::debug!("the socket's file stays: {error}");
+            log::debug!("cannot remove the socket's file: {error}");
         }
     }
 }

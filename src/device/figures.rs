@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(report.to_string(), line);
     }
 
-    /// `VUZ_WRITE_DOCS=1` writes it.
+    /// `VUZ_UPDATE=1` writes it.
     #[test]
     fn the_document_lists_the_figures() {
         const MARK: &str = "<!-- The rest is written by a test of src/device/figures.rs. -->\n\n";
@@ -304,10 +304,10 @@ mod tests {
         let found = std::fs::read_to_string(&path).unwrap();
         let (head, table) = found.split_once(MARK).unwrap();
         let expected = documented();
-        if std::env::var_os("VUZ_WRITE_DOCS").is_some() {
+        if std::env::var_os("VUZ_UPDATE").is_some() {
             std::fs::write(&path, format!("{head}{MARK}{expected}")).unwrap();
         } else {
-            assert!(table == expected, "docs/figures.md is out of date: VUZ_WRITE_DOCS=1");
+            assert!(table == expected, "docs/figures.md is out of date: VUZ_UPDATE=1");
         }
     }
 }

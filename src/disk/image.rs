@@ -12,17 +12,17 @@ use nix::unistd::{Whence, lseek64};
 use crate::failpoint;
 use crate::units::PAGE_SIZE;
 
-/// What an image may be.
+/// Which formats an image may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ImageFormat {
     /// A raw image that does not begin like a file of another format.
     #[default]
     Auto,
-    /// The bytes are meant as they are.
+    /// Any: its bytes are loaded as they are.
     Raw,
 }
 
-/// No format is called that.
+/// There is no such choice of formats.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a format: auto or raw")]
 pub struct ImageFormatError(String);
@@ -42,19 +42,19 @@ impl FromStr for ImageFormat {
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The file cannot be opened or asked.
-    #[error("it cannot be opened")]
+    /// The file cannot be opened, or its metadata not be read.
+    #[error("cannot open the image")]
     Open(#[source] io::Error),
-    /// It is something that has no length.
-    #[error("it is a {0}, and has to be a regular file or a block device")]
+    /// It is a file without a length.
+    #[error("the image is a {0}, not a regular file or a block device")]
     Kind(&'static str),
     /// It is not raw.
     #[error(
-        "it looks like {0}, which is not a raw image: {1}, or use --load-format raw to load its bytes as they are"
+        "the image looks like {0}, which is not a raw image: {1}, or use --load-format raw to load its bytes as they are"
     )]
     Format(&'static str, Remedy),
     /// The file cannot be read.
-    #[error("it cannot be read at byte {at}")]
+    #[error("cannot read the image at byte {at}")]
     Read {
         /// Where.
         at: u64,
@@ -62,19 +62,19 @@ pub enum ImageError {
         source: io::Error,
     },
     /// The file ends before its length.
-    #[error("it ended at byte {at} of {length}")]
+    #[error("the image ended at byte {at} of {length}")]
     Cut {
         /// Where it ended.
         at: u64,
         /// Its length at the start.
         length: u64,
     },
-    /// It is not what it was at the start.
-    #[error("it was changed while it was read")]
+    /// It differs from what it was at the start.
+    #[error("the image changed while it was read")]
     Changed,
 }
 
-/// How a file is made a raw image.
+/// How a user makes a raw image of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
     /// By qemu-img.
@@ -92,8 +92,8 @@ impl fmt::Display for Remedy {
     }
 }
 
-/// Formats by the bytes they begin with: name, offset, bytes, remedy. Formats of file systems and
-/// of encrypted disks are not among them: those are what a raw image holds.
+/// Formats by the bytes that they begin with: name, offset, bytes, remedy. File systems and encrypted
+/// disks are not among them: a raw image contains those.
 const FORMATS: &[(&str, usize, &[u8], Remedy)] = &[
     ("a qcow image", 0, b"QFI\xfb", Remedy::Convert),
     ("a QED image", 0, b"QED\0", Remedy::Convert),
@@ -118,7 +118,7 @@ const FORMATS: &[(&str, usize, &[u8], Remedy)] = &[
     ("a tar archive", 257, b"ustar", Remedy::Unpack("tar -x")),
 ];
 
-/// Bytes at the start of an image that say what it is.
+/// Bytes at the start of an image that tell its format.
 const HEAD: usize = 512;
 
 /// An image that can be read.
@@ -129,7 +129,7 @@ pub struct Image {
     stamp: Stamp,
 }
 
-/// What changes with a file's contents.
+/// Metadata that change with a file's contents.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     length: u64,
@@ -138,12 +138,12 @@ struct Stamp {
 }
 
 impl Image {
-    /// Opens the image at `path`, which does not wait for a writer as a pipe would have it.
+    /// Opens the image at `path`. Does not block, as opening a pipe would.
     ///
     /// # Errors
     /// It is not a regular file or a block device, cannot be read, or is of another format than raw.
     pub(super) fn open(path: &Path, format: ImageFormat) -> Result<Self, ImageError> {
-        // Before it is opened, which other kinds of files may notice.
+        // Before it is opened: opening other kinds of files may have effects.
         check_kind(&fs::metadata(path).map_err(ImageError::Open)?)?;
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -197,9 +197,9 @@ impl Image {
         let seek = |at: u64, whence| lseek64(&self.file, at.cast_signed(), whence);
         let start = match seek(at, Whence::SeekData) {
             Ok(start) => (start.cast_unsigned() / page * page).max(at),
-            // Nothing up to the end, of which it is checked later where it is.
+            // Only a hole up to the end. Whether the end moved is checked later.
             Err(nix::Error::ENXIO) => return None,
-            // The file system does not tell.
+            // The file system does not support it.
             Err(_) => return Some((at, self.length)),
         };
         let end = seek(start, Whence::SeekHole).map_or(self.length, i64::cast_unsigned);
@@ -207,11 +207,11 @@ impl Image {
         (start < self.length).then_some((start, end.min(self.length)))
     }
 
-    /// Insists that it is what it was when it was opened, as far as length and time of the last
-    /// change say, and that nothing comes after its length.
+    /// Checks that length and time of the last change are those of the opening, and that no byte comes
+    /// after the length.
     ///
     /// # Errors
-    /// It is not, or cannot be asked.
+    /// The image changed, or its metadata cannot be read.
     pub(super) fn check_unchanged(&self) -> Result<(), ImageError> {
         let fail = |source| ImageError::Read { at: self.length, source };
         if Stamp::of(&self.file).map_err(fail)? != self.stamp {

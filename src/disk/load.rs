@@ -19,9 +19,9 @@ use crate::{sync, threads};
 const CHUNK: usize = 1 << 20;
 /// How often progress is reported.
 const REPORT: Duration = Duration::from_secs(2);
-/// How long a load that is to stop is waited for, in milliseconds. It stops between two chunks, if
-/// the file does not stall.
-const PATIENCE: u16 = 1000;
+/// The longest wait for a load that is to stop, in milliseconds. It stops between two chunks, unless
+/// the file stalls.
+const STOP_TIME: u16 = 1000;
 
 /// Why an image cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub enum LoadError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The image is longer than the disk.
-    #[error("its {image} bytes do not fit on a disk of {disk} bytes")]
+    #[error("an image of {image} bytes does not fit on a disk of {disk} bytes")]
     TooLong {
         /// Bytes of the image.
         image: u64,
@@ -38,13 +38,13 @@ pub enum LoadError {
         disk: u64,
     },
     /// The device cannot store it.
-    #[error("the disk cannot store it")]
+    #[error("the disk cannot store the image")]
     Store(#[from] IoError),
-    /// No codec context.
-    #[error("its thread has no codec context")]
+    /// The codec cannot be set up.
+    #[error("cannot set up the codec of the thread that loads the image")]
     Context(#[from] DeviceError),
     /// The thread that loads cannot be started, or died.
-    #[error("the thread that loads it fails")]
+    #[error("the thread that loads the image failed")]
     Thread(#[source] io::Error),
     /// The daemon is to end.
     #[error(transparent)]
@@ -70,12 +70,12 @@ impl Payload for Piece<'_> {
 /// Writes the image at `path` to the start of the disk, which is blank; its last page is filled up
 /// with zeroes.
 ///
-/// A thread does it, for a file can stall: the daemon does not wait for it longer than a second
-/// when it is to stop.
+/// A thread does it, since a file can stall: when the process is to stop, it waits for that thread no
+/// longer than a second.
 ///
 /// # Errors
 /// The image cannot be read to its end, is not raw, is longer than the disk, or the disk cannot
-/// store it; or the daemon is to stop.
+/// store it; or the process is to stop.
 pub(super) fn load(
     device: &Arc<Device>,
     path: &Path,
@@ -94,7 +94,7 @@ pub(super) fn load(
             let loaded = Image::open(&path, format)
                 .map_err(LoadError::from)
                 .and_then(|image| fill(&device, &image, &path, &stop, &progress));
-            // Before it is said: what waits for the end may close the disk.
+            // Before the end is signalled: the disk may be closed then.
             drop(device);
             *sync::lock(&result) = Some(loaded);
             drop(end);
@@ -102,21 +102,23 @@ pub(super) fn load(
     };
     threads::spawn("load", body).map_err(thread)?;
     if let Err(stopped) = stop.wait_for(ended.as_fd(), PollFlags::POLLIN, Duration::MAX) {
-        let _ =
-            poll(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE));
+        let _ = poll(
+            &mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::from(STOP_TIME),
+        );
         return Err(stopped.into());
     }
     let died = || Err(thread(io::Error::other("it panicked")));
     sync::lock(&result).take().unwrap_or_else(died)
 }
 
-/// The end of the thread, by unwinding too.
+/// Signals the end of the thread, by unwinding too.
 struct End(Arc<EventFd>);
 
 impl Drop for End {
     fn drop(&mut self) {
         if let Err(errno) = self.0.write(1) {
-            log::error!("the end of the load cannot be told: {errno}");
+            log::error!("cannot signal the end of the load: {errno}");
         }
     }
 }

@@ -75,13 +75,13 @@ pub enum DiskError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A descriptor of a state cannot be copied.
-    #[error("the state's descriptors cannot be copied")]
+    #[error("cannot copy the state's descriptors")]
     Descriptor(#[source] io::Error),
     /// The upkeep thread could not be started.
-    #[error("the disk's upkeep thread cannot be started")]
+    #[error("cannot start the disk's upkeep thread")]
     Thread(#[source] io::Error),
     /// The image.
-    #[error("the image {} cannot be loaded", path.display())]
+    #[error("cannot load {}", path.display())]
     Load {
         /// Its path.
         path: PathBuf,
@@ -130,7 +130,7 @@ impl Disk {
         let device = Device::with_state(&config.device, state)?;
         if origin == Origin::Opened {
             log::info!(
-                "{} bytes of pages are there, found in {} ms",
+                "opened the disk with {} bytes of pages in {} ms",
                 device.report().orig_data_size,
                 began.elapsed().as_millis()
             );
@@ -172,7 +172,7 @@ impl Disk {
         self.device.codec()
     }
 
-    /// Writes the raw image at `path` to the start of the disk, which has to be blank. Calls `progress`
+    /// Writes the raw image at `path` to the start of the disk, which must be blank. Calls `progress`
     /// from time to time.
     ///
     /// # Errors

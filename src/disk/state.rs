@@ -9,8 +9,8 @@ use crate::device::{DeviceError, State, StateError};
 use crate::failpoint;
 use crate::stop::Stop;
 
-/// How long a state is waited for that another process has: one that ends has it to its end, and takes a
-/// moment if it was killed.
+/// The longest wait for a state that another process has open. A process that ends has it to its end, and a
+/// killed one takes a moment to end.
 pub const GRACE: Duration = Duration::from_secs(3);
 /// The time between two attempts to open it.
 const RETRY: Duration = Duration::from_millis(10);
@@ -45,7 +45,7 @@ impl DiskConfig {
         })
     }
 
-    /// A new state in files without names, which live as long as anybody has their descriptors.
+    /// A new state in files without names, which live as long as a process has their descriptors.
     ///
     /// # Errors
     /// The host refuses memory.
