@@ -89,7 +89,9 @@ mod tests {
     #[test]
     fn answers_belong_to_their_commands() {
         assert_eq!(answer(r#"{"return": {"a": 1}, "id": 3}"#, 3), Some(Ok(json!({"a": 1}))));
-        assert_eq!(answer(r#"{"return": {}, "id": 3}"#, 4), None);
+        for other in [2, 4] {
+            assert_eq!(answer(r#"{"return": {}, "id": 3}"#, other), None);
+        }
         assert_eq!(answer(r#"{"event": "RESET", "data": {}}"#, 3), None);
         assert_eq!(answer(r#"{"QMP": {"version": {}}}"#, 3), None);
         assert_eq!(answer("not JSON", 3), None);
