@@ -92,7 +92,7 @@ impl Device {
         // SAFETY: the slot owns the object and is locked, so nobody else frees or moves it.
         let bytes = unsafe { self.pool.bytes(place, length) };
         let Some(copy) = self.pool.copy_below(place, bytes, owner) else { return Move::NoPlace };
-        // The bytes are complete at the new place before the word names it (invariant J5).
+        // The bytes are complete at the new place before the word names it.
         failpoint::reach("compact.copied");
         // SAFETY: the copy is this function's own until here, with the bytes of the slot's object.
         unsafe { self.table.publish_moved(guard, copy.into_place()) };
