@@ -4,7 +4,6 @@
 mod common;
 
 use std::{
-    fs::File,
     os::{
         fd::{AsRawFd, RawFd},
         unix::net::UnixStream,
@@ -16,8 +15,9 @@ use std::{
 use common::{
     LIMIT,
     daemon::{Daemon, client_options, session_options},
-    disk::{expect_pattern, expect_served, mark, write_pattern},
+    disk::{expect_pattern, expect_served, write_pattern},
     raw::{GPA, MEMORY, Outcome, Raw, SIZE},
+    victim::{refused, victim},
     wait_until,
 };
 use vhost::vhost_user::message::FrontendReq;
@@ -25,26 +25,8 @@ use vhost_user_zram_frontend::{
     Client, Desc, Error, Op, Queue, Region, Session, Shape, Status,
     queue::Event,
     spec::{T_FLUSH, T_IN},
-    wire::{
-        Answer, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, Wire, header, memory_region, vring_addr,
-        vring_state,
-    },
+    wire::{FLAG_REPLY, FLAG_VERSION, Wire, header, memory_region, vring_addr, vring_state},
 };
-
-const ONE_QUEUE: &[&str] = &["--num-queues", "1"];
-
-fn victim() -> Daemon {
-    let daemon = Daemon::start("16M", ONE_QUEUE);
-    mark(&daemon);
-    daemon
-}
-
-/// Sends a message and insists on a refusal: a negative acknowledgement or a hang-up.
-fn refused(session: &Session, code: FrontendReq, body: &[u8], fds: &[RawFd]) -> Answer {
-    let answer = session.wire().ask(code, body, fds, LIMIT).expect("an answer");
-    assert!(answer.is_refusal(), "{code:?} {body:02x?}: {answer:?}");
-    answer
-}
 
 #[test]
 fn queue_indexes_out_of_range_are_refused_by_every_message() {
@@ -378,52 +360,6 @@ fn a_front_end_that_reads_no_answers_keeps_nobody_out() {
     expect_served(&mut daemon);
 }
 
-#[test]
-fn descriptors_that_nobody_asked_for_are_closed() {
-    let mut daemon = victim();
-    expect_served(&mut daemon);
-    let before = daemon.open_fds();
-    let file = File::open("/dev/null").unwrap();
-    let fds = [file.as_raw_fd(); 8];
-    let zeros = [0; 64];
-    let cases = [
-        (FrontendReq::GET_FEATURES, 0),
-        (FrontendReq::SET_FEATURES, 8),
-        (FrontendReq::SET_OWNER, 0),
-        (FrontendReq::SET_VRING_NUM, 8),
-        (FrontendReq::SET_VRING_ADDR, 40),
-        (FrontendReq::SET_VRING_KICK, 8),
-        (FrontendReq::SET_VRING_CALL, 8),
-        (FrontendReq::SET_VRING_ERR, 8),
-        (FrontendReq::SET_MEM_TABLE, 40),
-        (FrontendReq::ADD_MEM_REG, 40),
-        (FrontendReq::REM_MEM_REG, 40),
-        (FrontendReq::GET_CONFIG, 20),
-        (FrontendReq::SET_LOG_BASE, 16),
-        (FrontendReq::SET_LOG_FD, 0),
-        (FrontendReq::SET_BACKEND_REQ_FD, 0),
-        (FrontendReq::SET_INFLIGHT_FD, 24),
-        (FrontendReq::SET_STATUS, 8),
-        (FrontendReq::GET_MAX_MEM_SLOTS, 0),
-    ];
-    for _ in 0..2 {
-        for (code, len) in cases {
-            let session = daemon.session();
-            let flags = FLAG_VERSION | FLAG_NEED_REPLY;
-            // Refused or not: only what stays open counts.
-            let _ = session.wire().send_message(u32::from(code), flags, &zeros[..len], &fds);
-            let _ = session.wire().recv_message(Duration::from_millis(20));
-            drop(session);
-        }
-    }
-    // In the middle of a message, too.
-    let session = daemon.session();
-    let _ = session.wire().send(&header(8, FLAG_VERSION, 8), &fds);
-    drop(session);
-    expect_served(&mut daemon);
-    wait_until("descriptors to be closed", || daemon.open_fds() <= before);
-}
-
 /// However often front ends come and go, or err, there are at most ten lines of a kind a second.
 #[test]
 fn a_flood_of_sessions_fills_no_log() {
@@ -442,99 +378,6 @@ fn a_flood_of_sessions_fills_no_log() {
         let count = lines.iter().filter(|line| line.contains(text)).count();
         assert!((1..=10 * seconds).contains(&count), "{count} times '{text}' in {seconds} s");
     }
-}
-
-#[test]
-fn sessions_leave_no_descriptors_behind() {
-    let mut daemon = victim();
-    expect_served(&mut daemon);
-    let before = daemon.open_fds();
-    for i in 0..20 {
-        let mut client = daemon.client_with(&vhost_user_zram_frontend::ClientOptions {
-            mem_slots: i % 2 == 0,
-            ..client_options()
-        });
-        client.blk().flush().unwrap();
-    }
-    wait_until("descriptors to be closed", || daemon.open_fds() <= before);
-}
-
-#[test]
-fn descriptors_of_a_wrong_kind_for_events_are_refused() {
-    let mut daemon = victim();
-    let (a, _b) = UnixStream::pair().unwrap();
-    let null = File::options().write(true).open("/dev/null").unwrap();
-    let region = Region::new(GPA, 4096).unwrap();
-    let (pipe, _end) = std::io::pipe().unwrap();
-    let epoll = vmm_sys_util::epoll::Epoll::new().unwrap();
-    let wrong = [&a as &dyn AsRawFd, &null, region.file(), &pipe, &epoll];
-    for fd in wrong.map(AsRawFd::as_raw_fd) {
-        for code in
-            [FrontendReq::SET_VRING_KICK, FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR]
-        {
-            let raw = Raw::new(&daemon);
-            refused(&raw.session, code, &0_u64.to_le_bytes(), &[fd]);
-            drop(raw);
-            expect_served(&mut daemon);
-        }
-    }
-}
-
-/// A kick descriptor that stays readable for ever is looked at once for each kick.
-#[test]
-fn a_kick_descriptor_that_stays_readable_keeps_no_thread_busy() {
-    let mut daemon = victim();
-    let mut raw = Raw::new(&daemon);
-    // It counts down by ones.
-    let kick = vmm_sys_util::eventfd::EventFd::new(libc::EFD_SEMAPHORE).unwrap();
-    const MANY: u64 = 1 << 40;
-    kick.write(MANY).unwrap();
-    let (code, fds) = (FrontendReq::SET_VRING_KICK, [kick.as_raw_fd()]);
-    let answer = raw.session.wire().ask(code, &0_u64.to_le_bytes(), &fds, LIMIT).unwrap();
-    assert_eq!(answer, Answer::Ack);
-    raw.set_header(T_FLUSH, 0);
-    raw.set_chain(&[raw.header_desc(), raw.status_desc()]);
-    for _ in 0..3 {
-        raw.queue.push(0).unwrap();
-        raw.queue.publish().unwrap();
-        kick.write(1).unwrap();
-        raw.queue.spin_used(LIMIT).unwrap();
-        while raw.queue.pop().unwrap().is_some() {}
-    }
-    for _ in 0..100 {
-        raw.session.config(0, 60).unwrap();
-    }
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", kick.as_raw_fd())).unwrap();
-    let line = info.lines().find_map(|line| line.strip_prefix("eventfd-count:")).unwrap();
-    let left = u64::from_str_radix(line.trim(), 16).unwrap();
-    // One look when it is set, and one for each kick.
-    assert!((MANY - 1..MANY + 3).contains(&left), "{left:#x}");
-    drop(raw);
-    expect_served(&mut daemon);
-}
-
-#[test]
-fn a_saturated_blocking_call_descriptor_blocks_nobody() {
-    let mut daemon = victim();
-    let mut raw = Raw::new(&daemon);
-    let call = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
-    call.write(u64::MAX - 1).unwrap();
-    let code = FrontendReq::SET_VRING_CALL;
-    let answer =
-        raw.session.wire().ask(code, &0_u64.to_le_bytes(), &[call.as_raw_fd()], LIMIT).unwrap();
-    assert_eq!(answer, Answer::Ack);
-    raw.set_header(T_FLUSH, 0);
-    raw.set_chain(&[raw.header_desc(), raw.status_desc()]);
-    for _ in 0..8 {
-        raw.queue.want_call().unwrap();
-        raw.queue.push(0).unwrap();
-        raw.queue.publish().unwrap();
-        raw.queue.kick().unwrap();
-        raw.queue.spin_used(LIMIT).unwrap();
-        while raw.queue.pop().unwrap().is_some() {}
-    }
-    drop(raw);
-    expect_served(&mut daemon);
 }
 
 #[test]

@@ -3,34 +3,21 @@
 
 mod common;
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::fd::{AsRawFd, RawFd},
-    process::Command,
-    sync::Arc,
-};
+use std::{process::Command, sync::Arc};
 
 use common::{
     daemon::{BINARY, Daemon, TempDir, client_options, session_options},
-    disk::{expect_pattern, expect_served, expect_zeroes, mark, pattern},
+    disk::{expect_pattern, expect_served, expect_zeroes, mark, pattern, submit},
+    memfd,
     raw::{GPA, MEMORY, SIZE},
     wait_until,
 };
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::{
-        memfd::{MFdFlags, memfd_create},
-        signal::Signal,
-    },
-};
-use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+use nix::sys::signal::Signal;
+use vhost::vhost_user::message::VhostUserInflight;
 use vhost_user_zram_frontend::{
-    Blk, Client, ClientOptions, Desc, Inflight, Op, Queue, Random, Region, Result, Session, Shape,
-    Status,
+    Client, ClientOptions, Desc, Inflight, Queue, Random, Region, Result, Session, Status,
     inflight::{Entry, Header, stride},
     spec::{HEADER_LEN, T_OUT},
-    wire::Answer,
 };
 
 /// Where the ring of a daemon that died stands.
@@ -148,31 +135,6 @@ impl Hand {
                 expect_zeroes(client.blk(), at, 8);
             }
         }
-    }
-}
-
-fn memfd(len: u64) -> File {
-    let file = File::from(memfd_create("region", MFdFlags::MFD_CLOEXEC).unwrap());
-    file.set_len(len).unwrap();
-    file
-}
-
-#[test]
-fn a_region_is_zeroed_and_sealed_and_of_the_size_that_any_queue_needs() {
-    let daemon = Daemon::start("16M", &["--num-queues", "4", "--queue-size", "256"]);
-    let session = daemon.session();
-    for (queues, size) in [(1, 128), (4, 256), (3, 2), (2, 64), (1, 512)] {
-        let region = session.take_inflight(queues, size).unwrap().expect("offered");
-        // Behind the parts that are asked for there are some for the largest rings that are allowed.
-        let large = if size < 256 { stride(256) } else { 0 };
-        let bytes = u64::from(queues) * (stride(size) + large);
-        assert_eq!((region.info().mmap_size, region.info().mmap_offset), (bytes, 0));
-        assert_eq!((region.info().num_queues, region.info().queue_size), (queues, size));
-        assert_eq!(region.file().metadata().unwrap().len(), bytes);
-        assert!(region.bytes().iter().all(|byte| *byte == 0));
-        let seals = fcntl(region.file(), FcntlArg::F_GET_SEALS).unwrap();
-        let all = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-        assert_eq!(SealFlag::from_bits_retain(seals), all);
     }
 }
 
@@ -388,68 +350,6 @@ fn a_region_of_garbage_does_no_harm() {
     expect_served(&mut daemon);
 }
 
-fn body(mmap_size: u64, mmap_offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
-    let mut body = [mmap_size.to_le_bytes(), mmap_offset.to_le_bytes()].concat();
-    body.extend([queues.to_le_bytes(), queue_size.to_le_bytes(), [0; 2], [0; 2]].concat());
-    body
-}
-
-#[test]
-fn messages_about_regions_that_cannot_be_are_refused_and_keep_no_descriptor() {
-    let mut daemon = Daemon::start("16M", &["--num-queues", "2", "--queue-size", "128"]);
-    mark(&daemon);
-    let before = daemon.open_fds();
-    let (file, need) = (memfd(1 << 20), 2 * stride(128));
-    let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
-    let device = OpenOptions::new().read(true).write(true).open("/dev/zero").unwrap();
-    let (pipe, _end) = io::pipe().unwrap();
-    let good = file.as_raw_fd();
-    let cases: Vec<(&str, Vec<u8>, Vec<RawFd>)> = vec![
-        ("no queues", body(need, 0, 0, 128), vec![good]),
-        ("too many queues", body(1 << 20, 0, 3, 128), vec![good]),
-        ("far too many queues", body(1 << 20, 0, 0xffff, 128), vec![good]),
-        ("no size", body(need, 0, 2, 0), vec![good]),
-        ("a size that is no power of two", body(need, 0, 2, 100), vec![good]),
-        ("a size that no queue has", body(1 << 20, 0, 2, 0x8001), vec![good]),
-        ("a region that is too small", body(need - 1, 0, 2, 128), vec![good]),
-        ("an empty region", body(0, 0, 2, 128), vec![good]),
-        ("one that goes around", body(need, u64::MAX - 4095, 2, 128), vec![good]),
-        ("one that ends behind the file", body(1 << 20, 4096, 2, 128), vec![good]),
-        ("one that lies behind the file", body(need, 1 << 30, 2, 128), vec![good]),
-        ("one of all there is", body(u64::MAX, 0, 2, 128), vec![good]),
-        ("one that begins within a page", body(need, 8, 2, 128), vec![good]),
-        ("a file that cannot be written", body(need, 0, 2, 128), vec![read_only.as_raw_fd()]),
-        ("a device", body(need, 0, 2, 128), vec![device.as_raw_fd()]),
-        ("a pipe", body(need, 0, 2, 128), vec![pipe.as_raw_fd()]),
-        ("no descriptor", body(need, 0, 2, 128), vec![]),
-        ("two descriptors", body(need, 0, 2, 128), vec![good, good]),
-        ("a short message", body(need, 0, 2, 128)[..16].to_vec(), vec![good]),
-    ];
-    for (name, body, fds) in cases {
-        let session = daemon.session();
-        let answer = session.wire().ask(FrontendReq::SET_INFLIGHT_FD, &body, &fds, common::LIMIT);
-        assert!(answer.unwrap().is_refusal(), "{name}");
-        drop(session);
-    }
-    for (queues, size) in [(0, 128), (3, 128), (1, 0), (1, 3), (2, 0x8001), (0xffff, 0xffff)] {
-        let session = daemon.session();
-        assert!(session.get_inflight(queues, size).is_err(), "{queues} of {size}");
-    }
-    // Good ones, again and again, each in place of the one before.
-    let session = daemon.session();
-    for offset in [0, 4096, 8192] {
-        for _ in 0..100 {
-            let body = body(need, offset, 2, 128);
-            let asked =
-                session.wire().ask(FrontendReq::SET_INFLIGHT_FD, &body, &[good], common::LIMIT);
-            assert_eq!(asked.unwrap(), Answer::Ack);
-        }
-    }
-    drop(session);
-    wait_until("descriptors to be closed", || daemon.open_fds() <= before);
-    expect_served(&mut daemon);
-}
-
 #[test]
 fn a_region_that_is_cut_short_ends_the_session_and_nothing_else() {
     let mut daemon = Daemon::start("16M", &[]);
@@ -585,74 +485,6 @@ fn a_region_may_come_while_rings_run() {
     wait_until("the region", || hand.inflight.header(0).used_idx == 3);
     assert_eq!(hand.inflight.entry(0, 6).counter, 1);
     hand.expect_done(&daemon, &[0, 1, 2]);
-}
-
-/// A daemon without the contents must not serve a guest whose ring was used, also if the daemon that
-/// used it had not published anything.
-#[test]
-fn a_ring_whose_region_shows_use_is_refused_by_a_daemon_that_never_served() {
-    for step in ["ring.marked:1", "ring.chained:1", "ring.elements:1", "ring.index:1"] {
-        let dir = TempDir::new();
-        let mut command = Command::new(BINARY);
-        command.arg("--socket-path").arg(dir.join("socket")).args(["--size", "16M"]);
-        command.env("VUZ_CRASH_AT", step);
-        let dying = Daemon::spawn(command, dir);
-        let mut client = dying.client();
-        submit(client.blk(), 0, 0);
-        client.blk().publish().unwrap();
-        let (status, ..) = dying.wait();
-        assert!(!status.success(), "{step}");
-        let used = client.blk().queue().ring().used_idx().unwrap();
-        assert_eq!(used, u16::from(step == "ring.index:1"), "{step}");
-        assert_eq!(client.left_behind(), (1, 0), "{step}");
-        let heads: Vec<u16> = client.blk().outstanding().map(|request| request.head).collect();
-        assert_eq!(client.inflight.as_ref().unwrap().in_flight(0), heads, "{step}");
-        let daemon = Daemon::start("16M", &[]);
-        for _ in 0..2 {
-            assert!(client.reconnect(daemon.socket()).is_err(), "{step}");
-        }
-        assert_eq!(client.blk().queue().ring().used_idx().unwrap(), used, "{step}");
-        assert_eq!(client.left_behind(), (1, 0), "{step}");
-        daemon.wait_for_log("this disk never served a guest");
-        // A new guest is welcome.
-        expect_zeroes(daemon.client().blk(), 0, 8);
-    }
-}
-
-/// A queue that was never used looks the same on a disk that is lost; its neighbour's requests tell.
-#[test]
-fn a_fresh_ring_is_refused_too_if_the_region_shows_use_of_another() {
-    let two = ["--num-queues", "2"];
-    let lost = Daemon::start("16M", &two);
-    let mut client = lost.client_with(&ClientOptions { queues: 2, ..client_options() });
-    assert!(submit(&mut client.queues[1], 3, 1));
-    client.queues[1].publish().unwrap();
-    assert_eq!(client.queues[1].wait(common::LIMIT).unwrap().status, Status::Ok);
-    lost.end(Signal::SIGKILL);
-    let daemon = Daemon::start("16M", &two);
-    for _ in 0..2 {
-        assert!(client.reconnect(daemon.socket()).is_err());
-    }
-    daemon.wait_for_log(
-        "queue 0: it is in use already (base 0, used index 0, its in-flight region used)",
-    );
-    // Whoever begins anew is welcome, on both queues, and may set the region again.
-    let mut client = daemon.client_with(&ClientOptions { queues: 2, ..client_options() });
-    for _ in 0..2 {
-        for blk in &mut client.queues {
-            expect_zeroes(blk, 8 * 3, 8);
-        }
-        client.reconnect(daemon.socket()).unwrap();
-    }
-}
-
-/// Submits a write of a page of generation `generation` if there is a slot; the page is its `user`.
-fn submit(blk: &mut Blk, page: u64, generation: u64) -> bool {
-    let Some(tag) = blk.acquire() else { return false };
-    let buffer = blk.buffer(tag);
-    blk.region().write(buffer, &pattern(page * 8, 8, generation)).unwrap();
-    blk.submit_shaped(tag, Op::Out, page * 8, 4096, &Shape::default(), page).unwrap();
-    true
 }
 
 /// A front end that hangs up under load and comes back with all it had, without a kick.

@@ -22,7 +22,7 @@ use common::{
 use nix::sys::signal::Signal;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_user_zram_frontend::{
-    Blk, Client, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
+    Blk, ClientOptions, Desc, Error, Op, Options, Queue, Region, Session, Shape, Status,
     spec::{CONFIG_LEN, SECTOR, T_GET_ID, T_IN, T_OUT, feature},
     wire::{Answer, vring_state},
 };
@@ -347,75 +347,6 @@ fn a_buffer_may_cross_from_one_region_to_the_next() {
     expect_same(0, &got, &data);
 }
 
-/// A store that never served has no idea what a running guest has on its disk: it must not show a blank
-/// one.
-#[test]
-fn a_ring_in_use_is_refused_by_a_daemon_that_never_served() {
-    for (base, used) in [(5, 5), (0, 5), (5, 0), (0xffff, 0xffff)] {
-        let daemon = Daemon::start("16M", &[]);
-        let mut session = daemon.session();
-        let region = Region::new(GPA, MEMORY).unwrap();
-        session.set_mem_table(&[Arc::clone(&region)]).unwrap();
-        let queue = Queue::new(0, &region, SIZE, true).unwrap();
-        queue.ring().set_used_idx(used).unwrap();
-        queue.ring().set_avail_idx(base.max(used)).unwrap();
-        let started = session.set_up(&queue, base).and_then(|()| session.enable(0, true));
-        if started.is_ok() {
-            // Taken, but then it has to be stopped before anything is answered.
-            queue.ring().set_avail_idx(base.max(used).wrapping_add(1)).unwrap();
-            queue.kick().unwrap();
-            wait_until("the ring to be stopped", || {
-                queue.err_event().take() > 0
-                    || session.wire().wait_closed(std::time::Duration::ZERO).is_ok()
-            });
-            assert_eq!(queue.ring().used_idx().unwrap(), used);
-        }
-        drop(session);
-        // A new guest is welcome, and after it one that comes back is, too.
-        let mut client = daemon.client();
-        write_pattern(client.blk(), 0, 8, 1);
-    }
-}
-
-/// After 65536 requests a ring's indexes are those of a new one.
-#[test]
-fn a_ring_that_went_all_around_is_refused_by_a_daemon_that_never_served() {
-    let lost = Daemon::start("16M", &[]);
-    let session = session_options().untracked();
-    let options = ClientOptions { session, depth: 64, max_bytes: 512, ..client_options() };
-    let mut client = lost.client_with(&options);
-    let (mut begun, mut done) = (0, 0);
-    while done < 65_536 {
-        while begun < 65_536
-            && let Some(tag) = client.blk().acquire()
-        {
-            client.blk().submit(tag, Op::Flush, 0, &[], 0).unwrap();
-            begun += 1;
-        }
-        client.blk().publish().unwrap();
-        assert_eq!(client.blk().wait(LIMIT).unwrap().status, Status::Ok);
-        done += 1;
-    }
-    let indexes = |client: &mut Client| {
-        let queue = client.blk().queue();
-        (queue.ring().used_idx().unwrap(), queue.ring().avail_idx().unwrap())
-    };
-    assert_eq!(indexes(&mut client), (0, 0));
-    // The daemon that served it goes on with it.
-    client.reconnect(lost.socket()).unwrap();
-    lost.end(Signal::SIGKILL);
-    let daemon = Daemon::start("16M", &[]);
-    for _ in 0..2 {
-        assert!(client.reconnect(daemon.socket()).is_err(), "a blank disk is shown");
-    }
-    daemon
-        .wait_for_log("queue 0: it is in use already (base 0, used index 0, its used ring written");
-    // A guest that starts anew on the same memory clears its rings.
-    client.blk().queue().ring().clear().unwrap();
-    client.reconnect(daemon.socket()).unwrap();
-    assert_eq!(indexes(&mut client), (0, 0));
-}
-
 /// As when the firmware's ring lay where the kernel is about to clear its own.
 #[test]
 fn a_ring_that_the_guest_clears_after_its_start_is_served() {
@@ -434,70 +365,6 @@ fn a_ring_that_the_guest_clears_after_its_start_is_served() {
     expect_pattern(&mut blk, 4096, 64, 3);
     drop(session);
     expect_served(&mut daemon);
-}
-
-/// A guest need not have used all of its queues: one that stands at 0 says nothing of the others.
-#[test]
-fn a_fresh_ring_does_not_vouch_for_one_in_use() {
-    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
-    let mut session = daemon.session();
-    let region = Region::new(GPA, MEMORY).unwrap();
-    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
-    let fresh = Queue::new(0, &region, SIZE, true).unwrap();
-    session.set_up(&fresh, 0).unwrap();
-    let used = Queue::new(1, &region, SIZE, true).unwrap();
-    used.ring().set_used_idx(7).unwrap();
-    used.ring().set_avail_idx(7).unwrap();
-    let started = session
-        .set_up(&used, 7)
-        .and_then(|()| session.enable(0, true))
-        .and_then(|()| session.enable(1, true));
-    if started.is_ok() {
-        used.ring().set_avail_idx(8).unwrap();
-        used.kick().unwrap();
-        wait_until("the ring to be stopped", || {
-            assert_eq!(used.ring().used_idx().unwrap(), 7, "a blank disk was shown");
-            used.err_event().take() > 0
-                || session.wire().wait_closed(std::time::Duration::ZERO).is_ok()
-        });
-    }
-}
-
-/// Nor is a ring that was started and not used one that may be in use when it is started again.
-#[test]
-fn a_start_of_a_fresh_ring_does_not_vouch_for_what_comes_after() {
-    let daemon = Daemon::start("16M", &[]);
-    let mut session = daemon.session();
-    let region = Region::new(GPA, MEMORY).unwrap();
-    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
-    let queue = Queue::new(0, &region, SIZE, true).unwrap();
-    session.set_up(&queue, 0).unwrap();
-    queue.ring().set_used_idx(7).unwrap();
-    queue.ring().set_avail_idx(8).unwrap();
-    assert!(session.set_up(&queue, 7).is_err(), "a blank disk is shown");
-    drop(session);
-    write_pattern(daemon.client().blk(), 0, 8, 1);
-}
-
-/// Nor does what the guest did on it, if its front end enables one queue after the other, and comes back.
-#[test]
-fn a_ring_that_was_served_does_not_vouch_for_one_that_was_refused() {
-    let daemon = Daemon::start("16M", &["--num-queues", "2"]);
-    let options = ClientOptions { queues: 1, ..client_options() };
-    let mut client = daemon.client_with(&options);
-    write_pattern(client.blk(), 0, 8, 1);
-    let used = Queue::new(1, &client.region, SIZE, true).unwrap();
-    used.ring().set_used_idx(7).unwrap();
-    used.ring().set_avail_idx(7).unwrap();
-    assert!(client.session.set_up(&used, 7).is_err());
-    drop(client);
-    let mut session = daemon.session();
-    let region = Region::new(GPA, MEMORY).unwrap();
-    session.set_mem_table(&[Arc::clone(&region)]).unwrap();
-    let used = Queue::new(1, &region, SIZE, true).unwrap();
-    used.ring().set_used_idx(7).unwrap();
-    used.ring().set_avail_idx(7).unwrap();
-    assert!(session.set_up(&used, 7).is_err(), "a blank disk is shown");
 }
 
 /// Twenty front ends in a row die under load, each with the ring of the one before, and nothing that was

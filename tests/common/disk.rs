@@ -1,6 +1,6 @@
 //! Contents that can be recognized: each sector says where it is and of which generation.
 
-use vhost_user_zram_frontend::{Blk, Random, spec::SECTOR};
+use vhost_user_zram_frontend::{Blk, Op, Random, Shape, spec::SECTOR};
 
 use super::daemon::Daemon;
 
@@ -79,4 +79,13 @@ pub fn expect_served(daemon: &mut Daemon) {
     write_pattern(client.blk(), 1000, 24, again);
     expect_pattern(client.blk(), 1000, 24, again);
     client.blk().flush().expect("flush");
+}
+
+/// Submits a write of a page of generation `generation` if there is a slot; the page is its `user`.
+pub fn submit(blk: &mut Blk, page: u64, generation: u64) -> bool {
+    let Some(tag) = blk.acquire() else { return false };
+    let buffer = blk.buffer(tag);
+    blk.region().write(buffer, &pattern(page * 8, 8, generation)).unwrap();
+    blk.submit_shaped(tag, Op::Out, page * 8, 4096, &Shape::default(), page).unwrap();
+    true
 }

@@ -11,8 +11,12 @@ pub mod loading;
 pub mod manager;
 pub mod process;
 pub mod raw;
+pub mod victim;
 
+use std::fs::File;
 use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// No wait in the tests is longer. Nothing is ever asserted about how long something took.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -24,4 +28,11 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A file of `len` zeroes in memory.
+pub fn memfd(len: u64) -> File {
+    let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(len).unwrap();
+    file
 }
