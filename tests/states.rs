@@ -39,6 +39,8 @@ const CUT_SHORT: u64 = 7;
 const INTENT: u64 = 9;
 /// A page by the second codec of the disk.
 const BY_ZSTD: u64 = 31;
+/// A discarded page of a disk over a layer, as no disk of today has one.
+const DISCARDED: u64 = 30;
 
 fn page(number: u64) -> Vec<u8> {
     match number {
@@ -287,6 +289,10 @@ fn write_golden(dir: &TempDir) {
     let (table, superblock) = (dir.join("table"), dir.join("superblock"));
     let word = u64::from_le_bytes(get(&table, LOCKED * 8));
     put(&table, LOCKED * 8, &(word | 3).to_le_bytes());
+    let discarded = 1_u64 << 11;
+    put(&table, DISCARDED * 8, &discarded.to_le_bytes());
+    let sum = crc32fast::hash(&[DISCARDED.to_le_bytes(), discarded.to_le_bytes()].concat());
+    put(&table, 4096 + DISCARDED * 4, &sum.to_le_bytes());
     let old: [u8; 4] = get(&table, 4096 + CUT_SHORT * 4);
     let new = [0x11, 0x22, 0x33, 0x44];
     put(&table, 4096 + CUT_SHORT * 4, &new);

@@ -147,7 +147,7 @@ struct Share {
 impl Share {
     fn of(content: Content) -> Self {
         match content {
-            Content::Empty => Self::default(),
+            Content::Empty | Content::Discarded | Content::Unknown => Self::default(),
             Content::Same(_) | Content::SameWide(_) => {
                 Self { pages: 1, same: 1, huge: 0, bytes: 0 }
             }

@@ -44,7 +44,10 @@ impl<'d, P: Payload> Io<'d, P> {
             return Poll::Pending;
         }
         let device = self.device;
-        if self.op == Op::WriteZeroes && device.table.peek(index) == Some(Content::Empty) {
+        let peeked = || device.table.peek(index);
+        if self.op == Op::WriteZeroes
+            && matches!(peeked(), Some(Content::Empty | Content::Discarded))
+        {
             self.waiter = None;
             return Poll::Ready(Ok(()));
         }

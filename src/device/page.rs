@@ -119,8 +119,8 @@ impl Device {
     ) -> Result<(), IoError> {
         let page = &mut *lane.page;
         match content {
-            Content::Empty => page.fill(0),
-            Content::Same(0) => page.fill(0),
+            Content::Empty | Content::Discarded | Content::Same(0) => page.fill(0),
+            Content::Unknown => return Err(IoError::Damaged { index }),
             Content::Same(pattern) => {
                 fill(page, (u64::from(pattern) << 32 | u64::from(pattern)).to_le_bytes());
             }

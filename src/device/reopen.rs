@@ -71,7 +71,7 @@ impl Device {
             let pool = Pool::new(arena, format.pool_pages, limit);
             return Self::over(config, codecs, table, pool, Some(state));
         }
-        if let Some(index) = table.first_impossible() {
+        if let Some(index) = table.first_unknown() {
             return Err(DeviceError::Slot { index });
         }
         let mut named = 0;

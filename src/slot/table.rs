@@ -84,11 +84,11 @@ impl SlotTable {
         Ok(Self { kept: Some(Kept { state, intents, unverified }), ..Self::new(words) })
     }
 
-    /// The first slot whose word cannot be.
-    pub fn first_impossible(&self) -> Option<u64> {
+    /// The first slot whose content is unknown.
+    pub fn first_unknown(&self) -> Option<u64> {
         let mut found = None;
         self.for_each_word(|index, word| {
-            if found.is_none() && !word.is_possible() {
+            if found.is_none() && word.content() == Content::Unknown {
                 found = Some(index);
             }
         });

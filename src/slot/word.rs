@@ -3,12 +3,12 @@
 //! ```text
 //!  bit  0      locked
 //!       1      waiters: somebody may sleep for the lock
-//!       2..4   state: 0 empty, 1 same-filled, 2 object, 3 (reserved) written back
+//!       2..4   state: 0 nothing stored, 1 same-filled, 2 object, 3 (reserved) written back
 //!       4      idle            (set by upkeep, cleared by access)
 //!       5      post-processing (set by upkeep, cleared by access)
 //!       6      incompressible  (sticky until rewritten)
 //!       7..11  codec: index into the disk's codec table
-//!      11..23  length in bytes; 0 means a raw page of 4096
+//!      11..23  length in bytes; 0 means a raw page of 4096. Of nothing stored: 0 empty, 1 discarded
 //!      23..64  place in units of 16 bytes, or the pattern of a same-filled page
 //! ```
 //!
@@ -17,6 +17,12 @@
 //! object (length 8) and still counts as same-filled.
 //!
 //! The zero word is an empty, unlocked slot, so fresh memory is a valid empty table.
+//!
+//! Empty and discarded pages both read as zeroes, and both count as nothing. An empty one was never
+//! written, so a disk over a layer shows what the layer has; a discarded one hides that. A disk without
+//! a layer below stores a discarded page as an empty one, so its part of the table can go.
+//!
+//! A word that no slot can have is [`Content::Unknown`], never an empty page.
 
 use crate::store::Place;
 use crate::units::PAGE_SIZE;
@@ -27,8 +33,10 @@ pub(super) const WAITERS: u64 = 1 << 1;
 const FLAGS: u64 = 0b111 << 4;
 const STATE_SHIFT: u32 = 2;
 const STATE_MASK: u64 = 0b11;
+const STATE_NONE: u64 = 0;
 const STATE_SAME: u64 = 1;
 const STATE_OBJECT: u64 = 2;
+const STATE_WRITTEN_BACK: u64 = 3;
 const CODEC_SHIFT: u32 = 7;
 const CODEC_MASK: u64 = 0xf;
 const LENGTH_SHIFT: u32 = 11;
@@ -55,8 +63,12 @@ impl Object {
 /// What a slot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// Never written, or freed: reads as zeroes.
+    /// Never written, or freed with nothing below: reads as zeroes.
     Empty,
+    /// Discarded, which hides what lies below: reads as zeroes.
+    Discarded,
+    /// Nothing that this program stores: the page is damaged.
+    Unknown,
     /// Filled with this repeated 32-bit pattern, and nothing stored.
     Same(u32),
     /// Filled with a repeated 8-byte word, which is the object.
@@ -69,7 +81,7 @@ impl Content {
     /// The object that the slot owns, if any.
     pub fn object(self) -> Option<Object> {
         match self {
-            Content::Empty | Content::Same(_) => None,
+            Content::Empty | Content::Discarded | Content::Unknown | Content::Same(_) => None,
             Content::SameWide(object) | Content::Object(_, object) => Some(object),
         }
     }
@@ -82,11 +94,14 @@ pub struct Word(pub(super) u64);
 impl Word {
     /// An empty slot.
     pub const EMPTY: Word = Word(0);
+    const DISCARDED: Word = Word(1 << LENGTH_SHIFT);
 
     /// The word of a slot with this content and no flag set.
     pub fn new(content: Content) -> Self {
         match content {
             Content::Empty => Word::EMPTY,
+            Content::Discarded => Self::pack(STATE_NONE, 0, 1, 0),
+            Content::Unknown => Self::pack(STATE_WRITTEN_BACK, 0, 0, 0),
             Content::Same(pattern) => Self::pack(STATE_SAME, 0, 0, u64::from(pattern)),
             Content::SameWide(object) => {
                 debug_assert_eq!(object.length, 8);
@@ -112,37 +127,20 @@ impl Word {
     }
 
     /// What the slot holds.
-    ///
-    /// A word that no version of this crate writes reads as something here; where a table of
-    /// unknown origin is opened it is refused ([`Word::is_possible`]).
     pub fn content(self) -> Content {
         let length = (self.0 >> LENGTH_SHIFT & LENGTH_MASK) as usize;
         let place = self.0 >> PLACE_SHIFT;
-        match self.0 >> STATE_SHIFT & STATE_MASK {
-            STATE_SAME if length == 0 => Content::Same(place as u32),
-            STATE_SAME => Content::SameWide(Object { place: Place::from_units(place), length: 8 }),
-            STATE_OBJECT => {
-                let length = if length == 0 { PAGE_SIZE } else { length };
-                let codec = (self.0 >> CODEC_SHIFT & CODEC_MASK) as u8;
-                Content::Object(codec, Object { place: Place::from_units(place), length })
-            }
-            _ => Content::Empty,
+        let codec = (self.0 >> CODEC_SHIFT & CODEC_MASK) as u8;
+        let object = |length| Object { place: Place::from_units(place), length };
+        match (self.0 >> STATE_SHIFT & STATE_MASK, codec, length) {
+            (STATE_OBJECT, 0, 0) => Content::Object(0, object(PAGE_SIZE)),
+            (STATE_OBJECT, _, 1..) => Content::Object(codec, object(length)),
+            (STATE_SAME, 0, 0) if place <= u64::from(u32::MAX) => Content::Same(place as u32),
+            (STATE_SAME, 0, 8) => Content::SameWide(object(8)),
+            (STATE_NONE, ..) if self.data() == Word::EMPTY => Content::Empty,
+            (STATE_NONE, ..) if self.data() == Word::DISCARDED => Content::Discarded,
+            _ => Content::Unknown,
         }
-    }
-
-    /// Whether a slot can have this word, lock bits or none. Whether the disk has the codec that it
-    /// names is not said by that.
-    pub fn is_possible(self) -> bool {
-        // What says all of the content, and the flags, leads to the same word again.
-        let flags = self.0 & FLAGS;
-        let index = (self.0 >> CODEC_SHIFT & CODEC_MASK) as usize;
-        let content = self.content();
-        let known = match content {
-            Content::Empty => flags == 0,
-            Content::Same(_) | Content::SameWide(_) => index == 0,
-            Content::Object(_, object) => index == 0 || !object.is_huge(),
-        };
-        known && Word::new(content).0 | flags == self.data().0
     }
 
     /// What the content is, without flags and lock bits, as a number.
@@ -193,6 +191,7 @@ mod tests {
     fn any_content() -> impl Strategy<Value = Content> {
         prop_oneof![
             Just(Content::Empty),
+            Just(Content::Discarded),
             any::<u32>().prop_map(Content::Same),
             any_place().prop_map(|place| Content::SameWide(Object { place, length: 8 })),
             any_place().prop_map(|place| Content::Object(0, Object { place, length: PAGE_SIZE })),
@@ -209,17 +208,6 @@ mod tests {
             prop_assert_eq!(word.content(), content);
             prop_assert!(!word.is_locked());
             prop_assert_eq!(word.data(), word);
-        }
-
-        #[test]
-        fn what_can_be_made_is_possible_and_nothing_else_is(bits: u64, content in any_content()) {
-            let word = Word(Word::new(content).0 | LOCKED | WAITERS);
-            prop_assert!(word.is_possible());
-            // A word is possible if it is one that can be made.
-            let word = Word(bits);
-            let same = Word(Word::new(word.content()).0 | bits & FLAGS) == word.data();
-            let empty = word.content() == Content::Empty;
-            prop_assert_eq!(word.is_possible(), same && !(empty && bits & FLAGS != 0));
         }
 
         #[test]
@@ -241,6 +229,43 @@ mod tests {
                 prop_assert_eq!(moved.moved_to(object.place), word);
             }
         }
+    }
+
+    /// The table at the top, once more and for each combination of all that is no place.
+    fn expected(tag: u64, units: u64) -> Content {
+        let (state, flags, codec, length) =
+            (tag >> 2 & 3, tag >> 4 & 7, tag >> 7 & 15, (tag >> 11) as usize);
+        let object = |length| Object { place: Place::from_units(units), length };
+        match state {
+            0 if flags == 0 && codec == 0 && units == 0 && length == 0 => Content::Empty,
+            0 if flags == 0 && codec == 0 && units == 0 && length == 1 => Content::Discarded,
+            1 if codec == 0 && length == 0 && units < 1 << 32 => Content::Same(units as u32),
+            1 if codec == 0 && length == 8 => Content::SameWide(object(8)),
+            2 if codec == 0 && length == 0 => Content::Object(0, object(PAGE_SIZE)),
+            2 if length > 0 => Content::Object(codec as u8, object(length)),
+            _ => Content::Unknown,
+        }
+    }
+
+    #[test]
+    fn every_word_has_a_content_of_its_own_or_is_unknown() {
+        let places = [0, 1, u64::from(u32::MAX), 1 << 32, (1 << PLACE_BITS) - 1];
+        let mut unknown = 0_u64;
+        for tag in 0..1 << PLACE_SHIFT {
+            for units in places {
+                let word = Word(tag | units << PLACE_SHIFT);
+                let content = word.content();
+                assert_eq!(content, expected(tag, units), "{:#x}", word.0);
+                if content == Content::Unknown {
+                    unknown += 1;
+                } else {
+                    // What says all of the content, and the flags, leads to the same word again.
+                    assert_eq!(Word::new(content).0 | word.0 & FLAGS, word.data().0);
+                }
+            }
+        }
+        assert!(unknown > 0);
+        assert_eq!(Word::new(Content::Unknown).content(), Content::Unknown);
     }
 
     #[test]

@@ -481,3 +481,33 @@ fn damage_is_counted_as_a_failure_of_its_request() {
     read(&device, &mut lane, 0, 48);
     read(&device, &mut lane, 56, 40);
 }
+
+/// A word that no slot can have, which comes while the disk is served, is no empty page.
+#[test]
+fn a_word_of_unknown_content_is_that_pages_error() {
+    let home = Home::new(8, "lz4");
+    let device = home.make();
+    let mut lane = device.lane().unwrap();
+    for index in 0..8 {
+        run(&device, &mut lane, Op::Write, index * 8, text(index, PAGE_SIZE)).unwrap();
+    }
+    // Written back, a same-filled page with a codec, one of 9 bytes, and nothing with a place.
+    for (index, word) in (0..).zip([3 << 2, 1 << 2 | 1 << 7, 1 << 2 | 9 << 11, 1 << 23]) {
+        home.set_word(index, word);
+        for op in [Op::Read, Op::Write, Op::WriteZeroes] {
+            let buffer = Buffer::new(vec![1; SECTOR]);
+            let mut io = device.request(op, index * 8 + 1, SECTOR as u64, buffer).unwrap();
+            let error = sync::block_on(|cx| io.poll(&mut lane, cx)).unwrap_err();
+            assert!(matches!(error, IoError::Damaged { index: named } if named == index), "{op:?}");
+        }
+        assert_eq!(read(&device, &mut lane, (index + 4) * 8, 8), text(index + 4, PAGE_SIZE));
+        // It can be written, and discarded.
+        if index % 2 == 0 {
+            run(&device, &mut lane, Op::Write, index * 8, text(9, PAGE_SIZE)).unwrap();
+            assert_eq!(read(&device, &mut lane, index * 8, 8), text(9, PAGE_SIZE));
+        } else {
+            free(&device, &mut lane, Op::Discard, index * 8, 8);
+            assert_eq!(home.word(index), 0);
+        }
+    }
+}

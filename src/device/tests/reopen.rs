@@ -449,3 +449,50 @@ fn slots_that_many_wait_for_are_found_again() {
         }
     }
 }
+
+/// What a disk over a layer leaves: a page that hides what lies below.
+#[test]
+fn a_discarded_page_reads_as_zeroes_and_counts_as_nothing() {
+    let home = Home::new(600, "lz4");
+    let device = home.make();
+    let mut lane = device.lane().unwrap();
+    run(&device, &mut lane, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
+    let before = kept(&device);
+    drop((lane, device));
+    const DISCARDED: u64 = 1 << 11;
+    for index in 1..4_u64 {
+        home.set_word(index, DISCARDED);
+        home.set_sum(
+            index,
+            crc32fast::hash(&[index.to_le_bytes(), DISCARDED.to_le_bytes()].concat()),
+        );
+    }
+    for _ in 0..2 {
+        let device = home.open().unwrap();
+        let mut lane = device.lane().unwrap();
+        assert_eq!(kept(&device), before);
+        for index in 1..4 {
+            assert_eq!(home.word(index), DISCARDED, "opening leaves it");
+            assert_eq!(read(&device, &mut lane, index * 8, 8), vec![0; PAGE_SIZE]);
+        }
+    }
+    let device = home.open().unwrap();
+    let mut lane = device.lane().unwrap();
+    assert_eq!(read(&device, &mut lane, 8, 8), vec![0; PAGE_SIZE], "so it is verified");
+    free(&device, &mut lane, Op::WriteZeroes, 8 + 1, 2);
+    assert_eq!(home.word(1), DISCARDED, "zeroes are there already");
+    // A part of it, all of it, and once more discarded: nothing is below, so it is empty then.
+    run(&device, &mut lane, Op::Write, 9, vec![7; SECTOR]).unwrap();
+    let mut expected = vec![0; PAGE_SIZE];
+    expected[SECTOR..2 * SECTOR].fill(7);
+    assert_eq!(read(&device, &mut lane, 8, 8), expected);
+    run(&device, &mut lane, Op::Write, 2 * 8, text(2, PAGE_SIZE)).unwrap();
+    free(&device, &mut lane, Op::Discard, 3 * 8, 8);
+    assert_eq!(home.word(3), 0);
+    let [stored, ..] = kept(&device);
+    assert_eq!(stored, 3 * PAGE_SIZE as u64);
+    free(&device, &mut lane, Op::WriteZeroes, 0, 600 * 8);
+    compact(&device);
+    device.check().unwrap();
+    assert_eq!((device.report().orig_data_size, device.table.bytes()), (0, 0));
+}
