@@ -14,6 +14,35 @@ use crate::failpoint;
 use crate::store::Place;
 
 /// An object that no slot names. Dropping it frees it.
+///
+/// A program without `unsafe` cannot see the bytes of an object change:
+///
+/// ```
+/// #![forbid(unsafe_code)]
+/// use vhost_user_zram::{pool::Pool, store::{Arena, MemoryKind}};
+/// let arena = Arena::new(1 << 30, &MemoryKind::default()).unwrap();
+/// let pool = Pool::new(arena, 64, 0);
+/// let object = pool.store(b"first", 0).unwrap();
+/// let bytes = object.bytes();
+/// assert_eq!(bytes, b"first");
+/// drop(object);
+/// let other = pool.store(b"other", 0).unwrap();
+/// ```
+///
+/// The same program does not compile if it uses `bytes` after the object, in place of which the other one lies:
+///
+/// ```compile_fail,E0505
+/// #![forbid(unsafe_code)]
+/// use vhost_user_zram::{pool::Pool, store::{Arena, MemoryKind}};
+/// let arena = Arena::new(1 << 30, &MemoryKind::default()).unwrap();
+/// let pool = Pool::new(arena, 64, 0);
+/// let object = pool.store(b"first", 0).unwrap();
+/// let bytes = object.bytes();
+/// assert_eq!(bytes, b"first");
+/// drop(object);
+/// let other = pool.store(b"other", 0).unwrap();
+/// assert_eq!(bytes, b"first");
+/// ```
 #[must_use = "dropping the object frees it"]
 pub struct Owned<'p> {
     pool: &'p Pool,

@@ -77,7 +77,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// The mapping cannot be made, or is not whole.
-    pub fn of(state: &Arc<State>, len: u64) -> Result<Self, StateError> {
+    pub(crate) fn of(state: &Arc<State>, len: u64) -> Result<Self, StateError> {
         let words = Words::of(state, len)?;
         let (state, intents, unverified) =
             (Arc::clone(state), Intents::new(), Unverified::default());

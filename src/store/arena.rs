@@ -28,11 +28,20 @@ impl Arena {
         Ok(Self { mapping, beside: 0 })
     }
 
-    /// The arena of a state.
+    /// The arena of a state. Not public, since two arenas of one state would each give out the memory of
+    /// the other's objects:
+    ///
+    /// ```compile_fail,E0624
+    /// #![forbid(unsafe_code)]
+    /// use vhost_user_zram::store::{Arena, State};
+    /// fn arenas(state: &State) -> [Arena; 2] {
+    ///     [Arena::of(state).unwrap(), Arena::of(state).unwrap()]
+    /// }
+    /// ```
     ///
     /// # Errors
     /// The host refuses the mapping.
-    pub fn of(state: &State) -> Result<Self, StoreError> {
+    pub(crate) fn of(state: &State) -> Result<Self, StoreError> {
         let (file, len) = (state.arena(), state.format().arena_bytes);
         let mapping = Mapping::over(file, "arena", 0, len, state.is_locked())?;
         if state.is_new() {

@@ -52,11 +52,12 @@ impl Words {
         Ok(Self::over(Mapping::new("table", bytes, kind)?, None, len))
     }
 
-    /// The words of a state, and which of them exist.
+    /// The words of a state, and which of them exist. Not public, as [`Arena::of`](super::Arena::of): they say
+    /// which bytes are an object.
     ///
     /// # Errors
     /// The host refuses the mappings, or words exist without their sums, or sums without words.
-    pub fn of(state: &State, len: u64) -> Result<Self, StateError> {
+    pub(crate) fn of(state: &State, len: u64) -> Result<Self, StateError> {
         let [words, sums] = parts(len).ok_or_else(too_many)?;
         let map =
             |start, bytes| Mapping::over(state.table(), "table", start, bytes, state.is_locked());
