@@ -85,13 +85,13 @@ fn a_queue_with_nothing_parked_may_always_begin_one() {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     None,
     Ordered,
     Tracked,
 }
 
-fn log_of(rig: &Rig, mode: Mode, region: &Inflight) -> InflightLog {
+pub(super) fn log_of(rig: &Rig, mode: Mode, region: &Inflight) -> InflightLog {
     match mode {
         Mode::None => InflightLog::None,
         Mode::Ordered => InflightLog::Order(Order::new(SIZE)),
