@@ -76,8 +76,9 @@ fn a_ring_that_went_all_around_is_refused_by_a_daemon_that_never_served() {
     for _ in 0..2 {
         assert!(client.reconnect(daemon.socket()).is_err(), "a blank disk is shown");
     }
-    daemon
-        .wait_for_log("queue 0: it is in use already (base 0, used index 0, its used ring written");
+    daemon.wait_for_log(
+        "queue 0: the guest has used it before (base 0, used index 0, each used element",
+    );
     // A guest that starts anew on the same memory clears its rings.
     client.blk().queue().ring().clear().unwrap();
     client.reconnect(daemon.socket()).unwrap();
@@ -195,7 +196,7 @@ fn a_fresh_ring_is_refused_too_if_the_region_shows_use_of_another() {
         assert!(client.reconnect(daemon.socket()).is_err());
     }
     daemon.wait_for_log(
-        "queue 0: it is in use already (base 0, used index 0, its in-flight region used)",
+        "queue 0: the guest has used it before (base 0, used index 0, its in-flight region shows requests)",
     );
     // Whoever begins anew is welcome, on both queues, and may set the region again.
     let mut client = daemon.client_with(&ClientOptions { queues: 2, ..client_options() });

@@ -312,7 +312,7 @@ fn a_region_that_cannot_be_of_its_ring_is_refused() {
         assert_eq!((hand.used_idx(), hand.inflight.bytes()), before, "spoil {number}");
         hand.expect_done(&daemon, &[]);
     }
-    daemon.wait_for_log("its in-flight region cannot be of this ring");
+    daemon.wait_for_log("its in-flight region does not match the ring");
     expect_served(&mut daemon);
 }
 
@@ -445,7 +445,7 @@ fn a_region_too_small_for_its_ring_is_not_used_and_loses_nothing() {
         assert_eq!(hand.used(0), [3, 1, 0]);
         assert_eq!(hand.inflight.bytes(), small().bytes(), "it is not written to");
         let order = if with_state { ", and completes requests in order" } else { "" };
-        let line = "queue 0: the in-flight region has 4 entries, too few for this ring, which goes on \
+        let line = "queue 0: the in-flight region has 4 entries, too few for this ring, which continues \
                     without it";
         daemon.wait_for_log(&format!("{line}{order}"));
         hand.expect_done(&daemon, &[0, 1, 3]);
@@ -460,13 +460,14 @@ fn a_region_too_small_for_its_ring_is_not_used_and_loses_nothing() {
         let before = hand.inflight.bytes();
         assert!(hand.start(STAND).is_err(), "it is served");
         assert_eq!((hand.used_idx(), hand.inflight.bytes()), (STAND, before));
-        daemon.wait_for_log("it has requests in flight that are not of a ring of 16");
+        daemon
+            .wait_for_log("it has requests in flight of a ring that does not have 16 descriptors");
         hand.expect_done(&daemon, &[]);
         expect_served(&mut daemon);
     }
 }
 
-/// Rings that are running go on in the account of a region that comes late.
+/// Rings that are running continue in the log of a region that comes late.
 #[test]
 fn a_region_may_come_while_rings_run() {
     let daemon = Daemon::start("16M", &[]);

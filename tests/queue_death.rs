@@ -109,7 +109,7 @@ fn a_queue_that_is_not_accounted_for_is_refused_after_its_threads_death() {
     for _ in 0..2 {
         assert!(client.reconnect(daemon.socket()).is_err(), "it goes on");
     }
-    daemon.wait_for_log("queue 0: it is in use already");
+    daemon.wait_for_log("queue 0: the guest has used it before");
     assert!(daemon.is_alive());
     // A guest that starts anew is served.
     let mut client = self::client(&daemon, false);

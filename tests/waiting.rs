@@ -100,7 +100,7 @@ fn a_message_for_whose_descriptors_there_is_no_room_ends_its_session_only() {
         let message = header(u32::from(FrontendReq::SET_MEM_TABLE), FLAG_VERSION, 0);
         session.wire().send(&message, &fds).unwrap();
         session.wire().wait_closed(LIMIT).unwrap();
-        daemon.wait_for_log("there are no descriptors left for those of a message");
+        daemon.wait_for_log("the process has no descriptors left for those of a message");
         expect_served(&mut daemon);
         let session = daemon.session();
         session.wire().send(&message, &fds).unwrap();

@@ -13,7 +13,7 @@ pub(crate) enum Refusal {
     Header,
     #[error("it has data in the wrong direction")]
     Direction,
-    #[error("its data is not a number of whole sectors or ranges")]
+    #[error("its data is not a whole number of sectors or ranges")]
     Length,
     #[error("it has more data than a request may have")]
     TooLong,

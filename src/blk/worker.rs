@@ -208,7 +208,7 @@ impl QueueThread<'_> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Not an eventfd, or the end of one: it would be readable for ever.
             _ => {
-                let text = format_args!("the kick descriptor is of no use");
+                let text = format_args!("the kick descriptor cannot be read and is ignored");
                 queue.server.warn(Kind::Descriptors, text);
                 unlisten(&self.epoll, kick.as_raw_fd());
                 queue.kick = None;
@@ -224,7 +224,7 @@ impl QueueThread<'_> {
                     unlisten(&self.epoll, old.as_raw_fd());
                 }
                 if let Err(error) = listen_for_edges(&self.epoll, kick.as_raw_fd(), number as u64) {
-                    let text = format_args!("kicks cannot be waited for: {error}");
+                    let text = format_args!("the kick descriptor cannot be polled: {error}");
                     queue.server.warn(Kind::Descriptors, text);
                 }
                 queue.kick = Some(kick);

@@ -17,9 +17,9 @@ use crate::device::DeviceError;
 pub(crate) enum WorkersError {
     #[error("its thread cannot be started")]
     Thread(#[source] io::Error),
-    #[error("its thread has no codec context")]
+    #[error("its thread cannot allocate its codecs")]
     Context(#[source] DeviceError),
-    #[error("there is no such queue")]
+    #[error("the queue does not exist")]
     NoQueue,
 }
 

@@ -230,12 +230,12 @@ pub(crate) struct Terms {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AdmissionError {
     #[error(
-        "it is in use already (base {base}, used index {used}{}), and this disk never served a \
-         guest: what the guest wrote is not here, so it is not served",
+        "the guest has used it before (base {base}, used index {used}{}), and this disk never served a \
+         guest, so what the guest wrote is not here",
         .trace.map(Trace::text).unwrap_or_default()
     )]
     NeverServed { base: u16, used: u16, trace: Option<Trace> },
-    #[error("its in-flight region cannot be of this ring: {0}")]
+    #[error("its in-flight region does not match the ring: {0}")]
     Recovery(#[from] RecoveryError),
 }
 
@@ -250,8 +250,8 @@ pub(crate) enum Trace {
 impl Trace {
     fn text(self) -> &'static str {
         match self {
-            Trace::Region => ", its in-flight region used",
-            Trace::UsedRing => ", its used ring written all around",
+            Trace::Region => ", its in-flight region shows requests",
+            Trace::UsedRing => ", each used element was written",
         }
     }
 }

@@ -23,10 +23,10 @@ pub enum SessionError {
     #[error("the front end stalls")]
     Stalled,
     /// The peer did nothing with its session while another one was waiting.
-    #[error("the front end says nothing, and another one is waiting")]
+    #[error("the front end is silent while another one waits")]
     Silent,
     /// A message carries too many descriptors.
-    #[error("a message has {count} descriptors: {max} is the most")]
+    #[error("a message has {count} descriptors, more than {max}")]
     Descriptors {
         /// How many.
         count: usize,
@@ -35,15 +35,15 @@ pub enum SessionError {
     },
     /// A message carries a file for which somebody may have to wait.
     #[error(
-        "a message has a descriptor that is {0}: guest memory is a memfd, a file on tmpfs or hugetlbfs, \
+        "a message has a descriptor of the wrong kind, {0}: guest memory is a memfd, a file on tmpfs or hugetlbfs, \
          or secret memory (memfd_secret), and all else an eventfd"
     )]
     Foreign(&'static str),
     /// The process has no descriptors left for those of a message.
-    #[error("there are no descriptors left for those of a message (ulimit -n)")]
+    #[error("the process has no descriptors left for those of a message (ulimit -n)")]
     NoDescriptors,
     /// The peer's memory went away under its mapping.
-    #[error("the guest's memory is gone")]
+    #[error("the front end truncated the guest's memory")]
     MemoryLost,
     /// A queue thread died.
     #[error("a queue thread died")]

@@ -9,9 +9,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 /// Why a descriptor is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EventError {
-    #[error("a descriptor that is not an eventfd")]
+    #[error("the descriptor is not an eventfd")]
     Kind,
-    #[error("an eventfd that cannot be used")]
+    #[error("the eventfd cannot be used")]
     Use(#[source] io::Error),
 }
 

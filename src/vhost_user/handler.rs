@@ -134,7 +134,7 @@ impl Handler {
 
     /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
     fn refuse<T>(&self, why: impl std::fmt::Display) -> Result<T> {
-        let line = format_args!("the front end is refused: {why}");
+        let line = format_args!("a message of the front end is refused: {why}");
         self.shared.log.warn(Kind::Messages, line);
         Err(Error::InvalidParam)
     }
@@ -147,7 +147,7 @@ impl Handler {
     fn ring(&mut self, index: u32) -> Result<usize> {
         let ring = index as usize;
         if ring >= self.vrings.len() {
-            return self.refuse(format_args!("there is no queue {index}"));
+            return self.refuse(format_args!("queue {index} does not exist"));
         }
         self.phase = Phase::InUse;
         Ok(ring)
@@ -190,7 +190,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_features(&mut self, features: u64) -> Result<()> {
         if features & !self.shared.options.features() != 0 {
-            return self.refuse(format_args!("features {features:#x} were not all offered"));
+            return self
+                .refuse(format_args!("features {features:#x} contain some that were not offered"));
         }
         self.acked_features = features;
         Ok(())
@@ -202,8 +203,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         if features & !crate::blk::config::GuestOptions::protocol_features().bits() != 0 {
-            return self
-                .refuse(format_args!("protocol features {features:#x} were not all offered"));
+            return self.refuse(format_args!(
+                "protocol features {features:#x} contain some that were not offered"
+            ));
         }
         Ok(())
     }
@@ -243,7 +245,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let size = u16::try_from(num).ok().filter(|size| *size <= max && size.is_power_of_two());
         let Some(size) = size else {
             return self
-                .refuse(format_args!("{num} is no size for a queue: a power of two up to {max}"));
+                .refuse(format_args!("{num} is not a queue size: a power of two up to {max}"));
         };
         self.change_ring(ring, |this| this.vrings[ring].set_queue_size(size))
     }
@@ -267,7 +269,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let ring = self.ring(index)?;
         let Ok(base) = u16::try_from(base) else {
-            return self.refuse(format_args!("{base} is no index of a queue"));
+            return self.refuse(format_args!("{base} is not an index of a ring"));
         };
         self.change_ring(ring, |this| this.vrings[ring].set_queue_next_avail(base))
     }
@@ -285,7 +287,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let ring = self.ring(index.into())?;
         let Some(fd) = fd else {
-            return self.refuse(format_args!("queue {ring} would have to be polled"));
+            return self.refuse(format_args!(
+                "queue {ring} has no kick descriptor, and polling is not offered"
+            ));
         };
         let kick = self.event(ring, "kicks", fd)?;
         self.stop(ring)?;

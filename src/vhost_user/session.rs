@@ -90,7 +90,9 @@ impl Server {
     pub fn new(device: Arc<Device>, options: GuestOptions) -> Self {
         if let Err(error) = sigbus::install() {
             // Each region of memory will be refused with the same.
-            log::error!("lost guest memory cannot be survived: {error}");
+            log::error!(
+                "the SIGBUS handler cannot be installed, so no guest memory can be mapped: {error}"
+            );
         }
         let times = Times::default();
         Self { device, options, times, log: Arc::default(), announced: Arc::default() }

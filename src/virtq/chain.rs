@@ -34,15 +34,15 @@ pub(crate) struct DescriptorTable {
 pub(crate) enum ChainError {
     #[error("a descriptor's next index is out of range")]
     NextOutOfRange,
-    #[error("a descriptor chain is longer than its table: a loop")]
+    #[error("a descriptor chain loops: it is longer than its table")]
     Loop,
     #[error("a descriptor lies outside of guest memory")]
     Unreachable,
-    #[error("an indirect table inside of an indirect table")]
+    #[error("an indirect table contains an indirect descriptor")]
     NestedIndirect,
-    #[error("an indirect descriptor that has a next one")]
+    #[error("an indirect descriptor has the NEXT flag")]
     IndirectWithNext,
-    #[error("an indirect table whose length is no number of descriptors, or too long")]
+    #[error("an indirect table's length is not a multiple of 16, or is too large")]
     IndirectLength,
 }
 

@@ -44,8 +44,8 @@ impl Head {
 impl Drop for Head {
     fn drop(&mut self) {
         if !self.given_back && !std::thread::panicking() {
-            log::error!("request {} was forgotten", self.head);
-            debug_assert!(self.given_back, "request {} was forgotten", self.head);
+            log::error!("request {} was dropped and not completed", self.head);
+            debug_assert!(self.given_back, "request {} was dropped and not completed", self.head);
         }
     }
 }
@@ -62,12 +62,12 @@ pub(crate) struct UsedElem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unanswerable {
     /// Any byte that such a chain names may be something else than a status.
-    #[error("its chain has no meaning ({0})")]
+    #[error("its descriptor chain is malformed ({0})")]
     Chain(#[from] ChainError),
     #[error("it has no writable byte for a status")]
     NoStatus,
     #[error("its status byte lies outside of guest memory")]
     Outside,
-    #[error("its status byte lies in guest memory that is gone")]
+    #[error("its status byte lies in guest memory that was truncated")]
     Lost,
 }

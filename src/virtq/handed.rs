@@ -42,17 +42,17 @@ pub(crate) enum HandedError {
          (memfd_secret)"
     )]
     Kind(&'static str),
-    #[error("its file cannot be asked what it is")]
+    #[error("the type of its file cannot be read")]
     Ask(#[source] io::Error),
-    #[error("it has no bytes")]
+    #[error("it is empty")]
     Empty,
-    #[error("it begins at byte {offset} of its file, and has to begin at a multiple of {page}")]
+    #[error("it begins at byte {offset} of its file, which is not a multiple of {page}")]
     Offset { offset: u64, page: u64 },
     #[error(
         "it has {len} bytes, and its file has pages of {page}, of which it has to be a multiple"
     )]
     Length { len: u64, page: u64 },
-    #[error("it ends beyond all files")]
+    #[error("it ends beyond the largest file offset")]
     Range,
     #[error("it ends at byte {needed} of a file of {found} bytes")]
     FileTooShort { needed: u64, found: u64 },

@@ -36,15 +36,17 @@ pub(crate) const MAX_ENTRIES: u16 = 1 << 15;
 /// Why there is no region.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InflightError {
-    #[error("an in-flight region for {asked} queues: there are {max}")]
+    #[error("an in-flight region was asked for {asked} queues: the device has {max}")]
     Queues { asked: u16, max: u16 },
-    #[error("an in-flight region for queues of {asked}: a size is a power of two up to {max}")]
+    #[error(
+        "an in-flight region was asked for queues of {asked} descriptors: a queue size is a power of two up to {max}"
+    )]
     QueueSize { asked: u16, max: u16 },
-    #[error("an in-flight region of {found} bytes, of which its queues need {needed}")]
+    #[error("an in-flight region is too small: it has {found} bytes, its queues need {needed}")]
     TooSmall { needed: u64, found: u64 },
-    #[error("an in-flight region that ends beyond all files")]
+    #[error("an in-flight region ends beyond the largest file offset")]
     Range,
-    #[error("an in-flight region cannot be made")]
+    #[error("an in-flight region cannot be created")]
     Make(#[source] std::io::Error),
     #[error("an in-flight region cannot be mapped")]
     Map(#[from] HandedError),

@@ -84,13 +84,13 @@ impl GuestMemoryRegionBytes for Region {}
 pub(crate) enum MemoryError {
     #[error("a memory region cannot be mapped")]
     Map(#[from] HandedError),
-    #[error("a memory region does not fit into the address space")]
+    #[error("a memory region ends beyond the address space")]
     Address,
     #[error("memory regions overlap")]
     Layout(#[from] GuestRegionCollectionError),
-    #[error("more than {MAX_REGIONS} memory regions")]
+    #[error("the front end has more than {MAX_REGIONS} memory regions")]
     TooMany,
-    #[error("no such memory region")]
+    #[error("the memory region does not exist")]
     Unknown,
 }
 

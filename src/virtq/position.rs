@@ -16,11 +16,11 @@ use crate::virtq::ring;
 /// Why a ring cannot be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PositionError {
-    #[error("its rings lie outside of its memory")]
+    #[error("its ring lies outside of its memory")]
     Outside,
-    #[error("its rings cannot be read")]
+    #[error("its ring cannot be read")]
     Unreadable,
-    #[error("its in-flight region cannot be of this ring: {0}")]
+    #[error("its in-flight region does not match the ring: {0}")]
     Recovery(#[from] RecoveryError),
 }
 

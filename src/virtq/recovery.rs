@@ -10,27 +10,27 @@ use crate::virtq::region_log::RegionLog;
 /// Why a part of a region cannot be of the ring that is started with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RecoveryError {
-    #[error("its file was cut short")]
+    #[error("its file was truncated")]
     Lost,
     #[error("it has unknown features {0:#x}")]
     Features(u64),
     #[error("its version is {0}")]
     Version(u16),
-    #[error("it says that it is fresh, and is not")]
+    #[error("its version is 0, but it has requests")]
     NotFresh,
-    #[error("it says that it has {found} entries, and has {expected}")]
+    #[error("its header says {found} entries, its size {expected}")]
     Entries { found: u16, expected: u16 },
-    #[error("it has requests in flight that are not of a ring of {ring}")]
+    #[error("it has requests in flight of a ring that does not have {ring} descriptors")]
     RingSize { ring: u16 },
-    #[error("its used index {region} is not one that the ring, at {ring}, had lately")]
+    #[error("its used index {region} does not match the ring's used index {ring}")]
     UsedIndex { region: u16, ring: u16 },
-    #[error("its last batch leads to head {0}, which cannot be in it")]
+    #[error("its last batch contains head {0}, which is not possible")]
     Batch(u16),
-    #[error("it marks head {head} with {mark}")]
+    #[error("it marks head {head} with {mark} instead of 0 or 1")]
     Mark { head: u16, mark: u8 },
-    #[error("it has head {0} in flight, which the ring does not have")]
+    #[error("it has head {0} in flight, which is beyond the ring's size")]
     Head(u16),
-    #[error("it has {in_flight} requests in flight, and the guest waits for {waiting}")]
+    #[error("it has {in_flight} requests in flight, but the guest waits for {waiting}")]
     TooMany { in_flight: u16, waiting: u16 },
 }
 

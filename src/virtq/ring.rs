@@ -24,15 +24,15 @@ pub(crate) const BATCH: usize = 32;
 /// Why a ring cannot go on. It is stopped until the front end starts it anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RingError {
-    #[error("the available index runs more than the ring's size ahead")]
+    #[error("the available index is more than the ring's size ahead")]
     AvailableIndex,
     #[error("head {0} is out of range")]
     HeadOutOfRange(u16),
     #[error("head {0} is made available while it is in flight")]
     HeadInFlight(u16),
-    #[error("the rings lie outside of guest memory")]
+    #[error("the ring lies outside of guest memory")]
     Unreachable,
-    #[error("guest memory is gone")]
+    #[error("the front end truncated guest memory")]
     Lost,
     #[error("request {head} cannot be answered: {why}")]
     Unanswerable { head: u16, why: Unanswerable },

@@ -38,15 +38,15 @@ fn counts(rig: &Rig) -> [u64; 4] {
 fn each_refusal_is_counted_and_leaves_a_line() {
     let far = SECTORS - 1;
     let cases = [
-        (VIRTIO_BLK_T_IN, 0, 100, None, IOERR, [1, 1, 0, 0], "not a number of whole sectors"),
-        (VIRTIO_BLK_T_OUT, 0, 513, None, IOERR, [1, 0, 1, 0], "not a number of whole sectors"),
+        (VIRTIO_BLK_T_IN, 0, 100, None, IOERR, [1, 1, 0, 0], "not a whole number of sectors"),
+        (VIRTIO_BLK_T_OUT, 0, 513, None, IOERR, [1, 0, 1, 0], "not a whole number of sectors"),
         (VIRTIO_BLK_T_IN, 0, 127 << 20, None, IOERR, [1, 1, 0, 0], "more data than"),
         (VIRTIO_BLK_T_IN, 0, 64 << 20, None, IOERR, [1, 1, 0, 0], "lies outside of guest memory"),
         (VIRTIO_BLK_T_OUT, 0, 64 << 20, None, IOERR, [1, 0, 1, 0], "lies outside of guest memory"),
         (VIRTIO_BLK_T_IN, far, 1024, None, IOERR, [1, 1, 0, 0], "do not lie within the disk"),
         (VIRTIO_BLK_T_OUT, far, 1024, None, IOERR, [1, 0, 1, 0], "do not lie within the disk"),
         (VIRTIO_BLK_T_DISCARD, 0, 16, Some((far, 2, 0)), IOERR, [1, 0, 1, 0], "within the disk"),
-        (VIRTIO_BLK_T_DISCARD, 0, 15, None, IOERR, [1, 0, 1, 0], "not a number of whole"),
+        (VIRTIO_BLK_T_DISCARD, 0, 15, None, IOERR, [1, 0, 1, 0], "not a whole number of"),
         (VIRTIO_BLK_T_DISCARD, 0, 32, None, UNSUPPORTED, [1, 0, 1, 0], "more ranges than"),
         (VIRTIO_BLK_T_DISCARD, 0, 16, Some((0, 8, 1)), UNSUPPORTED, [1, 0, 1, 0], "flags 0x1"),
         (

@@ -81,7 +81,10 @@ fn kick_descriptors_of_no_use_fill_no_log() {
         // Ends when the thread has closed it.
         assert_eq!(ours.read(&mut [0]).unwrap(), 0);
     }
-    assert_eq!(rig.printed.take(), ["queue 0: the kick descriptor is of no use"; 10]);
+    assert_eq!(
+        rig.printed.take(),
+        ["queue 0: the kick descriptor cannot be read and is ignored"; 10]
+    );
     worker.send(Command::Quit);
     assert!(worker.join());
 }

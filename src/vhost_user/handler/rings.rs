@@ -60,13 +60,13 @@ impl Handler {
             (translate(table), translate(used), translate(available))
         else {
             return self.refuse(format_args!(
-                "the rings of queue {ring} lie outside of its memory, which may be shared in part \
+                "the ring of queue {ring} lies outside of guest memory, which may be shared in part \
                  only: {SHARE_IT}"
             ));
         };
         let vring = &self.vrings[ring];
         if vring.set_queue_info(table, available, used).is_err() {
-            return self.refuse(format_args!("the rings of queue {ring} are not aligned"));
+            return self.refuse(format_args!("the ring of queue {ring} is not aligned"));
         }
         // Before anything is changed for the ring: there may be no thread to be had.
         if let Err(error) = self.workers.of(ring) {
@@ -124,7 +124,7 @@ impl Handler {
             let order = if ordered { ", and completes requests in order" } else { "" };
             self.shared.log.warn(Kind::Queues, format_args!(
                 "queue {ring}: the in-flight region has {entries} entries, too few for this ring, \
-                 which goes on without it{order}"
+                 which continues without it{order}"
             ));
         }
         vring.set_queue_next_avail(found.next_avail);
@@ -172,7 +172,7 @@ impl Handler {
         for ring in gone {
             self.shared.log.warn(
                 Kind::Queues,
-                format_args!("queue {ring} is stopped: its rings are no longer in guest memory"),
+                format_args!("queue {ring} is stopped: its ring no longer lies in guest memory"),
             );
             self.stop(ring)?;
             self.staged[ring].lost = true;
