@@ -302,6 +302,35 @@ fn a_ring_goes_on_when_its_memory_was_away() {
     }
 }
 
+/// The same for a region without rings, which holds the buffer of a write that takes its time.
+#[test]
+fn a_write_is_finished_before_its_memory_goes() {
+    let args = ["--engine", "offload", "--engine-workers", "1", "--engine-model", "latency=1ms"];
+    let mut daemon = Daemon::start("16M", &args);
+    let mut raw = Raw::new(&daemon).unwritten();
+    let buffer = Region::new(GPA + (4 << 30), 2 << 20).unwrap();
+    raw.session.add_mem_region(&buffer).unwrap();
+    let data = pattern(0, 4096, 1);
+    buffer.write(buffer.gpa(), &data).unwrap();
+    let write = [
+        raw.header_desc(),
+        Desc::readable(buffer.gpa(), 1 << 20),
+        Desc::readable(buffer.gpa() + (1 << 20), 1 << 20),
+        raw.status_desc(),
+    ];
+    raw.set_header(T_OUT, 0);
+    raw.set_chain(&write);
+    raw.queue.push(0).unwrap();
+    raw.queue.publish().unwrap();
+    raw.queue.kick().unwrap();
+    wait_until("it is begun", || daemon.stats()["engine_jobs"] > 0);
+    raw.session.remove_mem_region(&buffer).unwrap();
+    raw.session.add_mem_region(&buffer).unwrap();
+    assert_eq!(raw.outcome(0), Outcome::Used { len: 1, status: Status::Ok });
+    drop(raw);
+    expect_pattern(daemon.client().blk(), 0, 4096, 1);
+}
+
 /// What a guest does all the time with `-o discard`; each used to leave a little behind.
 #[test]
 fn discards_between_reads_take_no_memory() {

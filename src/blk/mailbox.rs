@@ -22,8 +22,9 @@ pub(crate) enum Command {
     /// Take no more heads of a ring; answer when all that were taken are published or put back.
     Stop { ring: usize, stopped: Sender<()> },
     /// Finish everything in flight or put it back, answer, and wait until the sender of `resume` is dropped:
-    /// the memory that requests use is about to change.
-    Pause { paused: Sender<()>, resume: Receiver<()> },
+    /// the memory that requests use is about to change. If `finish`, nothing is put back: a request that is
+    /// taken again may not find its memory then.
+    Pause { finish: bool, paused: Sender<()>, resume: Receiver<()> },
     /// Finish what is in flight, except what the next session does again, and end.
     Quit,
 }

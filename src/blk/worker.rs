@@ -247,8 +247,8 @@ impl QueueThread<'_> {
                 // What an earlier process took is still to be done.
                 queue.hot = true;
             }
-            Command::Pause { paused, resume } => {
-                self.drain();
+            Command::Pause { finish, paused, resume } => {
+                self.drain(finish);
                 let _ = paused.send(());
                 // Ends when the session drops its end, also if it does so by dying.
                 let _ = resume.recv();
@@ -268,11 +268,13 @@ impl QueueThread<'_> {
         }
     }
 
-    /// Finishes what is in flight, or puts it back, taking nothing new.
-    fn drain(&mut self) {
+    /// Finishes what is in flight, or puts it back unless all is to `finish`, taking nothing new.
+    fn drain(&mut self, finish: bool) {
         let (mut commands, mut woken) = (Vec::new(), Vec::new());
         let mut events = [EpollEvent::default()];
-        self.queues.iter_mut().for_each(|queue| queue.server.pause());
+        if !finish {
+            self.queues.iter_mut().for_each(|queue| queue.server.pause());
+        }
         while !self.queues.iter().all(|queue| queue.server.is_at_rest()) {
             self.mailbox.take(&mut commands, &mut woken);
             self.wake(&mut woken);

@@ -217,7 +217,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
         let regions = regions.iter().map(Layout::from).zip(files).collect();
-        self.change_memory(|memory| memory.set(regions))?;
+        self.change_memory(false, |memory| memory.set(regions))?;
         Ok(None)
     }
 
@@ -231,12 +231,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        self.change_memory(|memory| memory.add(Layout::from(region), file))?;
+        self.change_memory(false, |memory| memory.add(Layout::from(region), file))?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.change_memory(|memory| memory.remove(Layout::from(region)))
+        self.change_memory(true, |memory| memory.remove(Layout::from(region)))
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {

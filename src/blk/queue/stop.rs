@@ -1,6 +1,6 @@
 //! Large requests of a queue that stops: they go back into the available ring.
 //!
-//! A message that stops a ring or changes guest memory waits until nothing of the ring is in flight.
+//! A message that stops a ring, or adds or replaces guest memory, waits until nothing of the ring is in flight.
 //! A back end has to complete what is in flight before it answers GET_VRING_BASE (vhost-user,
 //! "Front-end message types"), and the front end may continue the ring with another back end, from the
 //! base that the answer names. So a request can be abandoned between two of its pages only if the base

@@ -332,7 +332,7 @@ fn a_pause_puts_a_large_request_back_and_the_queue_takes_it_again() {
         let Waiting { mut worker, held } = Waiting::new(&rig, log_of(&rig, mode, &region));
         let (paused, wait) = channel();
         let (keep, resume) = channel();
-        worker.send(Command::Pause { paused, resume });
+        worker.send(Command::Pause { finish: false, paused, resume });
         let in_time = wait.recv_timeout(Duration::from_secs(60)).is_ok();
         let stands = (rig.next_avail(), rig.used().len(), marked(&region));
         drop((held, keep));
@@ -343,5 +343,25 @@ fn a_pause_puts_a_large_request_back_and_the_queue_takes_it_again() {
         assert!(worker.join());
         assert_eq!((rig.used(), rig.status(1)), (vec![0, 1, 0, 1], 0), "{mode:?}");
         assert_eq!(rig.page(1024), rig.bytes(DATA + ROOM + 1023 * 4096, 4096));
+    }
+}
+
+/// Where memory goes, the large request is finished before: taken again, it might not find its buffer.
+#[test]
+fn a_pause_before_memory_goes_finishes_a_large_request() {
+    for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
+        let rig = Rig::new();
+        let region = left(&[], 2);
+        let Waiting { mut worker, held } = Waiting::new(&rig, log_of(&rig, mode, &region));
+        let (paused, wait) = channel();
+        let (keep, resume) = channel();
+        worker.send(Command::Pause { finish: true, paused, resume });
+        drop(held);
+        let in_time = wait.recv_timeout(Duration::from_secs(60)).is_ok();
+        let stands = (rig.next_avail(), rig.used().len(), marked(&region));
+        drop(keep);
+        worker.send(Command::Quit);
+        assert!(worker.join() && in_time, "{mode:?}");
+        assert_eq!((stands, rig.status(1)), ((4, 4, vec![]), 0), "{mode:?}");
     }
 }

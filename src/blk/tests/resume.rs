@@ -381,7 +381,7 @@ fn a_thread_that_pauses_or_quits_keeps_its_account() {
     worker.send(Command::Start { ring: 0, kick, error_event: None, inflight_log });
     let (paused, wait) = channel();
     let (keep, resume) = channel();
-    worker.send(Command::Pause { paused, resume });
+    worker.send(Command::Pause { finish: false, paused, resume });
     wait.recv().unwrap();
     assert_eq!((rig.used(), marked(&region)), (vec![], vec![0, 6, 9]));
     // The thread rests. When it goes on it finds the ring enabled, and then that it is to end.

@@ -255,7 +255,7 @@ fn what_is_given_up_lets_a_thread_come_to_rest() {
     wait_until("the requests are parked", || rig.next_avail() == 6);
     let (paused, wait) = channel();
     let (keep, resume) = channel();
-    worker.send(Command::Pause { paused, resume });
+    worker.send(Command::Pause { finish: false, paused, resume });
     wait.recv_timeout(60 * SECOND).unwrap();
     drop(keep);
     let (stopped, wait) = channel();

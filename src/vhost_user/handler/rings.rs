@@ -145,16 +145,19 @@ impl Handler {
     }
 
     /// Changes guest memory while all queue threads rest with nothing in flight; rings that no
-    /// longer lie in it are stopped.
+    /// longer lie in it are stopped. If memory goes (`takes_away`), what is in flight is finished first and
+    /// not put back: a front end that changes a region takes it away and gives it back, and a request that
+    /// is taken again in between would be refused.
     pub(super) fn change_memory(
         &mut self,
+        takes_away: bool,
         change: impl FnOnce(&mut MemoryMap) -> std::result::Result<(), MemoryError>,
     ) -> Result<()> {
         let mut resting = Vec::new();
         for worker in self.workers.running() {
             let (paused, wait) = channel();
             let (keep, resume) = channel();
-            worker.send(Command::Pause { paused, resume });
+            worker.send(Command::Pause { finish: takes_away, paused, resume });
             resting.push((wait, keep));
         }
         for (wait, _) in &resting {
