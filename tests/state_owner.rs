@@ -125,14 +125,14 @@ fn a_state_that_is_open_to_others_is_refused() {
     let home = Home::made();
     for mode in [0o702, 0o720, 0o777, 0o1777] {
         set_mode(&home.path(), mode);
-        home.refuses(&home.path(), &[], &["state directory", "open to others", "700"]);
+        home.refuses(&home.path(), &[], &["state directory", "other users can access", "700"]);
     }
     set_mode(&home.path(), 0o755);
     home.is_opened(&[]);
     for name in FILES {
         for mode in [0o604, 0o640, 0o620, 0o602, 0o666] {
             set_mode(&home.file(name), mode);
-            home.refuses(&home.path(), &[], &[name, "open to others", "600"]);
+            home.refuses(&home.path(), &[], &[name, "other users can access", "600"]);
         }
         set_mode(&home.file(name), 0o600);
     }
@@ -145,7 +145,7 @@ fn a_file_that_has_another_name_is_refused() {
         let home = Home::made();
         let other = home.0.join("other");
         fs::hard_link(home.file(name), &other).unwrap();
-        home.refuses(&home.path(), &[], &[name, "2 names"]);
+        home.refuses(&home.path(), &[], &[name, "2 hard links"]);
         fs::remove_file(other).unwrap();
         home.is_opened(&[]);
     }

@@ -42,7 +42,9 @@ pub enum CodecError {
         reason: &'static str,
     },
     /// The object decodes, but to less than a page.
-    #[error("an object of {algorithm} holds {decoded} bytes and not the {PAGE_SIZE} of a page")]
+    #[error(
+        "an object of {algorithm} decompresses to {decoded} bytes instead of the {PAGE_SIZE} of a page"
+    )]
     NotAPage {
         /// Name of the algorithm.
         algorithm: &'static str,

@@ -177,7 +177,7 @@ impl FromStr for CodecSpec {
     }
 }
 
-/// Why a text is no [`CodecSpec`], or a spec no codec.
+/// Why a text is not a [`CodecSpec`], or a spec not a codec.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpecError {
@@ -209,7 +209,7 @@ pub enum SpecError {
         /// Name of the parameter.
         name: &'static str,
     },
-    /// A parameter is no number, or out of its range.
+    /// A parameter is not a number, or out of its range.
     #[error(
         "{algorithm}'s {name} is a whole number from {} to {}, which `{value}` is not",
         range.start(), range.end()

@@ -378,7 +378,7 @@ fn lz4_objects_that_hold_no_page_are_errors() {
         let short = decode(&[0xA0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap_err();
         assert_eq!(
             short.to_string(),
-            format!("an object of {text} holds 10 bytes and not the 4096 of a page")
+            format!("an object of {text} decompresses to 10 bytes instead of the 4096 of a page")
         );
         let damaged = |result| matches!(result, Err(CodecError::Corrupt { .. }));
         assert!(damaged(decode(&[])));

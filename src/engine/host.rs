@@ -42,7 +42,7 @@ impl FromStr for Policy {
             "auto" => Ok(Self::Auto),
             "inline" => Ok(Self::Inline),
             "offload" => Ok(Self::Offload),
-            _ => Err(format!("'{text}' is none of auto, inline, offload")),
+            _ => Err(format!("'{text}' is not auto, inline or offload")),
         }
     }
 }
@@ -299,7 +299,7 @@ impl Drop for Engine {
         self.shared.noticed.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                log::error!("a thread of the engine had died");
+                log::error!("a thread of the engine panicked");
             }
         }
         self.shared.give_up();

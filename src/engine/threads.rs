@@ -1,4 +1,4 @@
-//! Where background threads run, and with how much right.
+//! Where background threads run, and at which priority.
 
 use std::str::FromStr;
 
@@ -15,7 +15,7 @@ pub struct Cpus(Vec<usize>);
 
 /// What is wrong with a list of processors.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no list of processors like 0,2-3")]
+#[error("'{0}' is not a list of processors, such as 0,2-3")]
 pub struct CpuListError(String);
 
 impl FromStr for Cpus {

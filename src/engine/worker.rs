@@ -44,7 +44,7 @@ pub(super) fn live(shared: &Shared, index: usize, mut workspace: Workspace) {
             return;
         }
         add(&shared.counters.deaths, 1);
-        log::warn!("engine worker {index} died and is replaced");
+        log::warn!("engine worker {index} panicked, and another one takes its place");
         give_up(shared, index);
         match shared.codecs.workspace() {
             Ok(fresh) => workspace = fresh,

@@ -47,7 +47,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The file system does not say which pages exist.
-    #[error("it cannot be found out which pages of the {what} exist")]
+    #[error("cannot determine which pages of the {what} exist")]
     Look {
         /// Which mapping.
         what: &'static str,

@@ -49,7 +49,7 @@ pub enum StateError {
         own: u32,
     },
     /// Others than the owner can use it.
-    #[error("the {name} is open to others (mode {found:o}; {wanted:o} is right)")]
+    #[error("other users can access the {name}: its mode is {found:o} instead of {wanted:o}")]
     Mode {
         /// Directory or file.
         name: String,
@@ -59,7 +59,7 @@ pub enum StateError {
         wanted: u32,
     },
     /// A file has other names, or none.
-    #[error("the state's {what} has {names} names, and should have one")]
+    #[error("the state's {what} has {names} hard links instead of one")]
     Names {
         /// Which file.
         what: &'static str,
@@ -101,7 +101,7 @@ pub enum StateError {
         unknown: u64,
     },
     /// The disk has another size.
-    #[error("the state is of a disk of {found} bytes, not of {wanted}")]
+    #[error("the state is of a disk of {found} bytes, and {wanted} bytes are asked for")]
     Size {
         /// Bytes of the disk in the state.
         found: u64,
@@ -109,7 +109,9 @@ pub enum StateError {
         wanted: u64,
     },
     /// The disk has another logical block.
-    #[error("the state is of a disk with blocks of {found} bytes, not of {wanted}")]
+    #[error(
+        "the state is of a disk with blocks of {found} bytes, and blocks of {wanted} bytes are asked for"
+    )]
     BlockSize {
         /// Logical block of the disk in the state.
         found: BlockSize,
@@ -124,8 +126,8 @@ pub enum StateError {
     },
     /// No entry of the codec table can be had for another codec.
     #[error(
-        "the state has pages of 16 codecs, which is all that it has room for: {wanted} cannot be \
-         added (choose one of {found})"
+        "{wanted} cannot be added to the state's codec table, which is full: the state has pages of \
+         {found}"
     )]
     NoRoomForCodec {
         /// What was asked for.

@@ -118,7 +118,7 @@ impl State {
                 return Err(StateError::NotMemory { what });
             }
             if found[role].replace(file).is_some() {
-                return Err(StateError::Damaged { what: "there are two files of a kind" });
+                return Err(StateError::Damaged { what: "two of its files are of the same kind" });
             }
         }
         let [superblock, table, arena] = found;
@@ -291,7 +291,9 @@ impl Taken {
             return Err(StateError::Size { found: format.size, wanted: wanted.size });
         }
         if !format.arena_bytes.is_multiple_of(HOST_PAGE) || format.arena_bytes == 0 {
-            return Err(StateError::Damaged { what: "the arena's size makes no sense" });
+            return Err(StateError::Damaged {
+                what: "the size of the arena is 0, or not a multiple of a page",
+            });
         }
         let [table, arena] = others;
         let lost = |what| StateError::Lost { home: home.into(), what };
@@ -308,7 +310,7 @@ impl Taken {
 fn table_bytes(format: &Format) -> Result<u64, StateError> {
     let parts = words::parts(format.size.div_ceil(PAGE_SIZE as u64));
     let sum = parts.and_then(|[words, sums]| words.checked_add(sums));
-    sum.ok_or(StateError::Damaged { what: "the table's size makes no sense" })
+    sum.ok_or(StateError::Damaged { what: "the size of the disk is too large for a table" })
 }
 
 /// Takes the lock that only one process may have. Never waits for it: the caller may retry.
@@ -361,8 +363,8 @@ fn read_seal(file: &File, what: &'static str) -> Result<Option<[u8; SEAL_BYTES]>
 fn check_seal(file: &File, what: &'static str, id: &Id, bytes: u64) -> Result<(), StateError> {
     let damaged = |what| StateError::Damaged { what };
     let cut = || match what {
-        TABLE => damaged("the table is cut short, or not one"),
-        _ => damaged("the arena is cut short, or not one"),
+        TABLE => damaged("the table is cut short, or is not a table"),
+        _ => damaged("the arena is cut short, or is not an arena"),
     };
     let seal = read_seal(file, what)?.ok_or_else(cut)?;
     if seal[..3] != *b"vuz" || seal[3..8] != *what.as_bytes() {
@@ -391,6 +393,8 @@ fn role_of(file: &File) -> Result<usize, StateError> {
     let mut magic = [0; 8];
     match file.read_exact_at(&mut magic, 0) {
         Ok(()) if superblock::is_superblock(&magic) => Ok(0),
-        _ => Err(StateError::Damaged { what: "a file is none of a state" }),
+        _ => Err(StateError::Damaged {
+            what: "one of its files is not a superblock, a table or an arena",
+        }),
     }
 }

@@ -182,7 +182,7 @@ impl Format {
     pub(super) fn decode(bytes: &[u8]) -> Result<(Self, Id), StateError> {
         let damaged = |what| StateError::Damaged { what };
         if !is_superblock(bytes) {
-            return Err(damaged("the superblock is not one"));
+            return Err(damaged("the superblock does not begin like one"));
         }
         // First: what follows may be different in another version.
         let version = le32(bytes, 8).unwrap_or(0);

@@ -92,7 +92,7 @@ fn a_full_table_has_room_again_when_no_page_names_an_entry() {
     set_codec(&mut home, "lz4");
     let before = Image::of(home.dir.path());
     let error = home.open().map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("lz4 cannot be added (choose one of zstd(level=-1), "), "{error}");
+    assert!(error.contains("lz4 cannot be added to the state's codec table, which is full: the state has pages of zstd(level=-1), "), "{error}");
     assert!(Image::of(home.dir.path()) == before, "a refused state was changed");
     // The state is served by a codec that it has, and one of its codecs loses its last page.
     set_codec(&mut home, "zstd(level=-3)");
