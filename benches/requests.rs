@@ -1,6 +1,8 @@
-//! What a request costs inside the device, without any transport: writes and reads of 4 KiB pages.
+//! What a request costs inside the device, without any transport: writes and reads of 4 KiB, or of
+//! `--pages` pages of 4 KiB each.
 //!
-//! `cargo bench --bench requests -- [--writes N] [--reads N] [--rounds N] [--algorithm A] [--assumed-us N]`
+//! `cargo bench --bench requests -- [--writes N] [--reads N] [--pages N] [--rounds N] [--algorithm A]
+//! [--assumed-us N]`
 //!
 //! Prints nanoseconds for each. `benches/engine` runs it under callgrind, with two numbers of
 //! requests, to count instructions; it tells the engine what a page costs then, since everything is
@@ -22,7 +24,7 @@ use vhost_user_zram::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 const PAGES: u64 = 16 << 10;
 const KINDS: usize = 64;
 
-struct Bytes<'a>(&'a mut [u8; PAGE_SIZE]);
+struct Bytes<'a>(&'a mut [u8]);
 
 impl Payload for Bytes<'_> {
     fn fetch(&mut self, offset: u64, into: &mut [u8]) -> Result<(), PayloadFault> {
@@ -58,10 +60,10 @@ fn pages() -> Vec<[u8; PAGE_SIZE]> {
     (0..KINDS).map(|_| page()).collect()
 }
 
-fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, bytes: &mut [u8; PAGE_SIZE]) {
+fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, bytes: &mut [u8]) {
     let cx = Context::from_waker(Waker::noop());
     let sector = page * SECTORS_PER_PAGE;
-    let io = device.request(op, sector, PAGE_SIZE as u64, Bytes(bytes));
+    let io = device.request(op, sector, bytes.len() as u64, Bytes(bytes));
     let mut io = io.unwrap_or_else(|error| panic!("{error}"));
     loop {
         if let Poll::Ready(done) = io.poll(lane, &cx) {
@@ -74,7 +76,7 @@ fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, bytes: &mut [u8;
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut writes, mut reads): (u64, u64) = (200_000, 200_000);
     let (mut rounds, mut algorithm) = (3, "lz4".to_owned());
-    let (mut real, mut assumed_cost) = (false, None);
+    let (mut real, mut assumed_cost, mut each_pages) = (false, None, 1_usize);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
@@ -82,6 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--bench" => real = true,
             "--writes" => writes = value()?.parse()?,
             "--reads" => reads = value()?.parse()?,
+            "--pages" => each_pages = value()?.parse()?,
             "--rounds" => rounds = value()?.parse()?,
             "--algorithm" => algorithm = value()?,
             "--assumed-us" => assumed_cost = Some(Duration::from_micros(value()?.parse()?)),
@@ -100,18 +103,25 @@ fn main() -> Result<(), Box<dyn Error>> {
         engine: EngineConfig { assumed_cost, ..EngineConfig::default() },
     })?;
     let mut lane = device.lane()?;
+    if !(1..=KINDS).contains(&each_pages) {
+        return Err(format!("--pages is 1 to {KINDS}").into());
+    }
     let mut pages = pages();
+    let kinds = KINDS / each_pages;
+    let extents = PAGES / each_pages as u64;
     for round in 1..=rounds {
         let start = Instant::now();
         for number in 0..writes {
-            let page = number.wrapping_mul(0x9e37_79b9) % PAGES;
-            request(&device, &mut lane, Op::Write, page, &mut pages[number as usize % KINDS]);
+            let page = number.wrapping_mul(0x9e37_79b9) % extents * each_pages as u64;
+            let first = number as usize % kinds * each_pages;
+            let bytes = pages[first..first + each_pages].as_flattened_mut();
+            request(&device, &mut lane, Op::Write, page, bytes);
         }
         let wrote = start.elapsed();
-        let mut bytes = [0; PAGE_SIZE];
+        let mut bytes = vec![0; each_pages * PAGE_SIZE];
         let start = Instant::now();
         for number in 0..reads {
-            let page = number.wrapping_mul(0x9e37_79b9) % PAGES;
+            let page = number.wrapping_mul(0x9e37_79b9) % extents * each_pages as u64;
             request(&device, &mut lane, Op::Read, page, black_box(&mut bytes));
         }
         let (read, each) = (start.elapsed(), |time: Duration, count: u64| {

@@ -7,7 +7,7 @@ use crate::blk::config::StallLimits;
 use crate::blk::reply::Reply;
 use crate::blk::request::GuestBytes;
 use crate::blk::watchdog::Look;
-use crate::device::{ENGINE_WINDOW, Extent, Io};
+use crate::device::{Extent, Io, WINDOW};
 use crate::units::PAGE_SIZE;
 use crate::virtq::chain::Segment;
 use crate::virtq::elem::Head;
@@ -60,7 +60,7 @@ impl InFlight<'_> {
     /// Most bytes of memory that it takes: its segments, and pages in the engine.
     fn memory(&self) -> usize {
         let pages = self.extent.moved().div_ceil(PAGE_SIZE as u64) + 1;
-        let pages = (pages as usize).min(ENGINE_WINDOW);
+        let pages = (pages as usize).min(WINDOW);
         size_of::<Self>() + self.segments * size_of::<Segment>() + pages * ENGINE_PAGE_BYTES
     }
 

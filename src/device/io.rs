@@ -1,20 +1,17 @@
 //! Requests of a device: ranges of sectors, worked off page by page.
 
-use std::ops::Range;
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::content::NewContent;
-use super::modify::Modify;
-use super::offload::Offload;
+use super::page_op::{Kind, PageOp, Plan, Turn};
 use super::{Device, Lane};
 use crate::checker;
 use crate::clock::Share;
 use crate::codec::CodecError;
-use crate::engine::{Job, Work};
-use crate::failpoint;
+use crate::engine::Job;
 use crate::pool::PoolError;
-use crate::slot::{Content, Waiter};
 use crate::store::StoreError;
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 
@@ -26,8 +23,12 @@ const TIME_PER_POLL: Duration = Duration::from_millis(1);
 /// Bytes of a poll before the clock is looked at: small requests never do.
 const FIRST_LOOK: u64 = 4 * PAGE;
 
+/// Pages of one request that may be with the engine at once: what a request of 128 KiB has. Each takes
+/// some 8 KiB meanwhile.
+pub const WINDOW: usize = 32;
+
 /// Bytes of a page, as an address on the disk counts them.
-pub(super) const PAGE: u64 = PAGE_SIZE as u64;
+const PAGE: u64 = PAGE_SIZE as u64;
 
 /// What a request does with its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +110,7 @@ pub enum IoError {
 
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum WaitReason {
     /// The slot of this number, which somebody else holds.
     Slot(u64),
     /// The engine.
@@ -118,12 +119,12 @@ pub enum Obstacle {
     EngineWithSlot(u64),
 }
 
-impl std::fmt::Display for Obstacle {
+impl std::fmt::Display for WaitReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Obstacle::Slot(index) => write!(f, "slot {index}"),
-            Obstacle::Engine => write!(f, "the engine"),
-            Obstacle::EngineWithSlot(index) => {
+            WaitReason::Slot(index) => write!(f, "slot {index}"),
+            WaitReason::Engine => write!(f, "the engine"),
+            WaitReason::EngineWithSlot(index) => {
                 write!(f, "the engine, holding slot {index} to change a part of it")
             }
         }
@@ -138,24 +139,61 @@ impl std::fmt::Display for Obstacle {
 /// Its pages are begun in order. Those whose codec work is handed to the engine are finished as
 /// they come back, and what is begun after them does not wait.
 pub struct Io<'d, P> {
-    pub(super) device: &'d Device,
-    pub(super) op: Op,
-    pub(super) payload: P,
-    /// First byte of the range on the disk.
-    pub(super) start: u64,
-    /// Next byte to be begun.
-    pub(super) at: u64,
-    /// One past the last byte.
-    end: u64,
-    /// Pages below this one are handed over, those from there to `planned` are not.
-    handed: u64,
-    planned: u64,
-    pub(super) waiter: Option<Waiter<'d>>,
-    prepared: Option<NewContent<'d>>,
-    pub(super) modify: Option<Modify<'d>>,
-    pub(super) offload: Offload<'d>,
+    device: &'d Device,
+    payload: P,
+    cursor: Cursor,
+    /// The page at the cursor, if it was begun and keeps those behind it from beginning.
+    current: Option<PageOp<'d>>,
+    /// Pages before the cursor that are with the engine, or were. Allocates nothing as long as there are none.
+    window: Vec<PageOp<'d>>,
+    /// Jobs of these pages that are still to be submitted, oldest first.
+    jobs: VecDeque<Arc<Job>>,
+    plan: Plan,
     /// Who holds its guards, to the lock checker. Dropped last.
     task: checker::Task,
+}
+
+/// How far a request is.
+struct Cursor {
+    op: Op,
+    /// First byte of the range on the disk.
+    start: u64,
+    /// Next byte to be begun.
+    at: u64,
+    /// One past the last byte.
+    end: u64,
+}
+
+impl Cursor {
+    /// The operation on the next page. None if there is nothing to be done with it, or with a run of pages that do
+    /// not exist: the cursor is behind them then.
+    #[inline]
+    fn begin(&mut self, device: &Device) -> Option<PageOp<'static>> {
+        let (index, within) = (self.at / PAGE, (self.at % PAGE) as usize);
+        let length = (self.end - self.at).min(PAGE - within as u64) as usize;
+        let whole = length == PAGE_SIZE;
+        let kind = match self.op {
+            Op::Read => Kind::Read,
+            Op::Write if whole => Kind::Write,
+            Op::Write => Kind::Modify { zero: false },
+            Op::Discard | Op::WriteZeroes if whole => {
+                // Up to the last whole page: a ragged one after it is not freed.
+                let next = device.table.next_existing(index).min(self.end / PAGE);
+                if next > index {
+                    device.figures().notify_free.add((next - index).cast_signed());
+                    self.at = next * PAGE;
+                    return None;
+                }
+                Kind::Free
+            }
+            Op::WriteZeroes => Kind::Modify { zero: true },
+            Op::Discard => {
+                self.at += length as u64;
+                return None;
+            }
+        };
+        Some(PageOp::new(kind, index, within..within + length, self.at - self.start))
+    }
 }
 
 impl Device {
@@ -176,17 +214,12 @@ impl Device {
         let end = start + bytes;
         Ok(Io {
             device: self,
-            op,
             payload,
-            start,
-            at: start,
-            end,
-            handed: 0,
-            planned: 0,
-            waiter: None,
-            prepared: None,
-            modify: None,
-            offload: Offload::default(),
+            cursor: Cursor { op, start, at: start, end },
+            current: None,
+            window: Vec::new(),
+            jobs: VecDeque::new(),
+            plan: Plan::default(),
             task: checker::Task::default(),
         })
     }
@@ -230,24 +263,22 @@ impl<'d, P: Payload> Io<'d, P> {
         lane.reader.leave();
         let done = ready!(done);
         match &done {
-            Ok(()) => self.device.count_success(self.op),
-            Err(_) => self.device.figures().failed(self.op),
+            Ok(()) => self.device.count_success(self.cursor.op),
+            Err(_) => self.device.figures().failed(self.cursor.op),
         }
         Poll::Ready(done)
     }
 
-    /// What it waits for, if it waits for anything but its turn.
-    pub fn waits_for(&self) -> Option<Obstacle> {
-        let slot = self.waiter.as_ref().map(|_| self.at / PAGE);
-        let slot = slot.or_else(|| self.offload.slot_waited_for());
-        let held = self.modify.as_ref().map(|_| Obstacle::EngineWithSlot(self.at / PAGE));
-        let engine = || held.or((!self.offload.is_empty()).then_some(Obstacle::Engine));
-        slot.map(Obstacle::Slot).or_else(engine)
+    /// What it waits for, if it waits for anything but its turn: a slot first, which may take longest.
+    pub fn waits_for(&self) -> Option<WaitReason> {
+        let reasons = || self.current.iter().chain(&self.window).filter_map(PageOp::waits_for);
+        let slot = reasons().find(|reason| matches!(reason, WaitReason::Slot(_)));
+        slot.or_else(|| reasons().next())
     }
 
     /// Bytes of the range that are not begun.
     pub fn left(&self) -> u64 {
-        self.end - self.at
+        self.cursor.end - self.cursor.at
     }
 
     /// The payload, to be had back when the request is over.
@@ -258,177 +289,110 @@ impl<'d, P: Payload> Io<'d, P> {
     fn work(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
         let mut share = Share::new(TIME_PER_POLL, FIRST_LOOK);
         loop {
-            if !self.finish_pages(&mut share, lane, cx)? {
+            if !self.poll_window(&mut share, lane, cx)? {
                 return Poll::Pending;
             }
-            let begun = self.begin_pages(&mut share, lane, cx)?;
+            self.begin_pages(&mut share, lane, cx)?;
             // Before it sleeps, all that it waits for has to be under way.
-            if self.send(lane) {
+            if self.submit(lane) {
                 continue;
             }
-            if begun.is_ready() && self.at == self.end && self.offload.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            return Poll::Pending;
+            let is_over = self.cursor.at == self.cursor.end && self.window.is_empty();
+            return if is_over { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
     }
 
-    /// Begins pages until there are none left, or the engine has as many of them as it may.
+    /// Polls all pages that were begun before the cursor. False if its share of the thread's time is over
+    /// before; it is woken then.
+    fn poll_window(
+        &mut self,
+        share: &mut Share,
+        lane: &mut Lane,
+        cx: &Context<'_>,
+    ) -> Result<bool, IoError> {
+        let mut at = 0;
+        while at < self.window.len() {
+            let (mut turn, Parts { window, .. }) = self.turn(lane);
+            if window[at].poll(&mut turn, cx)?.is_pending() {
+                at += 1;
+                continue;
+            }
+            window.swap_remove(at);
+            // The work may have been done over here.
+            if share.spend(PAGE) {
+                cx.waker().wake_by_ref();
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Begins pages until there are none left, one has to wait, or the engine has as many of them as it may.
     fn begin_pages(
         &mut self,
         share: &mut Share,
         lane: &mut Lane,
         cx: &Context<'_>,
-    ) -> Result<Poll<()>, IoError> {
+    ) -> Result<(), IoError> {
         let mut pages = PAGES_PER_POLL;
-        while self.at < self.end && !self.offload.is_full() {
+        let (mut turn, Parts { cursor, current, window }) = self.turn(lane);
+        while cursor.at < cursor.end && window.len() < WINDOW {
             if pages == 0 || share.spend(PAGE) {
                 cx.waker().wake_by_ref();
-                return Ok(Poll::Pending);
+                return Ok(());
             }
             pages -= 1;
-            match self.step(lane, cx) {
-                Poll::Ready(done) => done?,
-                Poll::Pending => return Ok(Poll::Pending),
+            let mut page = match current.take() {
+                Some(page) => page,
+                None => match cursor.begin(turn.device) {
+                    // Their wakers are set; this comes after them.
+                    Some(page) if page.has_to_be_alone() && !window.is_empty() => return Ok(()),
+                    Some(page) => page,
+                    None => continue,
+                },
+            };
+            if page.poll(&mut turn, cx)?.is_ready() {
+                cursor.at += page.len();
+            } else if page.lets_others_begin() {
+                cursor.at += page.len();
+                window.push(page);
+                turn.room -= 1;
+            } else {
+                *current = Some(page);
+                return Ok(());
             }
         }
-        Ok(Poll::Ready(()))
+        Ok(())
     }
 
-    /// Begins one page, or a run of pages that do not exist.
-    fn step(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
-        let index = self.at / PAGE;
-        let within = (self.at % PAGE) as usize;
-        let length = (self.end - self.at).min(PAGE - within as u64) as usize;
-        let part = within..within + length;
-        let whole = length == PAGE_SIZE;
-        let done = match self.op {
-            Op::Read => ready!(self.read(index, part, lane, cx)),
-            Op::Write if whole => ready!(self.write_page(index, lane, cx)),
-            Op::Write => ready!(self.modify(index, part, lane, cx)),
-            Op::Discard | Op::WriteZeroes if whole => {
-                ready!(self.free_pages(index, cx));
-                return Poll::Ready(Ok(()));
-            }
-            Op::Discard => Ok(()),
-            Op::WriteZeroes => ready!(self.modify(index, part, lane, cx)),
-        };
-        if done.is_ok() {
-            self.at += length as u64;
+    /// Submits what is to be submitted. True if some of that was done inline instead, so there is a
+    /// result already.
+    fn submit(&mut self, lane: &mut Lane) -> bool {
+        if self.jobs.is_empty() {
+            return false;
         }
-        Poll::Ready(done)
+        let Device { engine, codecs, .. } = self.device;
+        engine.submit(&mut self.jobs);
+        // One at a time: whoever polls counts the time that it takes.
+        let Some(job) = self.jobs.pop_front() else { return false };
+        engine.count_fallback(None);
+        job.finish(job.run(codecs, &mut lane.workspace));
+        true
     }
 
-    /// Whether the work of the next page is handed to the engine.
-    fn hands_over(&mut self, work: Work) -> bool {
-        if self.at >= self.planned {
-            let pages = (self.end.div_ceil(PAGE) - self.at / PAGE).min(self.offload.room() as u64);
-            let handed = self.device.engine.share(work, pages as usize) as u64;
-            self.handed = self.at / PAGE + handed;
-            self.planned = (self.at / PAGE + pages) * PAGE;
-        }
-        self.at / PAGE < self.handed
+    /// What a page needs of the request, and the rest of it.
+    #[inline]
+    fn turn<'t>(&'t mut self, lane: &'t mut Lane) -> (Turn<'t, 'd, P>, Parts<'t, 'd>) {
+        let Self { device, payload, cursor, current, window, jobs, plan, .. } = self;
+        let (last, room) = (cursor.end.div_ceil(PAGE), WINDOW - window.len());
+        let turn = Turn { device, payload, lane, plan, jobs, last, room };
+        (turn, Parts { cursor, current, window })
     }
+}
 
-    fn read(
-        &mut self,
-        index: u64,
-        part: Range<usize>,
-        lane: &mut Lane,
-        cx: &Context<'_>,
-    ) -> Poll<Result<(), IoError>> {
-        let device = self.device;
-        let offset = self.at - self.start;
-        let content = match device.table.peek(index) {
-            Some(content) => {
-                // It may have been waiting for it when it had an object.
-                self.waiter = None;
-                device.decode(index, content, &[], lane)
-            }
-            None => match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
-                Some(guard) => {
-                    let (content, bytes) = device.held(&guard)?;
-                    if let Content::Object(codec, object) = content {
-                        if object.is_huge() {
-                            // Stored as it is: straight from the arena to where it is wanted.
-                            let done = self.payload.deliver(offset, &bytes[part]);
-                            return Poll::Ready(done.map_err(Into::into));
-                        }
-                        if self.hands_over(Work::Decompress { codec }) {
-                            // From a copy, so that nobody waits for the slot meanwhile.
-                            let job = Job::decompress(bytes, codec, &mut lane.spares);
-                            drop(guard);
-                            self.offload.decompress(job, index, offset, part, cx);
-                            return Poll::Ready(Ok(()));
-                        }
-                    }
-                    device.decode(index, content, bytes, lane)
-                }
-                None => device.decode(index, Content::Empty, &[], lane),
-            },
-        };
-        let done = content.and_then(|()| Ok(self.payload.deliver(offset, &lane.page[part])?));
-        Poll::Ready(done)
-    }
-
-    /// Writes a whole page: everything that takes time or can fail comes before the lock.
-    fn write_page(
-        &mut self,
-        index: u64,
-        lane: &mut Lane,
-        cx: &Context<'_>,
-    ) -> Poll<Result<(), IoError>> {
-        let device = self.device;
-        if self.prepared.is_none() {
-            // The guest may change its buffer at any time: one copy, and all that follows from it.
-            self.payload.fetch(self.at - self.start, &mut lane.page[..])?;
-            failpoint::reach("write.fetched");
-            device.ensure(index, &lane.reader)?;
-            let same = device.encode_same(index, lane)?;
-            if same.is_none() && self.hands_over(device.compression()) {
-                self.offload.compress(
-                    lane.compress_later(device.codecs.primary().number()),
-                    index,
-                    cx,
-                );
-                return Poll::Ready(Ok(()));
-            }
-            let stored = same.map_or_else(|| device.encode_page(index, lane), Ok)?;
-            self.prepared = Some(stored);
-        }
-        let guard = loop {
-            match ready!(device.table.poll_lock(index, &mut self.waiter, cx)) {
-                Some(guard) => break guard,
-                // Nothing was in its part of the table, so that went meanwhile.
-                None => device.ensure(index, &lane.reader)?,
-            }
-        };
-        let Some(prepared) = self.prepared.take() else { unreachable!("the page was prepared") };
-        failpoint::reach("write.prepared");
-        device.replace(guard, prepared, failpoint::WRITE);
-        Poll::Ready(Ok(()))
-    }
-
-    /// Frees the page `index`, or skips as many pages of the range as do not exist.
-    fn free_pages(&mut self, index: u64, cx: &Context<'_>) -> Poll<()> {
-        let device = self.device;
-        // Whole pages of the range from here on; the last one may be ragged and is not ours.
-        let end = self.end / PAGE;
-        let next = device.table.next_existing(index).min(end);
-        let freed = if next > index {
-            next - index
-        } else {
-            if device.table.peek(index) != Some(Content::Empty)
-                && let Some(guard) = ready!(device.table.poll_lock(index, &mut self.waiter, cx))
-            {
-                failpoint::reach("discard.locked");
-                device.replace(guard, NewContent::EMPTY, failpoint::DISCARD);
-            }
-            1
-        };
-        self.waiter = None;
-        device.figures().notify_free.add(freed.cast_signed());
-        self.at += freed * PAGE;
-        Poll::Ready(())
-    }
+/// The pages of a request.
+struct Parts<'t, 'd> {
+    cursor: &'t mut Cursor,
+    current: &'t mut Option<PageOp<'d>>,
+    window: &'t mut Vec<PageOp<'d>>,
 }

@@ -12,9 +12,8 @@ mod figures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod io;
-mod modify;
-mod offload;
 mod page;
+mod page_op;
 mod reopen;
 #[cfg(test)]
 mod tests;
@@ -26,8 +25,7 @@ pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::extent::Extent;
 pub use self::figures::{Figures, Report};
-pub use self::io::{Io, IoError, Obstacle, Op, Payload, PayloadFault};
-pub use self::offload::WINDOW as ENGINE_WINDOW;
+pub use self::io::{Io, IoError, Op, Payload, PayloadFault, WINDOW, WaitReason};
 pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};

@@ -80,33 +80,21 @@ impl Device {
             .engine
             .inline(work, sampler, || codec.compress(workspace, page, &mut object[..]))
             .map_err(IoError::Compress)?;
-        match compressed {
-            Some(length) => {
-                self.store_compressed(index, codec.number(), &lane.object[..length], &lane.reader)
-            }
-            None => self.store_raw(index, &lane.page, &lane.reader),
-        }
+        let object = compressed.map(|length| (codec.number(), &lane.object[..length]));
+        self.store_encoded(index, object, &lane.page, &lane.reader)
     }
 
-    pub(super) fn store_compressed(
+    /// Stores what a codec made of a page: an object with the codec's number, or none that is worth it.
+    pub(super) fn store_encoded(
         &self,
         index: u64,
-        codec: u8,
-        bytes: &[u8],
-        reader: &Reader,
-    ) -> Result<NewContent<'_>, IoError> {
-        let object = self.store(index, bytes, reader)?;
-        Ok(self.content_of(object, |object| Content::Object(codec, object)))
-    }
-
-    pub(super) fn store_raw(
-        &self,
-        index: u64,
+        object: Option<(u8, &[u8])>,
         page: &Page,
         reader: &Reader,
     ) -> Result<NewContent<'_>, IoError> {
-        let object = self.store(index, page, reader)?;
-        Ok(self.content_of(object, |object| Content::Object(0, object)))
+        let (codec, bytes) = object.unwrap_or((0, page));
+        let object = self.store(index, bytes, reader)?;
+        Ok(self.content_of(object, |object| Content::Object(codec, object)))
     }
 
     /// Reads a content into `lane.page`; `object` is the bytes of its object.
