@@ -225,15 +225,16 @@ impl<'d> QueueServer<'d> {
     }
 
     /// Puts large requests back where that is possible, for a pause. The others are finished; see
-    /// [`Self::is_at_rest`]. Heads are taken again after [`Self::resume`].
+    /// [`Self::is_at_rest`]. Heads are taken again after [`Self::resume`], but not by a queue that broke,
+    /// which finishes all that it began.
     pub(crate) fn pause(&mut self) {
-        self.stopping = true;
+        self.stopping = self.running;
         self.publish_finished();
     }
 
     /// Ends a pause.
     pub(crate) fn resume(&mut self) {
-        self.stopping = !self.running;
+        self.stopping = false;
     }
 
     /// Takes no more heads, as the session ends. With an in-flight region, all large requests are

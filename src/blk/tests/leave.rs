@@ -365,3 +365,30 @@ fn a_pause_before_memory_goes_finishes_a_large_request() {
         assert_eq!((stands, rig.status(1)), ((4, 4, vec![]), 0), "{mode:?}");
     }
 }
+
+/// A queue that broke takes nothing again before its next start, so a pause has it finish what it began.
+#[test]
+fn a_pause_of_a_broken_queue_finishes_a_large_request() {
+    for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
+        let rig = Rig::new();
+        let held = waiting(&rig);
+        let region = left(&[], 2);
+        let mut lane = rig.lane();
+        let mut server = rig.server_on(log_of(&rig, mode, &region));
+        rig.settle(&mut server, &mut lane);
+        let memory = rig.map.shared().memory().clone();
+        memory.write_obj([60000_u16], GuestAddress(AVAIL + 4 + 4 * 2)).unwrap();
+        memory.write_obj(5_u16, GuestAddress(AVAIL + 2)).unwrap();
+        server.set_bound(Bound { bytes: 2 * LARGE, ..Bound::default() });
+        rig.settle(&mut server, &mut lane);
+        server.pause();
+        assert_eq!((server.is_at_rest(), rig.next_avail()), (false, 4), "{mode:?}");
+        server.resume();
+        rig.settle(&mut server, &mut lane);
+        drop(held);
+        rig.settle(&mut server, &mut lane);
+        assert_eq!((rig.used(), server.is_drained()), (vec![0, 1, 0, 1], true), "{mode:?}");
+        assert_eq!((rig.status(1), marked(&region)), (0, vec![]), "{mode:?}");
+        assert!(rig.printed.take().iter().any(|line| line.contains("is stopped")));
+    }
+}
