@@ -54,7 +54,7 @@ pub(crate) fn options() -> GuestOptions {
 ///
 /// Nothing may panic, wait for ever or be forgotten, and the used ring is written where it is and
 /// nowhere else. What was taken is answered with a status (which `ring` asserts of each used element),
-/// and a queue that cannot go on says so, once.
+/// and a queue that cannot continue says so, once.
 pub fn virtqueue(input: &[u8]) {
     let map = for_tests(0, MEMORY);
     let memory = map.shared();
@@ -90,7 +90,7 @@ pub fn virtqueue(input: &[u8]) {
         }
     }
     server.stop();
-    // Nobody else holds a slot, so nothing waits but for its turn.
+    // No other task holds a slot, so nothing waits but for its turn.
     let (mut commands, mut woken) = (Vec::new(), Vec::new());
     while !server.is_drained() {
         mailbox.take(&mut commands, &mut woken);

@@ -25,7 +25,7 @@ pub(crate) enum Command {
     /// the memory that requests use is about to change. If `finish`, nothing is put back: a request that is
     /// taken again may not find its memory then.
     Pause { finish: bool, paused: Sender<()>, resume: Receiver<()> },
-    /// Finish what is in flight, except what the next session does again, and end.
+    /// Finish what is in flight, except what the next session resubmits, and end.
     Quit,
 }
 

@@ -15,7 +15,7 @@ use crate::virtq::elem::Head;
 /// How much may be parked. A queue that has more takes no heads until some of its own are finished.
 ///
 /// A queue that has nothing parked may always begin one request, whatever its size and whatever others
-/// have: nobody else would tell it when there is room.
+/// have: no other queue would tell it when there is room.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bound {
     /// Data bytes that the requests of a queue move.
@@ -64,8 +64,7 @@ impl InFlight<'_> {
         size_of::<Self>() + self.segments * size_of::<Segment>() + pages * ENGINE_PAGE_BYTES
     }
 
-    /// Whether it has so much to go that its end is not worth to be waited for, if somebody else
-    /// can do it again.
+    /// Whether it has so much left that a stop does not wait for its end, if it can be resubmitted.
     pub(crate) fn is_large(&self) -> bool {
         self.extent.moved() > 0 && self.io.left() > LARGE
     }

@@ -1,7 +1,7 @@
 //! One virtqueue, served: heads in, requests through the device, used elements out. What becomes of a
 //! request in between is in `work`.
 //!
-//! A queue *breaks* when its ring makes no sense, or when a request cannot be answered. It takes no
+//! A queue *breaks* when its ring contradicts itself, or when a request cannot be answered. It takes no
 //! heads then until it is started anew: the error descriptor is signalled, a line says why, and
 //! `broken_queues` counts it. What it had begun before is finished and published.
 
@@ -37,7 +37,7 @@ use crate::virtq::memory::SharedMemory;
 use crate::virtq::ring::{self, Heads, RingError};
 
 /// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
-/// thread looks at its other queues. One poll may overrun it.
+/// thread serves its other queues. One poll may overrun it.
 const SHARE: Duration = Duration::from_millis(1);
 
 /// What to do about guest memory that is not shared.
@@ -111,7 +111,7 @@ pub(crate) struct QueueServer<'d> {
     running: bool,
     /// A head was taken since the start, so the used index is this queue's own.
     begun: bool,
-    /// The driver kicked since the last look at the ring.
+    /// The driver kicked since the ring was last read.
     kicked: bool,
     /// Looks after a kick since the start that found nothing, while nothing was found at all.
     blind_kicks: u8,
@@ -126,13 +126,13 @@ pub(crate) struct QueueServer<'d> {
     quiet: bool,
     /// Used index when the driver was last asked whether it wants an interrupt.
     signalled: u16,
-    /// Heads of parked requests that can go on, in the order in which they woke up. A head may be
+    /// Heads of parked requests that can continue, in the order in which they woke up. A head may be
     /// in it that waits no more.
     woken: VecDeque<u16>,
     share: Share,
     /// What is wrong with the ring behind the heads that were taken.
     fault: Option<RingError>,
-    /// Why the queue cannot go on with those.
+    /// Why the queue cannot continue with those.
     stuck: Option<RingError>,
     /// It broke, and was not started since.
     broken: bool,
@@ -148,7 +148,7 @@ pub(crate) struct QueueServer<'d> {
 struct Scratch {
     /// Heads that were taken and not begun; empty between turns.
     taken: VecDeque<Head>,
-    /// They were in flight when the ring started.
+    /// They were in flight when the ring started, and are resubmitted.
     resubmit: bool,
     finished: Vec<UsedElem>,
     chain: Chain,
@@ -356,7 +356,7 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Reports the requests that are parked for too long at this look, and gives up those that are
+    /// Reports the requests that are parked for too long at this check, and abandons those that are
     /// parked for far too long. True if there were such, so that there is room for others.
     pub(crate) fn look_after(&mut self, look: Look, stall_limits: &StallLimits) -> bool {
         let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);

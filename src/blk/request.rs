@@ -10,7 +10,7 @@
 //! consumes, or goes back to where it was taken from. Neither can be copied, and one that is lost
 //! on the way says so.
 //!
-//! A `UsedElem` is made by writing a status, and in no other way: a driver looks at the status byte
+//! A `UsedElem` is made by writing a status, and in no other way: a driver reads the status byte
 //! alone, which still holds what its last request left there, and that is mostly OK. A request whose
 //! status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
 //! queue stops.
@@ -122,7 +122,7 @@ impl Payload for GuestBytes {
     }
 }
 
-/// What a request is, before its data is looked at.
+/// What a request is, before its data is read.
 struct Header {
     kind: u32,
     sector: u64,

@@ -6,7 +6,7 @@
 //!   what it has parked, woken by a time limit on its sleep that is there only while something is
 //!   parked. A request is timed from when it is first parked, by a coarse clock.
 //! * A request that is *being worked on* keeps its thread. A thread of the session that does
-//!   nothing else looks at the [`Pulse`] of each queue thread: a few stores of its own for each
+//!   nothing else reads the [`Pulse`] of each queue thread: a few stores of its own for each
 //!   poll, and no clock. It looks only while queue threads are awake; when all of them have slept
 //!   for a while it sleeps without a time limit, until one wakes up and finds it asleep.
 //!
@@ -97,7 +97,7 @@ impl Pulse {
         let op = OPS.iter().position(|op| *op == extent.op).unwrap_or_default() as u64;
         let request = (queue as u64) << 32 | u64::from(head) << 16 | op << 1 | u64::from(reported);
         let beat = self.beat.load(Ordering::Relaxed);
-        // Whoever sees one of the next stores sees the end of the poll before it.
+        // A thread that sees one of the next stores sees the end of the poll before it.
         fence(Ordering::Release);
         self.request.store(request, Ordering::Relaxed);
         self.sector.store(extent.sector, Ordering::Relaxed);

@@ -79,7 +79,7 @@ impl Drop for Worker {
     }
 }
 
-/// The end of the thread, by unwinding too: nobody may wait for its answers, and the session is
+/// The end of the thread, by unwinding too: no caller may wait for its answers, and the session is
 /// told if its queues are dead.
 struct End {
     mailbox: Arc<Mailbox>,
@@ -161,7 +161,7 @@ impl QueueThread<'_> {
         if self.queues.iter().any(|queue| queue.hot) {
             return self.epoll.wait(0, events);
         }
-        // Only what is parked has to be looked at while nothing happens.
+        // Only what is parked has to be checked while nothing happens.
         let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
         let interval = self.watch.stall_limits().interval().filter(|_| parked);
         let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
@@ -279,7 +279,7 @@ impl QueueThread<'_> {
             self.mailbox.take(&mut commands, &mut woken);
             self.wake(&mut woken);
             if !self.queues.iter().any(|queue| queue.server.has_woken()) {
-                // Kicks wake this up as well; all queues are looked at after the pause, which is short.
+                // Kicks wake this up as well; all queues are served after the pause, which is short.
                 let _ = self.epoll.wait(1, &mut events);
             }
             for queue in &mut self.queues {

@@ -122,7 +122,7 @@ column! {
         /// make this disk its own.
         DisputedEnd = "the session ends, a ring was refused",
         RecordedDeath = "a queue thread dies, each ring has a record",
-        /// Nobody can tell what was done of the ring without a record.
+        /// What was done of the ring without a record is not known.
         UnrecordedDeath = "a queue thread dies, a ring has no record",
     }
 }

@@ -19,7 +19,7 @@ pub enum SessionError {
     /// A message's size cannot be.
     #[error("a message of {0} bytes is too long")]
     MessageSize(usize),
-    /// The peer began a message and did not go on, or does not read replies.
+    /// The peer began a message and did not continue, or does not read replies.
     #[error("the front end stalls")]
     Stalled,
     /// The peer did nothing with its session while another one was waiting.
@@ -33,7 +33,7 @@ pub enum SessionError {
         /// How many there may be.
         max: usize,
     },
-    /// A message carries a file for which somebody may have to wait.
+    /// A message carries a file that may make a thread wait.
     #[error(
         "a message has a descriptor of the wrong kind, {0}: guest memory is a memfd, a file on tmpfs or hugetlbfs, \
          or secret memory (memfd_secret), and all else an eventfd"

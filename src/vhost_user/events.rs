@@ -19,7 +19,7 @@ pub(crate) enum EventError {
 /// however full or empty it is.
 ///
 /// An eventfd has no type among files, as all anonymous inodes, and among these it is the only one that
-/// takes eight zero bytes. They add nothing to what it has counted. Whoever waits for a call is woken, and
+/// takes eight zero bytes. They add nothing to what it has counted. A thread that waits for a call is woken, and
 /// finds nothing; a call that is set is signalled anyway.
 pub(crate) fn event(file: File) -> Result<File, EventError> {
     let meta = file.metadata().map_err(EventError::Use)?;

@@ -1,11 +1,11 @@
-//! What lies in a front end's socket, looked at before it is read.
+//! What lies in a front end's socket, checked before it is read.
 //!
 //! The vhost crate reads a message with calls that wait, and repeats some of them. So it is asked to
 //! read only what is there as a whole, and to write only where there is room. One more thing makes it
 //! wait: descriptors that do not arrive, because the message has more than the crate takes, or the
 //! process has none left. Then the kernel throws them away with the header, and the crate reads on.
 //!
-//! And a file of a file system in user space may wait for its server whoever asks it for anything, or
+//! And a file of a file system in user space may wait for its server a thread that asks it for anything, or
 //! closes it, which the crate does with what it does not want. A message with such a file stays unread:
 //! what a socket still holds when it is closed is let go without a word to the server.
 
@@ -33,7 +33,7 @@ const KERNEL_DESCRIPTORS: usize = 253;
 /// threads may open some: upkeep has one file open at a time.
 const MARGIN: usize = 4;
 
-/// What a look at the socket says.
+/// What the socket holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
     /// A whole message can be read.
@@ -44,7 +44,7 @@ pub(crate) enum Incoming {
     End,
 }
 
-/// Looks at the socket without reading: is there a whole message?
+/// Peeks into the socket: does it hold a whole message?
 pub(crate) fn look_at(stream: &UnixStream) -> Result<Incoming, SessionError> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     let mut header = [0; HEADER_BYTES];

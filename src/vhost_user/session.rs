@@ -1,7 +1,7 @@
 //! One front end, from its connection to its end: the seam between sockets and rings.
 //!
 //! The vhost crate knows the messages; here is what it leaves open: when a message may be read
-//! (whole, so that a peer which stalls in the middle of one holds up nobody), what ends a session,
+//! (whole, so that a peer which stalls in the middle of one holds up no other), what ends a session,
 //! and that everything a guest was promised is published before the next session begins.
 //! Config-change messages and polling will find their place behind this same seam.
 
@@ -30,13 +30,13 @@ use crate::vhost_user::incoming::{
 use crate::virtq::memory::MemoryMap;
 use crate::virtq::{sigbus, sys};
 
-/// How often a peer that stalls is looked at.
+/// How often a peer that stalls is checked.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How long a front end may keep others waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// For the rest of a message that it began, or before it reads its replies. Also if nobody waits.
+    /// For the rest of a message that it began, or before it reads its replies. Also if no other waits.
     pub stall: Duration,
     /// Before it owns the session (SET_OWNER), once another one waits.
     pub silence: Duration,
@@ -54,11 +54,11 @@ impl Default for Times {
 
 /// Front ends that wait while another one is served.
 pub trait Others {
-    /// Readable when there is something to look at.
+    /// Readable when something changed among them.
     fn event(&self) -> BorrowedFd<'_>;
     /// Takes note of who has come, spoken and left.
     fn look(&mut self);
-    /// Since when somebody waits who has said something.
+    /// Since when a front end waits that has sent something.
     fn waiting_since(&self) -> Option<Instant>;
 }
 
@@ -86,7 +86,7 @@ pub struct Server {
 type Connection = BackendReqHandler<Mutex<Handler>>;
 
 impl Server {
-    /// A server of one disk. From now on a SIGBUS that somebody sends does nothing.
+    /// A server of one disk. From now on a SIGBUS that a process sends does nothing.
     pub fn new(device: Arc<Device>, options: GuestOptions) -> Self {
         if let Err(error) = sigbus::install() {
             // Each region of memory will be refused with the same.
@@ -256,7 +256,7 @@ impl Session {
         let handled = catch_unwind(AssertUnwindSafe(|| connection.handle_request()));
         match handled.map_err(|_| SessionError::QueueThread)? {
             Ok(()) => Ok(true),
-            // The last one is a reply that nobody reads any more, or a reset.
+            // The last one is a reply that the peer does not read any more, or a reset.
             Err(
                 VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),
             ) => Ok(false),

@@ -6,7 +6,7 @@
 //!
 //! What is mapped is *memory*: a memfd, a file on tmpfs or hugetlbfs, or a secret one. The kernel
 //! alone answers for it. A file of another file system may wait for a disk, a network, or a server in
-//! user space (FUSE), which the front end can stop: whoever asks such a file for anything then waits
+//! user space (FUSE), which the front end can stop: a thread that asks such a file for anything then waits
 //! without end, past SIGKILL too. Hence the order of the questions, tried with a stopped FUSE server:
 //!
 //! * F_GET_SEALS is answered without the file system, and for shmem and hugetlbfs only;
@@ -111,7 +111,7 @@ impl Handed {
         if self.page == PAGE { len } else { len.next_multiple_of(self.page) }
     }
 
-    /// Like [`Self::map`]; on hugetlbfs what is mapped goes on to the end of a page.
+    /// Like [`Self::map`]; on hugetlbfs what is mapped extends to the end of a page.
     ///
     /// # Errors
     /// Those of [`Self::map`].
@@ -167,7 +167,7 @@ fn check_kind(file: &File) -> Result<(), HandedError> {
     }
 }
 
-/// What a descriptor is, if it is of a file system that may have a server in user space: whoever asks
+/// What a descriptor is, if it is of a file system that may have a server in user space: a thread that asks
 /// it for more, or closes it, may wait without end.
 pub(crate) fn foreign(file: BorrowedFd<'_>) -> Option<&'static str> {
     match kind(file) {
@@ -240,7 +240,7 @@ fn secret_device() -> Option<(u32, u32)> {
 /// waits until its server was told (FUSE_FLUSH).
 ///
 /// If its server is silent the thread waits for ever, and those that come later with it. The process
-/// cannot go away entirely as long as that lasts; nobody has to wait in it.
+/// cannot go away entirely as long as that lasts; no other thread waits in it.
 pub(crate) fn discard(file: File) {
     static CLOSER: LazyLock<Option<Sender<File>>> = LazyLock::new(|| {
         let (sender, receiver) = channel::<File>();

@@ -117,7 +117,7 @@ pub(crate) struct Limits {
     pub(crate) max_queue_size: u16,
 }
 
-/// Makes a region for the front end to keep. Its size is sealed, so nobody can cut it short.
+/// Makes a region for the front end to keep. Its size is sealed, so no process can truncate it.
 pub(crate) fn create(
     asked: &VhostUserInflight,
     limits: Limits,
@@ -149,7 +149,7 @@ impl Inflight {
         limits: Limits,
         alarm: &Arc<EventFd>,
     ) -> Result<Self, InflightError> {
-        // First: no file may be closed before it was looked at.
+        // First: no file may be closed before its type was checked.
         let handed = Handed::new(file)?;
         let shape = Shape::given(given, limits)?;
         let needed = shape.bytes() as u64;

@@ -71,7 +71,7 @@ impl InflightLog {
         }
     }
 
-    /// Whether an earlier process left requests that are not begun again yet.
+    /// Whether an earlier process left requests that are not resubmitted yet.
     pub(crate) fn has_resubmits(&self) -> bool {
         matches!(self, InflightLog::Region(region_log) if region_log.has_resubmits())
     }

@@ -22,7 +22,7 @@ pub(crate) const MAX_REGIONS: usize = 509;
 pub(crate) type Memory = GuestRegionCollection<Region>;
 
 /// Whether a part of guest memory is gone, so that bytes read from it may be made up, and bytes written
-/// to it may be seen by nobody. Asked after the bytes were moved, and not before.
+/// to it may not be seen by the guest. Asked after the bytes were moved, and not before.
 pub(crate) fn is_lost(memory: &Memory) -> bool {
     memory.iter().any(Region::is_lost)
 }
@@ -149,7 +149,7 @@ impl MemoryMap {
 
     /// Replaces all regions.
     pub(crate) fn set(&mut self, regions: Vec<(Layout, File)>) -> Result<(), MemoryError> {
-        // All of them first: no file may be closed before it was looked at.
+        // All of them first: no file may be closed before its type was checked.
         let handed: Vec<_> =
             regions.into_iter().map(|(layout, file)| (layout, Handed::new(file))).collect();
         let mapped = handed.into_iter().map(|(layout, handed)| self.map(layout, handed?));
@@ -217,7 +217,7 @@ impl MemoryMap {
             let all = regions.iter().map(|(_, region)| Arc::clone(region)).collect();
             Memory::from_arc_regions(all)?
         };
-        // Nobody else writes: the map belongs to the session's thread. A poisoned lock is still
+        // No other thread writes: the map belongs to the session's thread. A poisoned lock is still
         // a lock here, since it guards no data of its own.
         let guard = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         guard.replace(memory);

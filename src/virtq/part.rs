@@ -80,7 +80,7 @@ impl Part {
     }
 
     /// Whether a large part is as it was made: not a byte of its header was written. Asked of the
-    /// file, since a look through the mapping would give memory to each part that nobody uses.
+    /// file, since a read through the mapping would give memory to each part that is not used.
     pub(crate) fn is_untouched(&self) -> bool {
         let Some(place) = self.mapped.mapping.file_offset().filter(|_| self.is_large) else {
             return false;

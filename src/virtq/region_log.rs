@@ -74,7 +74,7 @@ impl RegionLog {
         self.resubmit.pop_front()
     }
 
-    /// Puts a head back that came from [`Self::next_again`]: the last one first.
+    /// Puts a head back that came from [`Self::next_resubmit`]: the last one first.
     pub(crate) fn put_back_resubmit(&mut self, head: u16) {
         self.resubmit.push_front(head);
     }

@@ -21,7 +21,7 @@ use crate::virtq::region_log::RegionLog;
 /// Heads that one batch takes at most.
 pub(crate) const BATCH: usize = 32;
 
-/// Why a ring cannot go on. It is stopped until the front end starts it anew.
+/// Why a ring cannot continue. It is stopped until the front end starts it anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RingError {
     #[error("the available index is more than the ring's size ahead")]
@@ -169,7 +169,7 @@ fn publish(
     let stored = memory.store(next.to_le(), index, Ordering::Release);
     stored.map_err(|_| RingError::Unreachable)?;
     if memory.find_region(index).is_none_or(Region::is_lost) {
-        // Nobody sees it, so nothing of the batch is done with.
+        // The guest cannot see it, so nothing of the batch is completed.
         return Err(RingError::Lost);
     }
     queue.set_next_used(next);

@@ -3,7 +3,7 @@
 //! Guest memory is a file of the front end's. If the file is truncated, touching what was cut off
 //! raises SIGBUS, which would end the daemon and with it everybody's disk. Here the signal becomes
 //! a mark on the region and a word to the session: the lost region is replaced by zeroes, the
-//! thread goes on, and who copies from a marked region throws the bytes away.
+//! thread continues, and a thread that copies from a marked region discards the bytes.
 //!
 //! Which signal is what (`si_code`, sigaction(2)):
 //!
@@ -118,7 +118,7 @@ pub(crate) fn install() -> io::Result<()> {
     static DONE: OnceLock<Result<(), nix::Error>> = OnceLock::new();
     let done = DONE.get_or_init(|| {
         let handler = SigHandler::SigAction(on_sigbus);
-        // A signal that somebody sent is no reason for a system call to fail.
+        // A signal that a process sent is not a reason for a system call to fail.
         let flags = SaFlags::SA_SIGINFO | SaFlags::SA_RESTART;
         let action = SigAction::new(handler, flags, SigSet::empty());
         // SAFETY: the handler calls nothing but async-signal-safe functions and atomics.
@@ -129,7 +129,7 @@ pub(crate) fn install() -> io::Result<()> {
 
 /// Runs on the thread that touched the lost memory, or on any one if the signal was sent.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
-    // SAFETY: the kernel passes a valid siginfo, which nobody else has.
+    // SAFETY: the kernel passes a valid siginfo, which no other code has.
     let info = unsafe { &*info };
     if info.si_code <= 0 || info.si_code == libc::BUS_MCEERR_AO {
         return;
@@ -184,6 +184,6 @@ fn alarm(fd: RawFd) {
     #[expect(clippy::disallowed_methods, reason = "the kernel counts in its own byte order")]
     let one = 1_u64.to_ne_bytes();
     // SAFETY: writes 8 bytes of a local array; a descriptor that is closed by now is an error
-    // that nobody needs to know of.
+    // that no caller needs to know of.
     let _ = unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
 }

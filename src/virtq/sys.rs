@@ -31,11 +31,11 @@ pub(crate) fn bytes_waiting(stream: &UnixStream) -> io::Result<usize> {
 /// The host has none.
 pub(crate) fn secret_memory() -> io::Result<OwnedFd> {
     let flags = libc::c_long::from(libc::O_CLOEXEC);
-    // SAFETY: a system call with one argument, which is no pointer.
+    // SAFETY: a system call with one argument, which is not a pointer.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, flags) };
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
     let fd = fd.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: a descriptor that the kernel just made, which nobody else has.
+    // SAFETY: a descriptor that the kernel just made, which no other code has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

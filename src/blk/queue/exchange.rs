@@ -24,7 +24,7 @@ impl QueueServer<'_> {
     ) -> Result<Next, RingError> {
         let unreachable = |_| RingError::Unreachable;
         if !self.scratch.taken.is_empty() {
-            // What ended the batch is met again by who takes these heads again.
+            // The turn that takes these heads again meets what ended the batch.
             self.fault = None;
             self.put_back(state);
         }
@@ -95,7 +95,7 @@ impl QueueServer<'_> {
         }
     }
 
-    /// A look at the ring found nothing. Where that happens after each kick, the guest writes its
+    /// The ring has no new head. Where that happens after each kick, the guest writes its
     /// ring to memory that is not this one. A ring that was `in_use` when it was started is in this one,
     /// and so is that of a queue that is not used, if the guest uses another: front ends kick those, too.
     fn found_nothing(&mut self, in_use: bool) {
