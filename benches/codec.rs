@@ -28,8 +28,7 @@ use std::{
     time::Instant,
 };
 
-use vhost_user_zram::codec::{Codec, CodecSpec, Workspace};
-use vhost_user_zram::units::{PAGE_SIZE, Page};
+use vhost_user_zram::internals::{Codec, CodecSpec, PAGE_SIZE, Page, Workspace};
 
 /// Bytes of an object at most; a longer one is stored raw.
 const LIMIT: usize = 3616;

@@ -22,8 +22,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhost_user_zram::pool::{Effort, LastRound, Move, Owned, Pool};
-use vhost_user_zram::store::{Arena, MemoryKind};
+use vhost_user_zram::internals::{Arena, Effort, LastRound, MemoryKind, Move, Owned, Pool};
 
 /// Pages of the disk that the pool is for: 1 GiB.
 const PAGES: u64 = 1 << 18;

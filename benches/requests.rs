@@ -15,11 +15,10 @@ use std::hint::black_box;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use vhost_user_zram::device::{
-    BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault,
+use vhost_user_zram::internals::{
+    BlockChoice, Device, DeviceConfig, EngineConfig, Lane, MemoryKind, Op, PAGE_SIZE, Payload,
+    PayloadFault, SECTORS_PER_PAGE,
 };
-use vhost_user_zram::engine::EngineConfig;
-use vhost_user_zram::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
 const PAGES: u64 = 16 << 10;
 const KINDS: usize = 64;

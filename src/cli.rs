@@ -10,14 +10,11 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
-use vhost_user_zram::blk::{GuestOptions, StallLimits};
-use vhost_user_zram::codec::CodecSpec;
-use vhost_user_zram::daemon::{Endpoint, Keep, Settings, SocketAccess};
-use vhost_user_zram::device::{BlockChoice, DeviceConfig, MemoryKind};
-use vhost_user_zram::disk::{DiskConfig, ImageFormat};
-use vhost_user_zram::engine::{Cpus, EngineConfig, EngineModel, Policy};
-use vhost_user_zram::threads::DiskName;
-use vhost_user_zram::units::BlockSize;
+use vhost_user_zram::internals::{
+    BlockChoice, BlockSize, CodecSpec, Cpus, DeviceConfig, DiskConfig, DiskName, Endpoint,
+    EngineConfig, EngineModel, GuestOptions, ImageFormat, Keep, MemoryKind, Policy, Settings,
+    SocketAccess, StallLimits,
+};
 
 /// Exit code for an invalid command line, as with most programs.
 const USAGE: u8 = 2;

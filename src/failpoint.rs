@@ -71,6 +71,7 @@ pub const STEPS: &[&str] = &[
 ];
 
 /// Steps at which nothing that survives is changed, for threads that are to stall or to be held.
+#[cfg(any(test, debug_assertions))]
 pub const STALLS: &[&str] = &[
     // Before a piece of an image is read.
     "load.read",

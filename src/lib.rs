@@ -5,45 +5,75 @@
 //! them; `tests/layers.rs` keeps that table true.
 
 // Under loom and shuttle only what they explore is built: the lock, its word and its wait queues,
-// and under loom what the pool and the engine share.
+// and under loom what the pool and the engine share. So much of it has no caller there.
+#![cfg_attr(any(loom, shuttle), allow(dead_code, unused_imports))]
+
 #[cfg(not(any(loom, shuttle)))]
-pub mod blk;
+mod blk;
 #[cfg(not(any(loom, shuttle)))]
 mod causes;
-pub mod checker;
+mod checker;
 #[cfg(not(any(loom, shuttle)))]
-pub mod clock;
+mod clock;
 #[cfg(not(any(loom, shuttle)))]
-pub mod codec;
+mod codec;
 #[cfg(not(any(loom, shuttle)))]
-pub mod daemon;
+mod daemon;
 #[cfg(not(any(loom, shuttle)))]
-pub mod device;
+mod device;
 #[cfg(not(any(loom, shuttle)))]
-pub mod disk;
+mod disk;
 #[cfg(not(shuttle))]
-pub mod engine;
+mod engine;
 #[cfg(not(any(loom, shuttle)))]
-pub mod failpoint;
+mod failpoint;
 #[cfg(not(shuttle))]
 mod notifier;
 #[cfg(not(shuttle))]
-pub mod pool;
+mod pool;
 #[cfg(not(any(loom, shuttle)))]
 mod ratelimit;
-pub mod slot;
+mod slot;
 #[cfg(not(any(loom, shuttle)))]
-pub mod stats;
+mod stats;
 #[cfg(not(any(loom, shuttle)))]
-pub mod stop;
-pub mod store;
-pub mod sync;
+mod stop;
+mod store;
+mod sync;
 #[cfg(not(any(loom, shuttle)))]
-pub mod threads;
-pub mod units;
+mod threads;
+mod units;
 #[cfg(not(any(loom, shuttle)))]
-pub mod upkeep;
+mod upkeep;
 #[cfg(not(any(loom, shuttle)))]
-pub mod vhost_user;
+mod vhost_user;
 #[cfg(not(any(loom, shuttle)))]
 mod virtq;
+
+/// What the program, the benches, the tests and the fuzz targets use. It is not an interface: anything in it
+/// may change at any time.
+#[cfg(not(any(loom, shuttle)))]
+pub mod internals {
+    pub use crate::blk::{GuestOptions, StallLimits};
+    pub use crate::clock::mark_start;
+    pub use crate::codec::{Codec, CodecSpec, Workspace};
+    pub use crate::daemon::{Console, Endpoint, Keep, Settings, SocketAccess, run};
+    pub use crate::device::{
+        BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault,
+    };
+    pub use crate::disk::{DiskConfig, ImageFormat};
+    pub use crate::engine::{Cpus, EngineConfig, EngineModel, Policy};
+    pub use crate::failpoint::STEPS;
+    pub use crate::pool::{Effort, LastRound, Move, Owned, Pool};
+    pub use crate::store::Arena;
+    pub use crate::threads::{DiskName, current_disk};
+    pub use crate::units::{BlockSize, PAGE_SIZE, Page, SECTORS_PER_PAGE};
+
+    /// Entries of the fuzz targets.
+    #[cfg(fuzzing)]
+    pub mod fuzzing {
+        pub use crate::blk::fuzzing::virtqueue;
+        pub use crate::device::fuzzing::damaged_state;
+        pub use crate::vhost_user::fuzzing::session;
+    }
+}

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 use env_logger::Target;
-use vhost_user_zram::daemon::Console;
-use vhost_user_zram::threads;
+use vhost_user_zram::internals::{Console, current_disk, mark_start, run};
 
 /// Required by the conventions of vhost-user back ends (QEMU, docs/interop/vhost-user.json).
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only"]}"#;
 
 fn main() -> ExitCode {
-    vhost_user_zram::clock::mark_start();
+    mark_start();
     // All other arguments are ignored then, valid or not.
     if std::env::args_os().skip(1).any(|arg| arg == "--print-capabilities") {
         return cli::print(CAPABILITIES);
@@ -35,13 +34,13 @@ fn main() -> ExitCode {
     env_logger::Builder::new()
         .filter_level(args.log_level())
         .format(|line, record| {
-            let disk = threads::current_disk().map_or_else(String::new, |disk| format!(" {disk}"));
+            let disk = current_disk().map_or_else(String::new, |disk| format!(" {disk}"));
             writeln!(line, "[{} {:<5}{disk}] {}", line.timestamp(), record.level(), record.args())
         })
         .target(Target::Pipe(Box::new(console.log())))
         .init();
     Console::log_panics();
-    match vhost_user_zram::daemon::run(&args.settings(), &console) {
+    match run(&args.settings(), &console) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console.complain(format_args!("error: {:#}", Error::from(error)));

@@ -24,7 +24,7 @@ use common::daemon::TempDir;
 use life::{Life, Mode, Setup};
 use load::Mix;
 use nix::sys::signal::Signal;
-use vhost_user_zram::failpoint::STEPS;
+use vhost_user_zram::internals::STEPS;
 use vhost_user_zram_frontend::Random;
 
 /// Kills that one state has to bear.

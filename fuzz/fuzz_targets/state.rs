@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    vhost_user_zram::device::fuzzing::damaged_state(input);
+    vhost_user_zram::internals::fuzzing::damaged_state(input);
 });

@@ -149,6 +149,7 @@ pub fn released(lock: Lock) {
     });
 }
 
+#[cfg(test)]
 /// The lock is given away: its holder no longer counts as one, and who gets it not yet.
 pub fn detached(lock: Lock) {
     if let Some(entry) = guards().get_mut(&lock.address) {

@@ -47,19 +47,22 @@ mod stub;
 use std::fmt;
 use std::time::Duration;
 
+#[cfg(all(test, debug_assertions, not(any(loom, shuttle))))]
+pub use self::active::detached;
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 pub use self::active::{
-    Bound, Stopwatch, Task, Turn, Waits, closed, detached, may_not_hold, might_sleep, released,
-    taken, wants,
+    Bound, Stopwatch, Task, Waits, closed, may_not_hold, might_sleep, released, taken, wants,
 };
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 pub use self::class::{Class, Lock};
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 pub use self::graph::figures;
+#[cfg(all(test, not(all(debug_assertions, not(any(loom, shuttle))))))]
+pub use self::stub::detached;
 #[cfg(not(all(debug_assertions, not(any(loom, shuttle)))))]
 pub use self::stub::{
-    Bound, Class, Lock, Stopwatch, Task, Turn, Waits, closed, detached, figures, may_not_hold,
-    might_sleep, released, taken, wants,
+    Bound, Class, Lock, Stopwatch, Task, Waits, closed, figures, may_not_hold, might_sleep,
+    released, taken, wants,
 };
 
 /// What is known of all locks of a class that was ever used.

@@ -116,6 +116,7 @@ pub fn taken(_lock: Lock, _since: Stopwatch) {}
 #[inline(always)]
 pub fn released(_lock: Lock) {}
 
+#[cfg(test)]
 /// The lock is given away.
 #[inline(always)]
 pub fn detached(_lock: Lock) {}

@@ -33,7 +33,7 @@ use crate::units::{PAGE_SIZE, Page};
 use self::workspace::Compressor;
 pub use self::{
     error::CodecError,
-    spec::{ALGORITHMS, CodecSpec, SpecError},
+    spec::CodecSpec,
     table::{CodecTable, ENTRIES},
     workspace::Workspace,
 };

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::spec::{ALGORITHMS, SpecError};
 use super::*;
 
 const SPECS: &[&str] = &[

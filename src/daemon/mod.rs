@@ -17,10 +17,9 @@ use std::time::Duration;
 
 use self::accept::Source;
 pub use self::console::Console;
-pub use self::inherit::Inherited;
 pub use self::service_manager::ServiceManagerError;
 use self::signals::Signals;
-pub use self::socket::{Bound, SocketAccess, SocketError};
+pub use self::socket::{SocketAccess, SocketError};
 use crate::checker;
 use crate::device::{DeviceError, State, StateError};
 use crate::disk::{self, Disk, DiskConfig, DiskError, ImageFormat, Origin};

@@ -25,7 +25,7 @@ pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::extent::Extent;
 pub use self::figures::{Figures, Report};
-pub use self::io::{Io, IoError, Op, Payload, PayloadFault, WINDOW, WaitReason};
+pub use self::io::{Io, IoError, Op, Payload, PayloadFault, WINDOW};
 pub use self::page::Lane;
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-pub use self::image::{ImageError, ImageFormat, ImageFormatError, Remedy};
+pub use self::image::ImageFormat;
 pub use self::load::LoadError;
 pub use self::state::GRACE;
 use crate::blk::GuestOptions;
@@ -43,7 +43,7 @@ pub struct DiskConfig {
     /// What guests are offered.
     pub guest: GuestOptions,
     /// Memory of the host, or of the process's control group, that is left free, in bytes. `None`
-    /// is a part of it ([`crate::upkeep::default_reserve`]).
+    /// is a 32nd of it, at most 512 MiB.
     pub host_reserve: Option<u64>,
 }
 

@@ -37,13 +37,15 @@ pub use self::figures::{EngineReport, Histogram};
 use self::host::Shared;
 #[cfg(not(loom))]
 pub use self::host::{Engine, EngineConfig, EngineError, Policy};
-pub use self::job::{Job, Output, Pending, Spares, Work};
+#[cfg(test)]
+pub use self::job::Output;
+pub use self::job::{Job, Pending, Spares, Work};
 #[cfg(not(loom))]
-pub use self::model::{EngineModel, ModelError};
+pub use self::model::EngineModel;
+#[cfg(not(loom))]
+pub use self::threads::Cpus;
 #[cfg(not(loom))]
 pub(crate) use self::threads::settle;
-#[cfg(not(loom))]
-pub use self::threads::{CpuListError, Cpus};
 
 /// Why a job came back undone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use super::lock::MAX_PASSED;
+use super::word::Word;
 use super::*;
 use crate::store::{MemoryKind, Words};
 

@@ -260,6 +260,7 @@ impl SlotGuard<'_> {
         std::ptr::eq(self.slot.lot, lot)
     }
 
+    #[cfg(test)]
     /// Says that the guard is given to somebody else, who may be anywhere. Only the lock checker
     /// hears it: whoever took the lock no longer counts as its holder.
     pub fn detach(self) -> Self {

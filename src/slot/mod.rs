@@ -30,5 +30,5 @@ pub use self::lock::{SlotGuard, Waiter};
 #[cfg(not(any(loom, shuttle)))]
 pub use readers::Reader;
 #[cfg(not(any(loom, shuttle)))]
-pub use table::{Damaged, GivenBack, Replaced, SlotTable, TableUsage};
-pub use word::{Content, Object, Word};
+pub use table::{Damaged, GivenBack, SlotTable, TableUsage};
+pub use word::{Content, Object};

@@ -283,11 +283,6 @@ impl SlotTable {
         self.words.len()
     }
 
-    /// Whether the disk has no pages at all.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The content of a slot that can be had without its lock: empty and same-filled pages, of
     /// which the word says everything. `None` if there is an object to be read under the lock, or a sum to
     /// be checked.

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
+use super::word::Word;
 use super::*;
 use crate::store::{MemoryKind, Place, Words};
 use crate::sync;

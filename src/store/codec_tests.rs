@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::scratch::{Image, edit};
 use super::state_tests::{format, lz4, made, open, refused};
+use super::superblock::CodecEntries;
 use super::*;
 
 fn any_entry() -> impl Strategy<Value = CodecEntry> {

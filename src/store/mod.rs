@@ -47,7 +47,7 @@ pub use refusal::StateError;
 #[cfg(not(any(loom, shuttle)))]
 pub use state::State;
 #[cfg(not(any(loom, shuttle)))]
-pub use superblock::{CODECS, CodecEntries, CodecEntry, Format, INTENTS, VERSION};
+pub use superblock::{CODECS, CodecEntry, Format, INTENTS};
 #[cfg(not(any(loom, shuttle)))]
 pub use words::{WORDS_PER_PAGE, Words};
 

@@ -144,11 +144,6 @@ impl Words {
         self.len
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The word of this index, below `len()`, if the part it lies in exists.
     pub fn get(&self, index: u64) -> Option<&AtomicU64> {
         assert!(index < self.len, "word {index} of {}", self.len);

@@ -46,6 +46,7 @@ impl Host {
     }
 
     /// Nothing is watched.
+    #[cfg(test)]
     pub fn unlimited() -> Self {
         Self { proc: PathBuf::new(), groups: Vec::new(), reserve: None }
     }

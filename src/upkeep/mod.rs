@@ -10,7 +10,7 @@ use std::task::{Wake, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use self::host::{Host, default_reserve};
+pub use self::host::Host;
 use crate::checker;
 use crate::device::{Compaction, Compactor, Device, Effort};
 use crate::engine;

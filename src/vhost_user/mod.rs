@@ -16,4 +16,4 @@ mod incoming;
 mod session;
 
 pub use self::error::SessionError;
-pub use self::session::{Others, Server, SessionEnd, Times};
+pub use self::session::{Others, Server, SessionEnd};

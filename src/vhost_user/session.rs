@@ -99,6 +99,7 @@ impl Server {
     }
 
     /// The same server, with other limits on how long a front end may keep others waiting.
+    #[cfg(test)]
     #[must_use]
     pub fn with_times(self, times: Times) -> Self {
         Self { times, ..self }
