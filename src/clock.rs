@@ -1,4 +1,4 @@
-//! Time, looked at seldom: shares of a thread's time, and a clock that is cheap and coarse.
+//! Time, looked at seldom: slices of a thread's time, and a clock that is cheap and coarse.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -7,19 +7,19 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Most work between two looks at the clock, in bytes: some ten microseconds with a fast codec.
 const MAX_STRIDE: u64 = 64 * 1024;
-/// Least work that a share takes into account, in bytes: a sector.
+/// Least work that a slice takes into account, in bytes: a sector.
 pub const MIN_WORK: u64 = 512;
-/// Looks at the clock that a share is meant to take.
+/// Looks at the clock that a slice is meant to take.
 const LOOKS: u32 = 8;
 
-/// A share of a thread's time.
+/// A slice of a thread's time.
 ///
 /// Work is counted in bytes, and the clock looked at only after so many of them as lately took an
-/// eighth of the share: with a fast codec after every 64 KiB, with a slow one after every page.
+/// eighth of the slice: with a fast codec after every 64 KiB, with a slow one after every page.
 #[derive(Debug)]
-pub struct Share {
+pub struct TimeSlice {
     limit: Duration,
-    /// Start of the share and the last look, from the first look on.
+    /// Start of the slice and the last look, from the first look on.
     looks: Option<(Instant, Instant)>,
     /// Work since the last look, in bytes.
     unseen: u64,
@@ -27,37 +27,37 @@ pub struct Share {
     stride: u64,
 }
 
-impl Share {
+impl TimeSlice {
     /// Shares of `limit` each, of work that is looked at after `stride` bytes at first. The first
     /// one begins with the first look at the clock.
     pub fn new(limit: Duration, stride: u64) -> Self {
         Self { limit, looks: None, unseen: 0, stride }
     }
 
-    /// Begins a new share. How fast the work goes is remembered.
+    /// Begins a new slice. How fast the work goes is remembered.
     pub fn begin(&mut self) {
         self.unseen = 0;
-        // Fast work need not be timed from its first byte: most shares end before the first look.
+        // Fast work need not be timed from its first byte: most slices end before the first look.
         self.looks = None;
         if self.stride < MAX_STRIDE {
             self.start();
         }
     }
 
-    /// Begins a new share, timed from this moment on.
+    /// Begins a new slice, timed from this moment on.
     pub fn start(&mut self) {
         let now = Instant::now();
         self.unseen = 0;
         self.looks = Some((now, now));
     }
 
-    /// Notes that `work` bytes were worked off. True if the share is used up.
+    /// Notes that `work` bytes were worked off. True if the slice is used up.
     pub fn spend(&mut self, work: u64) -> bool {
         self.unseen += work.max(MIN_WORK);
         self.unseen >= self.stride && self.learn()
     }
 
-    /// Whether the share is used up, by the clock. To be asked after work of which the bytes do
+    /// Whether the slice is used up, by the clock. To be asked after work of which the bytes do
     /// not say how much it was.
     pub fn is_over(&mut self) -> bool {
         let now = Instant::now();
@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_without_time_is_over_after_each_piece_of_work() {
-        let mut share = Share::new(Duration::ZERO, MIN_WORK);
+    fn a_slice_without_time_is_over_after_each_piece_of_work() {
+        let mut slice = TimeSlice::new(Duration::ZERO, MIN_WORK);
         for _ in 0..3 {
-            share.begin();
-            assert!(share.spend(1));
+            slice.begin();
+            assert!(slice.spend(1));
         }
-        let mut endless = Share::new(Duration::MAX, MIN_WORK);
+        let mut endless = TimeSlice::new(Duration::MAX, MIN_WORK);
         endless.begin();
         assert!((0..100_000).all(|_| !endless.spend(4096)));
         assert!(!endless.is_over());
@@ -118,19 +118,19 @@ mod tests {
     #[test]
     fn slow_work_is_looked_at_more_often_and_fast_work_less() {
         let limit = Duration::from_secs(1000);
-        let mut share = Share::new(limit, 4096);
-        share.begin();
-        share.spend(4096);
-        assert_eq!(share.stride, MAX_STRIDE, "4096 bytes in an instant");
-        share.begin();
-        assert!(share.looks.is_none(), "fast work is not timed from the start");
-        // 64 KiB that took the whole share: the next look comes after an eighth of them.
+        let mut slice = TimeSlice::new(limit, 4096);
+        slice.begin();
+        slice.spend(4096);
+        assert_eq!(slice.stride, MAX_STRIDE, "4096 bytes in an instant");
+        slice.begin();
+        assert!(slice.looks.is_none(), "fast work is not timed from the start");
+        // 64 KiB that took the whole slice: the next look comes after an eighth of them.
         let began = Instant::now().checked_sub(limit).unwrap();
-        share.looks = Some((began, began));
-        assert!(share.spend(MAX_STRIDE));
-        assert!((MAX_STRIDE / 8 - 64..=MAX_STRIDE / 8).contains(&share.stride), "{share:?}");
-        share.begin();
-        assert!(share.looks.is_some());
+        slice.looks = Some((began, began));
+        assert!(slice.spend(MAX_STRIDE));
+        assert!((MAX_STRIDE / 8 - 64..=MAX_STRIDE / 8).contains(&slice.stride), "{slice:?}");
+        slice.begin();
+        assert!(slice.looks.is_some());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::blk::parked::{Bound, InFlight, Parked};
 use crate::blk::reply::Status;
 use crate::blk::request::snapshot;
 use crate::blk::watchdog::{Look, Pulse};
-use crate::clock::{self, MIN_WORK, Share};
+use crate::clock::{self, MIN_WORK, TimeSlice};
 use crate::device::{Device, Lane};
 use crate::ratelimit::{Kind, Limiter};
 use crate::virtq::chain::{Chain, Segment};
@@ -38,7 +38,7 @@ use crate::virtq::ring::{self, Heads, RingError};
 
 /// Time that a turn of a queue has for requests that woke up, and again for new ones, before the
 /// thread serves its other queues. One poll may overrun it.
-const SHARE: Duration = Duration::from_millis(1);
+const TIME_SLICE: Duration = Duration::from_millis(1);
 
 /// What to do about guest memory that is not shared.
 pub(crate) const SHARE_IT: &str =
@@ -129,7 +129,7 @@ pub(crate) struct QueueServer<'d> {
     /// Heads of parked requests that can continue, in the order in which they woke up. A head may be
     /// in it that waits no more.
     woken: VecDeque<u16>,
-    share: Share,
+    time_slice: TimeSlice,
     /// What is wrong with the ring behind the heads that were taken.
     fault: Option<RingError>,
     /// Why the queue cannot continue with those.
@@ -181,7 +181,7 @@ impl<'d> QueueServer<'d> {
             quiet: false,
             signalled: 0,
             woken: VecDeque::new(),
-            share: Share::new(SHARE, MIN_WORK),
+            time_slice: TimeSlice::new(TIME_SLICE, MIN_WORK),
             fault: None,
             stuck: None,
             broken: false,
@@ -279,10 +279,10 @@ impl<'d> QueueServer<'d> {
         self.parked.set_bound(bound);
     }
 
-    /// Sets the time of a share.
+    /// Sets the length of a time slice.
     #[cfg(test)]
-    pub(crate) fn set_share(&mut self, time: Duration) {
-        self.share = Share::new(time, MIN_WORK);
+    pub(crate) fn set_time_slice(&mut self, time: Duration) {
+        self.time_slice = TimeSlice::new(time, MIN_WORK);
     }
 
     /// A request woke up; it is polled when the queue has its turn.
@@ -295,14 +295,14 @@ impl<'d> QueueServer<'d> {
         !self.woken.is_empty()
     }
 
-    /// Gives the queue its turn: a share of time for requests that woke up, and one for new heads.
+    /// Gives the queue its turn: a slice of time for requests that woke up, and one for new heads.
     pub(crate) fn serve(&mut self, lane: &mut Lane) -> Turn {
         self.poll_woken(lane);
         let vring = self.vring.clone();
         // Guest memory changes only while the thread rests.
         let memory = snapshot(&self.shared.memory);
         let mut over = false;
-        self.share.begin();
+        self.time_slice.begin();
         // The ring is locked to exchange heads and used elements and not while requests are worked
         // off: the session's messages need it too.
         loop {
@@ -321,7 +321,7 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Goes on with requests that woke up, for a share of time, and publishes what is finished.
+    /// Goes on with requests that woke up, for a slice of time, and publishes what is finished.
     /// Takes nothing new.
     pub(crate) fn go_on(&mut self, lane: &mut Lane) {
         self.poll_woken(lane);
@@ -345,12 +345,12 @@ impl<'d> QueueServer<'d> {
         if self.woken.is_empty() {
             return;
         }
-        self.share.start();
+        self.time_slice.start();
         while let Some(head) = self.woken.pop_front() {
             // If it is not there, it was woken twice and finished the first time.
             let Some(in_flight) = self.parked.take(head) else { continue };
             self.poll(in_flight, lane);
-            if self.share.is_over() {
+            if self.time_slice.is_over() {
                 return;
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::page_op::{Kind, PageOp, Plan, Turn};
 use super::{Device, Lane};
 use crate::checker;
-use crate::clock::Share;
+use crate::clock::TimeSlice;
 use crate::codec::CodecError;
 use crate::engine::Job;
 use crate::pool::PoolError;
@@ -287,12 +287,12 @@ impl<'d, P: Payload> Io<'d, P> {
     }
 
     fn work(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
-        let mut share = Share::new(TIME_PER_POLL, FIRST_LOOK);
+        let mut slice = TimeSlice::new(TIME_PER_POLL, FIRST_LOOK);
         loop {
-            if !self.poll_window(&mut share, lane, cx)? {
+            if !self.poll_window(&mut slice, lane, cx)? {
                 return Poll::Pending;
             }
-            self.begin_pages(&mut share, lane, cx)?;
+            self.begin_pages(&mut slice, lane, cx)?;
             // Before it sleeps, all that it waits for has to be under way.
             if self.submit(lane) {
                 continue;
@@ -302,11 +302,11 @@ impl<'d, P: Payload> Io<'d, P> {
         }
     }
 
-    /// Polls all pages that were begun before the cursor. False if its share of the thread's time is over
+    /// Polls all pages that were begun before the cursor. False if its slice of the thread's time is over
     /// before; it is woken then.
     fn poll_window(
         &mut self,
-        share: &mut Share,
+        slice: &mut TimeSlice,
         lane: &mut Lane,
         cx: &Context<'_>,
     ) -> Result<bool, IoError> {
@@ -319,7 +319,7 @@ impl<'d, P: Payload> Io<'d, P> {
             }
             window.swap_remove(at);
             // The work may have been done over here.
-            if share.spend(PAGE) {
+            if slice.spend(PAGE) {
                 cx.waker().wake_by_ref();
                 return Ok(false);
             }
@@ -330,14 +330,14 @@ impl<'d, P: Payload> Io<'d, P> {
     /// Begins pages until there are none left, one has to wait, or the engine has as many of them as it may.
     fn begin_pages(
         &mut self,
-        share: &mut Share,
+        slice: &mut TimeSlice,
         lane: &mut Lane,
         cx: &Context<'_>,
     ) -> Result<(), IoError> {
         let mut pages = PAGES_PER_POLL;
         let (mut turn, Parts { cursor, current, window }) = self.turn(lane);
         while cursor.at < cursor.end && window.len() < WINDOW {
-            if pages == 0 || share.spend(PAGE) {
+            if pages == 0 || slice.spend(PAGE) {
                 cx.waker().wake_by_ref();
                 return Ok(());
             }

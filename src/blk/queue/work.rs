@@ -23,7 +23,7 @@ use crate::virtq::ring::{self, RingError};
 const SPARE_SEGMENTS: usize = 128;
 
 impl<'d> QueueServer<'d> {
-    /// Works off what was taken, as far as the share goes. True if the turn is over.
+    /// Works off what was taken, as far as the slice goes. True if the turn is over.
     pub(crate) fn work(
         &mut self,
         table: DescriptorTable,
@@ -34,15 +34,15 @@ impl<'d> QueueServer<'d> {
             && let Some(head) = self.scratch.taken.pop_front()
         {
             let over = match self.begin(head, table, memory, lane) {
-                Some(bytes) => self.share.spend(bytes),
-                None => self.share.is_over(),
+                Some(bytes) => self.time_slice.spend(bytes),
+                None => self.time_slice.is_over(),
             };
             if over || self.stuck.is_some() {
                 return true;
             }
         }
         // Also a guest that only moves its available index back and forth uses up its turn.
-        self.share.spend(0)
+        self.time_slice.spend(0)
     }
 
     /// Works one request off, or leaves it waiting. Returns the bytes of data that it moved, if

@@ -243,7 +243,7 @@ fn nothing_is_ok_once_memory_is_known_to_be_lost() {
     let mut lane = rig.lane();
     let mut server = rig.server_on(inflight_log(&rig, &region));
     // All in one turn: the next one would find the loss before it takes a head.
-    server.set_share(Duration::from_secs(3600));
+    server.set_time_slice(Duration::from_secs(3600));
     let held = rig.shared.device.hold(1);
     // One that waits, and a flush and a read of nothing behind one that finds the loss.
     offer_at(&rig, 3, VIRTIO_BLK_T_IN, 2, SECOND, own_status(3), OK);

@@ -15,7 +15,7 @@ use crate::blk::queue::Turn;
 fn a_turn_ends_when_its_time_is_up_and_leaves_the_rest_in_the_ring() {
     let rig = Rig::new();
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    server.set_share(Duration::ZERO);
+    server.set_time_slice(Duration::ZERO);
     for n in 0..5 {
         rig.write(n, n.into(), 4096);
     }
@@ -34,7 +34,7 @@ fn a_turn_ends_when_its_time_is_up_and_leaves_the_rest_in_the_ring() {
 fn a_broken_ring_is_found_behind_what_is_in_order_before_it() {
     let rig = Rig::new();
     let (mut server, mut lane) = (rig.server(), rig.lane());
-    server.set_share(Duration::ZERO);
+    server.set_time_slice(Duration::ZERO);
     for n in 0..3 {
         rig.write(n, n.into(), 4096);
     }
@@ -67,7 +67,7 @@ fn requests_that_wake_up_and_new_ones_share_a_turn() {
     }
     rig.settle(&mut server, &mut lane);
     assert_eq!((rig.used(), server.is_drained()), (vec![0, 1, 2, 3], false));
-    server.set_share(Duration::ZERO);
+    server.set_time_slice(Duration::ZERO);
     for n in 8..12 {
         rig.write(n, n.into(), 4096);
     }

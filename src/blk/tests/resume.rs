@@ -229,7 +229,7 @@ fn a_turn_of_no_time_takes_up_one_request() {
     let rig = Rig::new();
     let region = crashed(&rig);
     let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
-    server.set_share(Duration::ZERO);
+    server.set_time_slice(Duration::ZERO);
     for done in 1..=5 {
         assert_eq!(server.serve(&mut lane), Turn::More);
         assert_eq!(rig.used(), [3, 0, 2, 1, 4][..done]);
@@ -266,7 +266,7 @@ fn a_ring_that_breaks_leaves_the_rest_in_the_region() {
     let rig = Rig::new();
     let region = crashed(&rig);
     let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
-    server.set_share(Duration::ZERO);
+    server.set_time_slice(Duration::ZERO);
     // The used ring goes where no memory is.
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, 1 << 40).unwrap();
     assert_eq!(server.serve(&mut lane), Turn::Idle);
