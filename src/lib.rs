@@ -65,7 +65,7 @@ pub mod internals {
     pub use crate::engine::{Cpus, EngineConfig, EngineModel, Policy};
     pub use crate::failpoint::STEPS;
     pub use crate::pool::{Effort, LastRound, Move, Owned, Pool};
-    pub use crate::store::Arena;
+    pub use crate::store::{Arena, State};
     pub use crate::threads::{DiskName, current_disk};
     pub use crate::units::{BlockSize, PAGE_SIZE, Page, SECTORS_PER_PAGE};
 

@@ -19,7 +19,7 @@ use crate::store::Place;
 ///
 /// ```
 /// #![forbid(unsafe_code)]
-/// use vhost_user_zram::{pool::Pool, store::{Arena, MemoryKind}};
+/// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
 /// let arena = Arena::new(1 << 30, &MemoryKind::default()).unwrap();
 /// let pool = Pool::new(arena, 64, 0);
 /// let object = pool.store(b"first", 0).unwrap();
@@ -33,7 +33,7 @@ use crate::store::Place;
 ///
 /// ```compile_fail,E0505
 /// #![forbid(unsafe_code)]
-/// use vhost_user_zram::{pool::Pool, store::{Arena, MemoryKind}};
+/// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
 /// let arena = Arena::new(1 << 30, &MemoryKind::default()).unwrap();
 /// let pool = Pool::new(arena, 64, 0);
 /// let object = pool.store(b"first", 0).unwrap();

@@ -33,7 +33,7 @@ impl Arena {
     ///
     /// ```compile_fail,E0624
     /// #![forbid(unsafe_code)]
-    /// use vhost_user_zram::store::{Arena, State};
+    /// use vhost_user_zram::internals::{Arena, State};
     /// fn arenas(state: &State) -> [Arena; 2] {
     ///     [Arena::of(state).unwrap(), Arena::of(state).unwrap()]
     /// }
