@@ -120,6 +120,24 @@ impl Pool {
 
     /// The bytes of the object at `place`, of `length` bytes.
     ///
+    /// ```compile_fail,E0133
+    /// #![forbid(unsafe_code)]
+    /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
+    /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0);
+    /// let place = pool.store(b"first", 0).unwrap().into_place();
+    /// assert_eq!(pool.bytes(place, 5), b"first");
+    /// ```
+    ///
+    /// The same with `unsafe` compiles:
+    ///
+    /// ```
+    /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
+    /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0);
+    /// let place = pool.store(b"first", 0).unwrap().into_place();
+    /// // SAFETY: nobody frees the object.
+    /// assert_eq!(unsafe { pool.bytes(place, 5) }, b"first");
+    /// ```
+    ///
     /// # Safety
     /// The object was stored in this pool, and nobody frees it while the slice lives: the caller
     /// holds the lock of the slot that names it, or an [`Owned`].
