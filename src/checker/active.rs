@@ -149,14 +149,6 @@ pub fn released(lock: Lock) {
     });
 }
 
-#[cfg(test)]
-/// The lock is given away: its holder no longer counts as one, and who gets it not yet.
-pub fn detached(lock: Lock) {
-    if let Some(entry) = guards().get_mut(&lock.address) {
-        entry.held.holder = None;
-    }
-}
-
 /// What the locks of this domain guard is gone, so none of them may be held any more.
 pub fn closed(domain: usize) {
     report(leak("what its lock guards", |held| held.lock.domain == domain));

@@ -20,8 +20,6 @@
 //! whose turn it was when the lock was taken (the request that a queue thread polled, see
 //! [`Task`]), or to the thread if no task had the turn. The task keeps it while it sleeps, and
 //! while another thread polls it; whoever releases the guard, it is the task's that is released.
-//! A guard that is given away altogether has to be [`detached`] by the giver: then nobody
-//! counts as its holder.
 //!
 //! # Who waits
 //! A thread that locks a mutex waits with all that it and its task hold. A task that polls for a
@@ -47,8 +45,6 @@ mod stub;
 use std::fmt;
 use std::time::Duration;
 
-#[cfg(all(test, debug_assertions, not(any(loom, shuttle))))]
-pub use self::active::detached;
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 pub use self::active::{
     Bound, Stopwatch, Task, Waits, closed, may_not_hold, might_sleep, released, taken, wants,
@@ -57,8 +53,6 @@ pub use self::active::{
 pub use self::class::{Class, Lock};
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 pub use self::graph::figures;
-#[cfg(all(test, not(all(debug_assertions, not(any(loom, shuttle))))))]
-pub use self::stub::detached;
 #[cfg(not(all(debug_assertions, not(any(loom, shuttle)))))]
 pub use self::stub::{
     Bound, Class, Lock, Stopwatch, Task, Waits, closed, figures, may_not_hold, might_sleep,

@@ -116,11 +116,6 @@ pub fn taken(_lock: Lock, _since: Stopwatch) {}
 #[inline(always)]
 pub fn released(_lock: Lock) {}
 
-#[cfg(test)]
-/// The lock is given away.
-#[inline(always)]
-pub fn detached(_lock: Lock) {}
-
 /// What the locks of this domain guard is gone.
 #[inline(always)]
 pub fn closed(_domain: usize) {}

@@ -174,23 +174,6 @@ fn a_sleeping_task_keeps_its_guard_and_holds_nobody_else_up() {
 }
 
 #[test]
-fn a_guard_that_was_given_away_is_nobodys() {
-    let table = table(8);
-    let task = Task::default();
-    let guard = {
-        let _turn = task.enter();
-        take(&table, 5).detach()
-    };
-    {
-        let _turn = task.enter();
-        drop(take(&table, 2));
-        queue(&table, 5);
-    }
-    drop(task);
-    drop(guard);
-}
-
-#[test]
 fn a_task_that_ends_with_a_guard_is_found() {
     let table = table(4);
     let task = Task::default();

@@ -260,14 +260,6 @@ impl SlotGuard<'_> {
         std::ptr::eq(self.slot.lot, lot)
     }
 
-    #[cfg(test)]
-    /// Says that the guard is given to somebody else, who may be anywhere. Only the lock checker
-    /// hears it: whoever took the lock no longer counts as its holder.
-    pub fn detach(self) -> Self {
-        checker::detached(self.slot.checked());
-        self
-    }
-
     /// Publishes a new word and releases the slot, in one atomic step. The lock bits of `word`
     /// are ignored.
     pub(super) fn release(self, word: Word) {

@@ -162,7 +162,7 @@ fn guards_released_by_other_threads_wake_who_waits() {
                         let index = thread_rng().gen_range(0..SLOTS);
                         let guard = shared.lock(index);
                         if thread_rng().gen_bool(0.5) {
-                            gives.send((index, guard.detach())).unwrap();
+                            gives.send((index, guard)).unwrap();
                         } else {
                             shared.add_one(index, guard);
                         }

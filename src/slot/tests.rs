@@ -5,6 +5,7 @@ use std::thread;
 
 use super::word::Word;
 use super::*;
+use crate::checker;
 use crate::store::{MemoryKind, Place, Words};
 use crate::sync;
 
@@ -206,7 +207,12 @@ fn a_waiter_that_leaves_after_it_was_handed_the_lock_releases_it() {
 #[test]
 fn a_guard_can_be_released_on_another_thread() {
     let table = table(1);
-    let guard = table.try_lock(0).unwrap().detach();
+    // A request's, which sleeps: this thread holds nothing and may wait for the slot.
+    let task = checker::Task::default();
+    let guard = {
+        let _turn = task.enter();
+        table.try_lock(0).unwrap()
+    };
     thread::scope(|scope| {
         scope.spawn(move || guard.release(object(2)));
         let guard = sync::block_on(|cx| table.poll_lock(0, &mut None, cx));
