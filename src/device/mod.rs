@@ -7,7 +7,6 @@
 mod codecs;
 mod compact;
 mod content;
-mod extent;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -15,6 +14,7 @@ mod io;
 mod page;
 mod page_op;
 mod reopen;
+mod request;
 #[cfg(test)]
 mod tests;
 
@@ -23,10 +23,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 pub use self::compact::Compactor;
 use self::compact::HostWatch;
-pub use self::extent::Extent;
 pub use self::figures::{Figures, Report};
-pub use self::io::{Io, IoError, Op, Payload, PayloadFault, WINDOW};
+pub use self::io::{Io, WINDOW};
 pub use self::page::Lane;
+pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
 pub use crate::pool::{Compaction, Effort};

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::content::NewContent;
-use super::io::{IoError, Payload, WaitReason};
+use super::request::{IoError, Payload, WaitReason};
 use super::{Device, Lane};
 use crate::engine::{Engine, Job, Pending, Work};
 use crate::failpoint;
