@@ -16,8 +16,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use vhost_user_zram::internals::{
-    BlockChoice, Device, DeviceConfig, EngineConfig, Lane, MemoryKind, Op, PAGE_SIZE, Payload,
-    PayloadFault, SECTORS_PER_PAGE,
+    BlockChoice, Device, DeviceConfig, EngineConfig, MemoryKind, Op, PAGE_SIZE, Payload,
+    PayloadFault, SECTORS_PER_PAGE, WorkerContext,
 };
 
 const PAGES: u64 = 16 << 10;
@@ -59,13 +59,13 @@ fn pages() -> Vec<[u8; PAGE_SIZE]> {
     (0..KINDS).map(|_| page()).collect()
 }
 
-fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, bytes: &mut [u8]) {
+fn request(device: &Device, context: &mut WorkerContext, op: Op, page: u64, bytes: &mut [u8]) {
     let cx = Context::from_waker(Waker::noop());
     let sector = page * SECTORS_PER_PAGE;
     let io = device.request(op, sector, bytes.len() as u64, Bytes(bytes));
     let mut io = io.unwrap_or_else(|error| panic!("{error}"));
     loop {
-        if let Poll::Ready(done) = io.poll(lane, &cx) {
+        if let Poll::Ready(done) = io.poll(context, &cx) {
             return done.unwrap_or_else(|error| panic!("{error}"));
         }
         std::thread::yield_now();
@@ -101,7 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         memory: MemoryKind::default(),
         engine: EngineConfig { assumed_cost, ..EngineConfig::default() },
     })?;
-    let mut lane = device.lane()?;
+    let mut context = device.worker_context()?;
     if !(1..=KINDS).contains(&each_pages) {
         return Err(format!("--pages is 1 to {KINDS}").into());
     }
@@ -114,14 +114,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             let page = number.wrapping_mul(0x9e37_79b9) % extents * each_pages as u64;
             let first = number as usize % kinds * each_pages;
             let bytes = pages[first..first + each_pages].as_flattened_mut();
-            request(&device, &mut lane, Op::Write, page, bytes);
+            request(&device, &mut context, Op::Write, page, bytes);
         }
         let wrote = start.elapsed();
         let mut bytes = vec![0; each_pages * PAGE_SIZE];
         let start = Instant::now();
         for number in 0..reads {
             let page = number.wrapping_mul(0x9e37_79b9) % extents * each_pages as u64;
-            request(&device, &mut lane, Op::Read, page, black_box(&mut bytes));
+            request(&device, &mut context, Op::Read, page, black_box(&mut bytes));
         }
         let (read, each) = (start.elapsed(), |time: Duration, count: u64| {
             time.as_secs_f64() * 1e9 / count.max(1) as f64

@@ -59,7 +59,7 @@ pub mod internals {
     pub use crate::codec::{Codec, CodecSpec, Workspace};
     pub use crate::daemon::{Console, Endpoint, Keep, Settings, SocketAccess, run};
     pub use crate::device::{
-        BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault,
+        BlockChoice, Device, DeviceConfig, MemoryKind, Op, Payload, PayloadFault, WorkerContext,
     };
     pub use crate::disk::{DiskConfig, ImageFormat};
     pub use crate::engine::{Cpus, EngineConfig, EngineModel, Policy};

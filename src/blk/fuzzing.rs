@@ -77,7 +77,7 @@ pub fn virtqueue(input: &[u8]) {
     vring.set_queue_ready(true);
     vring.set_enabled(true);
     let mailbox = Mailbox::new().expect("an eventfd");
-    let mut lane = shared.device.lane().expect("a lane");
+    let mut context = shared.device.worker_context().expect("a context");
     let mut server =
         QueueServer::new(0, vring.clone(), &shared, Arc::clone(&mailbox), Arc::default());
     let error_event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
@@ -85,7 +85,7 @@ pub fn virtqueue(input: &[u8]) {
     server.start(Some(told), InflightLog::default());
     // The ring's own rule bounds the heads to its size; a few turns are more than enough.
     for _ in 0..64 {
-        if server.serve(&mut lane) == Turn::Idle {
+        if server.serve(&mut context) == Turn::Idle {
             break;
         }
     }
@@ -96,7 +96,7 @@ pub fn virtqueue(input: &[u8]) {
         mailbox.take(&mut commands, &mut woken);
         woken.drain(..).for_each(|(_, head)| server.wake(head));
         assert!(server.has_woken(), "a request was forgotten");
-        server.go_on(&mut lane);
+        server.go_on(&mut context);
     }
     let state = vring.get_ref();
     let (taken, used) = (state.get_queue().next_avail(), state.get_queue().next_used());

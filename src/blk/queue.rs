@@ -28,7 +28,7 @@ use crate::blk::reply::Status;
 use crate::blk::request::snapshot;
 use crate::blk::watchdog::{Look, Pulse};
 use crate::clock::{self, MIN_WORK, TimeSlice};
-use crate::device::{Device, Lane};
+use crate::device::{Device, WorkerContext};
 use crate::ratelimit::{Kind, Limiter};
 use crate::virtq::chain::{Chain, Segment};
 use crate::virtq::elem::{Head, UsedElem};
@@ -296,8 +296,8 @@ impl<'d> QueueServer<'d> {
     }
 
     /// Gives the queue its turn: a slice of time for requests that woke up, and one for new heads.
-    pub(crate) fn serve(&mut self, lane: &mut Lane) -> Turn {
-        self.poll_woken(lane);
+    pub(crate) fn serve(&mut self, context: &mut WorkerContext) -> Turn {
+        self.poll_woken(context);
         let vring = self.vring.clone();
         // Guest memory changes only while the thread rests.
         let memory = snapshot(&self.shared.memory);
@@ -311,7 +311,7 @@ impl<'d> QueueServer<'d> {
             let next = self.exchange(&mut state, &memory, over);
             drop(state);
             match next {
-                Ok(Next::Work) => over = self.work(table, &memory, lane),
+                Ok(Next::Work) => over = self.work(table, &memory, context),
                 Ok(Next::Rest(turn)) => return turn,
                 Err(error) => {
                     self.break_down(error);
@@ -323,8 +323,8 @@ impl<'d> QueueServer<'d> {
 
     /// Goes on with requests that woke up, for a slice of time, and publishes what is finished.
     /// Takes nothing new.
-    pub(crate) fn go_on(&mut self, lane: &mut Lane) {
-        self.poll_woken(lane);
+    pub(crate) fn go_on(&mut self, context: &mut WorkerContext) {
+        self.poll_woken(context);
         self.publish_finished();
     }
 
@@ -341,7 +341,7 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    fn poll_woken(&mut self, lane: &mut Lane) {
+    fn poll_woken(&mut self, context: &mut WorkerContext) {
         if self.woken.is_empty() {
             return;
         }
@@ -349,7 +349,7 @@ impl<'d> QueueServer<'d> {
         while let Some(head) = self.woken.pop_front() {
             // If it is not there, it was woken twice and finished the first time.
             let Some(in_flight) = self.parked.take(head) else { continue };
-            self.poll(in_flight, lane);
+            self.poll(in_flight, context);
             if self.time_slice.is_over() {
                 return;
             }

@@ -15,7 +15,7 @@ use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
 use crate::blk::watchdog::{Looks, Pulse, Watch};
 use crate::checker;
 use crate::clock;
-use crate::device::Lane;
+use crate::device::WorkerContext;
 use crate::ratelimit::Kind;
 
 /// Epoll token of the mailbox; those of kicks are the numbers of their queues in the thread.
@@ -34,7 +34,7 @@ impl Worker {
         number: usize,
         vrings: Vec<(usize, Vring)>,
         shared: Arc<Shared>,
-        lane: Lane,
+        context: WorkerContext,
         trouble: EventFd,
         watch: Arc<Watch>,
     ) -> io::Result<Self> {
@@ -53,7 +53,7 @@ impl Worker {
             });
             let queues = queues.collect();
             let (mailbox, looks) = (its_mailbox, Looks::of(&watch.stall_limits()));
-            QueueThread { queues, mailbox, epoll, lane, watch, pulse, looks, quitting: false }
+            QueueThread { queues, mailbox, epoll, context, watch, pulse, looks, quitting: false }
                 .run();
             drop(end);
         };
@@ -110,7 +110,7 @@ struct QueueThread<'d> {
     queues: Vec<Served<'d>>,
     mailbox: Arc<Mailbox>,
     epoll: Epoll,
-    lane: Lane,
+    context: WorkerContext,
     watch: Arc<Watch>,
     pulse: Arc<Pulse>,
     /// The looks through parked requests, by the coarse clock.
@@ -145,7 +145,7 @@ impl QueueThread<'_> {
             self.look_after_parked();
             for queue in &mut self.queues {
                 if queue.hot {
-                    queue.hot = queue.server.serve(&mut self.lane) == Turn::More;
+                    queue.hot = queue.server.serve(&mut self.context) == Turn::More;
                 }
                 if queue.server.is_drained()
                     && let Some(stopped) = queue.stopped.take()
@@ -284,7 +284,7 @@ impl QueueThread<'_> {
             }
             for queue in &mut self.queues {
                 if queue.server.has_woken() {
-                    queue.server.go_on(&mut self.lane);
+                    queue.server.go_on(&mut self.context);
                 }
             }
             self.look_after_parked();

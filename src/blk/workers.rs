@@ -58,10 +58,10 @@ impl Workers {
             }
             let own = self.vrings.iter().enumerate().skip(number).step_by(count);
             let own = own.map(|(index, vring)| (index, vring.clone())).collect();
-            let lane = self.shared.device.lane().map_err(WorkersError::Context)?;
+            let context = self.shared.device.worker_context().map_err(WorkersError::Context)?;
             let trouble = self.trouble.try_clone().map_err(WorkersError::Thread)?;
             let (shared, watch) = (Arc::clone(&self.shared), Arc::clone(&self.watch));
-            let worker = Worker::spawn(number, own, shared, lane, trouble, watch);
+            let worker = Worker::spawn(number, own, shared, context, trouble, watch);
             self.threads[number] = Some(worker.map_err(WorkersError::Thread)?);
         }
         self.running_for(ring).ok_or(WorkersError::NoQueue)

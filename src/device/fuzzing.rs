@@ -16,8 +16,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek64};
 
 use super::{
-    BlockChoice, Device, DeviceConfig, DeviceError, Lane, MemoryKind, Op, Payload, PayloadFault,
-    State,
+    BlockChoice, Device, DeviceConfig, DeviceError, MemoryKind, Op, Payload, PayloadFault, State,
+    WorkerContext,
 };
 use crate::engine::{EngineConfig, Policy};
 use crate::store::HOST_PAGE;
@@ -42,19 +42,19 @@ static STATE: LazyLock<[Image; 3]> = LazyLock::new(|| {
     let state = State::without_names("a test", &config(0).format().expect("format"), false);
     let mut device = Device::with_state(&config(0), state.expect("state")).expect("device");
     for codec in 0..CODECS.len() as u64 {
-        let mut lane = device.lane().expect("lane");
+        let mut context = device.worker_context().expect("context");
         for page in (0..PAGES).filter(|page| page / 6 % CODECS.len() as u64 == codec) {
             // Every slot has had another content before.
-            write(&device, &mut lane, page, noise(page + 1000, PAGE_SIZE / 3));
+            write(&device, &mut context, page, noise(page + 1000, PAGE_SIZE / 3));
             if kind(page) != 0 {
-                write(&device, &mut lane, page, contents(page));
+                write(&device, &mut context, page, contents(page));
             } else {
-                free(&device, &mut lane, page);
+                free(&device, &mut context, page);
             }
         }
         device.set_complete();
         let image = device.state().expect("state").descriptors().map(|file| Image::of(file));
-        drop((lane, device));
+        drop((context, device));
         let next = (codec as usize + 1) % CODECS.len();
         device = open(image.map(|image| image.file()), next).expect("device");
     }
@@ -162,23 +162,23 @@ impl Payload for Buffer {
     }
 }
 
-fn write(device: &Device, lane: &mut Lane, page: u64, bytes: Vec<u8>) {
+fn write(device: &Device, context: &mut WorkerContext, page: u64, bytes: Vec<u8>) {
     let (sector, length) = (page * SECTORS_PER_PAGE, bytes.len() as u64);
     let mut io = device.request(Op::Write, sector, length, Buffer(bytes)).expect("in range");
-    sync::block_on(|cx| io.poll(lane, cx)).expect("a write");
+    sync::block_on(|cx| io.poll(context, cx)).expect("a write");
 }
 
-fn free(device: &Device, lane: &mut Lane, page: u64) {
+fn free(device: &Device, context: &mut WorkerContext, page: u64) {
     let sector = page * SECTORS_PER_PAGE;
     let payload = Buffer(Vec::new());
     let mut io = device.request(Op::Discard, sector, PAGE_SIZE as u64, payload).expect("in range");
-    sync::block_on(|cx| io.poll(lane, cx)).expect("a discard");
+    sync::block_on(|cx| io.poll(context, cx)).expect("a discard");
 }
 
-fn read(device: &Device, lane: &mut Lane, page: u64) -> Option<Vec<u8>> {
+fn read(device: &Device, context: &mut WorkerContext, page: u64) -> Option<Vec<u8>> {
     let (sector, payload) = (page * SECTORS_PER_PAGE, Buffer(vec![0xee; PAGE_SIZE]));
     let mut io = device.request(Op::Read, sector, PAGE_SIZE as u64, payload).expect("in range");
-    let done = sync::block_on(|cx| io.poll(lane, cx));
+    let done = sync::block_on(|cx| io.poll(context, cx));
     done.is_ok().then(|| io.into_payload().0)
 }
 
@@ -197,24 +197,24 @@ pub fn damaged_state(input: &[u8]) -> bool {
         damage(&mut files, *step, hash((input, number)), intents, lost);
     }
     let Ok(device) = open(files, usize::from(choice >> 3 & 1)) else { return false };
-    let mut lane = device.lane().expect("lane");
+    let mut context = device.worker_context().expect("context");
     for page in 0..PAGES {
-        if let Some(found) = read(&device, &mut lane, page) {
+        if let Some(found) = read(&device, &mut context, page) {
             assert!(found == contents(page), "page {page} is another one: {steps:?}");
         }
     }
     // What is damaged can be replaced, and what is not stays.
     for page in (0..PAGES).step_by(2) {
-        write(&device, &mut lane, page, noise(page + 2000, PAGE_SIZE / 2));
+        write(&device, &mut context, page, noise(page + 2000, PAGE_SIZE / 2));
     }
     for page in 0..PAGES {
-        let found = read(&device, &mut lane, page);
+        let found = read(&device, &mut context, page);
         match page % 2 {
             0 => assert!(found == Some(noise(page + 2000, PAGE_SIZE / 2)), "page {page} is lost"),
             _ => assert!(found.is_none_or(|found| found == contents(page)), "page {page} is wrong"),
         }
-        free(&device, &mut lane, page);
-        assert!(read(&device, &mut lane, page) == Some(vec![0; PAGE_SIZE]), "page {page} stays");
+        free(&device, &mut context, page);
+        assert!(read(&device, &mut context, page) == Some(vec![0; PAGE_SIZE]), "page {page} stays");
     }
     true
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::page_op::{Kind, PageOp, Plan, Turn};
 use super::request::{IoError, Op, Payload, WaitReason};
-use super::{Device, Lane};
+use super::{Device, WorkerContext};
 use crate::checker;
 use crate::clock::TimeSlice;
 use crate::engine::Job;
@@ -153,11 +153,15 @@ impl<'d, P: Payload> Io<'d, P> {
     ///
     /// # Errors
     /// See [`IoError`]. The request is over then.
-    pub fn poll(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+    pub fn poll(
+        &mut self,
+        context: &mut WorkerContext,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), IoError>> {
         let _turn = self.task.enter();
-        lane.reader.enter();
-        let done = self.work(lane, cx);
-        lane.reader.leave();
+        context.reader.enter();
+        let done = self.work(context, cx);
+        context.reader.leave();
         let done = ready!(done);
         match &done {
             Ok(()) => self.device.count_success(self.cursor.op),
@@ -183,15 +187,15 @@ impl<'d, P: Payload> Io<'d, P> {
         self.payload
     }
 
-    fn work(&mut self, lane: &mut Lane, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
+    fn work(&mut self, context: &mut WorkerContext, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
         let mut slice = TimeSlice::new(TIME_PER_POLL, FIRST_LOOK);
         loop {
-            if !self.poll_window(&mut slice, lane, cx)? {
+            if !self.poll_window(&mut slice, context, cx)? {
                 return Poll::Pending;
             }
-            self.begin_pages(&mut slice, lane, cx)?;
+            self.begin_pages(&mut slice, context, cx)?;
             // Before it sleeps, all that it waits for has to be under way.
-            if self.submit(lane) {
+            if self.submit(context) {
                 continue;
             }
             let is_over = self.cursor.at == self.cursor.end && self.window.is_empty();
@@ -204,12 +208,12 @@ impl<'d, P: Payload> Io<'d, P> {
     fn poll_window(
         &mut self,
         slice: &mut TimeSlice,
-        lane: &mut Lane,
+        context: &mut WorkerContext,
         cx: &Context<'_>,
     ) -> Result<bool, IoError> {
         let mut at = 0;
         while at < self.window.len() {
-            let (mut turn, Parts { window, .. }) = self.turn(lane);
+            let (mut turn, Parts { window, .. }) = self.turn(context);
             if window[at].poll(&mut turn, cx)?.is_pending() {
                 at += 1;
                 continue;
@@ -228,11 +232,11 @@ impl<'d, P: Payload> Io<'d, P> {
     fn begin_pages(
         &mut self,
         slice: &mut TimeSlice,
-        lane: &mut Lane,
+        context: &mut WorkerContext,
         cx: &Context<'_>,
     ) -> Result<(), IoError> {
         let mut pages = PAGES_PER_POLL;
-        let (mut turn, Parts { cursor, current, window }) = self.turn(lane);
+        let (mut turn, Parts { cursor, current, window }) = self.turn(context);
         while cursor.at < cursor.end && window.len() < WINDOW {
             if pages == 0 || slice.spend(PAGE) {
                 cx.waker().wake_by_ref();
@@ -264,7 +268,7 @@ impl<'d, P: Payload> Io<'d, P> {
 
     /// Submits what is to be submitted. True if some of that was done inline instead, so there is a
     /// result already.
-    fn submit(&mut self, lane: &mut Lane) -> bool {
+    fn submit(&mut self, context: &mut WorkerContext) -> bool {
         if self.jobs.is_empty() {
             return false;
         }
@@ -273,16 +277,16 @@ impl<'d, P: Payload> Io<'d, P> {
         // One at a time: whoever polls counts the time that it takes.
         let Some(job) = self.jobs.pop_front() else { return false };
         engine.count_fallback(None);
-        job.finish(job.run(codecs, &mut lane.workspace));
+        job.finish(job.run(codecs, &mut context.workspace));
         true
     }
 
     /// What a page needs of the request, and the rest of it.
     #[inline]
-    fn turn<'t>(&'t mut self, lane: &'t mut Lane) -> (Turn<'t, 'd, P>, Parts<'t, 'd>) {
+    fn turn<'t>(&'t mut self, context: &'t mut WorkerContext) -> (Turn<'t, 'd, P>, Parts<'t, 'd>) {
         let Self { device, payload, cursor, current, window, jobs, plan, .. } = self;
         let (last, room) = (cursor.end.div_ceil(PAGE), WINDOW - window.len());
-        let turn = Turn { device, payload, lane, plan, jobs, last, room };
+        let turn = Turn { device, payload, context, plan, jobs, last, room };
         (turn, Parts { cursor, current, window })
     }
 }

@@ -25,7 +25,7 @@ pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, WINDOW};
-pub use self::page::Lane;
+pub use self::page::WorkerContext;
 pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
@@ -222,8 +222,8 @@ impl Device {
     ///
     /// # Errors
     /// The codec cannot allocate its contexts.
-    pub fn lane(&self) -> Result<Lane, DeviceError> {
-        Ok(Lane::new(&self.codecs, self.table.reader())?)
+    pub fn worker_context(&self) -> Result<WorkerContext, DeviceError> {
+        Ok(WorkerContext::new(&self.codecs, self.table.reader())?)
     }
 
     /// The calling thread's counters.

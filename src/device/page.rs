@@ -14,7 +14,7 @@ use crate::units::{PAGE_SIZE, Page};
 pub(super) const MAX_OBJECT: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
 /// What one thread needs to serve requests: codec contexts and scratch pages. Not shared.
-pub struct Lane {
+pub struct WorkerContext {
     pub(super) workspace: Workspace,
     pub(super) page: Box<Page>,
     object: Box<[u8; MAX_OBJECT]>,
@@ -24,7 +24,7 @@ pub struct Lane {
     pub(super) reader: Reader,
 }
 
-impl Lane {
+impl WorkerContext {
     pub(super) fn new(codecs: &CodecTable, reader: Reader) -> Result<Self, CodecError> {
         Ok(Self {
             workspace: codecs.workspace()?,
@@ -37,7 +37,7 @@ impl Lane {
     }
 }
 
-impl Lane {
+impl WorkerContext {
     /// The page as a job for the codec of this number; another one takes its place here.
     pub(super) fn compress_later(&mut self, codec: u8) -> Arc<Job> {
         let page = std::mem::replace(&mut self.page, self.spares.take());
@@ -46,19 +46,19 @@ impl Lane {
 }
 
 impl Device {
-    /// Stores the page in `lane.page`, if it is same-filled, as a content for the slot `index`,
+    /// Stores the page in `context.page`, if it is same-filled, as a content for the slot `index`,
     /// which does not name it yet.
     pub(super) fn encode_same(
         &self,
         index: u64,
-        lane: &Lane,
+        context: &WorkerContext,
     ) -> Result<Option<NewContent<'_>>, IoError> {
-        let Some(word) = same_filled(&lane.page) else { return Ok(None) };
+        let Some(word) = same_filled(&context.page) else { return Ok(None) };
         let [a, b, c, d, rest @ ..] = word;
         if [a, b, c, d] == rest {
             return Ok(Some(NewContent::same(u32::from_le_bytes(rest))));
         }
-        let object = self.store(index, &word, &lane.reader)?;
+        let object = self.store(index, &word, &context.reader)?;
         Ok(Some(self.content_of(object, Content::SameWide)))
     }
 
@@ -67,21 +67,21 @@ impl Device {
         Work::Compress { codec: self.codecs.primary().number(), limit: MAX_OBJECT }
     }
 
-    /// Compresses and stores the page in `lane.page`, which is not same-filled, likewise.
+    /// Compresses and stores the page in `context.page`, which is not same-filled, likewise.
     pub(super) fn encode_page(
         &self,
         index: u64,
-        lane: &mut Lane,
+        context: &mut WorkerContext,
     ) -> Result<NewContent<'_>, IoError> {
-        let Lane { workspace, page, object, sampler, .. } = lane;
+        let WorkerContext { workspace, page, object, sampler, .. } = context;
         let codec = self.codecs.primary();
         let work = self.compression();
         let compressed = self
             .engine
             .inline(work, sampler, || codec.compress(workspace, page, &mut object[..]))
             .map_err(IoError::Compress)?;
-        let object = compressed.map(|length| (codec.number(), &lane.object[..length]));
-        self.store_encoded(index, object, &lane.page, &lane.reader)
+        let object = compressed.map(|length| (codec.number(), &context.object[..length]));
+        self.store_encoded(index, object, &context.page, &context.reader)
     }
 
     /// Stores what a codec made of a page: an object with the codec's number, or none that is worth it.
@@ -97,15 +97,15 @@ impl Device {
         Ok(self.content_of(object, |object| Content::Object(codec, object)))
     }
 
-    /// Reads a content into `lane.page`; `object` is the bytes of its object.
+    /// Reads a content into `context.page`; `object` is the bytes of its object.
     pub(super) fn decode(
         &self,
         index: u64,
         content: Content,
         object: &[u8],
-        lane: &mut Lane,
+        context: &mut WorkerContext,
     ) -> Result<(), IoError> {
-        let page = &mut *lane.page;
+        let page = &mut *context.page;
         match content {
             Content::Empty | Content::Discarded | Content::Same(0) => page.fill(0),
             Content::Unknown => return Err(IoError::Damaged { index }),
@@ -114,20 +114,20 @@ impl Device {
             }
             Content::SameWide(_) => fill(page, object.first_chunk().copied().unwrap_or_default()),
             Content::Object(_, stored) if stored.is_huge() => page.copy_from_slice(object),
-            Content::Object(codec, _) => self.decompress(index, codec, object, lane)?,
+            Content::Object(codec, _) => self.decompress(index, codec, object, context)?,
         }
         Ok(())
     }
 
-    /// Decompresses an object of the page `index` into `lane.page` by the codec of number `codec`.
+    /// Decompresses an object of the page `index` into `context.page` by the codec of number `codec`.
     pub(super) fn decompress(
         &self,
         index: u64,
         codec: u8,
         object: &[u8],
-        lane: &mut Lane,
+        context: &mut WorkerContext,
     ) -> Result<(), IoError> {
-        let Lane { workspace, page, sampler, .. } = lane;
+        let WorkerContext { workspace, page, sampler, .. } = context;
         let decoded = self.engine.inline(Work::Decompress { codec }, sampler, || {
             self.codecs.decompress(codec, workspace, object, page)
         });

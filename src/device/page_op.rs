@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 
 use super::content::NewContent;
 use super::request::{IoError, Payload, WaitReason};
-use super::{Device, Lane};
+use super::{Device, WorkerContext};
 use crate::engine::{Engine, Job, Pending, Work};
 use crate::failpoint;
 use crate::slot::{Content, SlotGuard, Waiter};
@@ -74,7 +74,7 @@ enum Step<'d> {
 pub(super) struct Turn<'t, 'd, P> {
     pub(super) device: &'d Device,
     pub(super) payload: &'t mut P,
-    pub(super) lane: &'t mut Lane,
+    pub(super) context: &'t mut WorkerContext,
     pub(super) plan: &'t mut Plan,
     /// Jobs that are to be submitted to the engine, oldest first.
     pub(super) jobs: &'t mut VecDeque<Arc<Job>>,
@@ -178,7 +178,7 @@ impl<'d> PageOp<'d> {
         match self.kind {
             Kind::Read => match self.peek(device) {
                 Some(content) => {
-                    device.decode(self.index, content, &[], turn.lane)?;
+                    device.decode(self.index, content, &[], turn.context)?;
                     self.deliver(turn)
                 }
                 None => self.lock(turn, cx, None),
@@ -186,9 +186,9 @@ impl<'d> PageOp<'d> {
             // All that takes time or can fail comes before the lock.
             Kind::Write => {
                 // The guest may change its buffer at any time: one copy, and all that follows from it.
-                turn.payload.fetch(self.offset, &mut turn.lane.page[..])?;
+                turn.payload.fetch(self.offset, &mut turn.context.page[..])?;
                 failpoint::reach("write.fetched");
-                device.ensure(self.index, &turn.lane.reader)?;
+                device.ensure(self.index, &turn.context.reader)?;
                 self.encode(turn, cx, None)
             }
             Kind::Modify { zero: true }
@@ -227,11 +227,11 @@ impl<'d> PageOp<'d> {
                 // The slot does not exist, which is all that these have to know.
                 (Poll::Ready(None), Kind::Free) => return Poll::Ready(Ok(())),
                 (Poll::Ready(None), Kind::Read) => {
-                    device.decode(self.index, Content::Empty, &[], turn.lane)?;
+                    device.decode(self.index, Content::Empty, &[], turn.context)?;
                     return self.deliver(turn);
                 }
                 // Nothing was in its part of the table, so that went meanwhile.
-                (Poll::Ready(None), _) => device.ensure(self.index, &turn.lane.reader)?,
+                (Poll::Ready(None), _) => device.ensure(self.index, &turn.context.reader)?,
                 (Poll::Pending, _) => {
                     self.step = Step::Lock(new);
                     return Poll::Pending;
@@ -261,12 +261,12 @@ impl<'d> PageOp<'d> {
                     return Poll::Ready(done.map_err(Into::into));
                 }
             } else if turn.hands_over(self, Work::Decompress { codec }) {
-                let job = Job::decompress(bytes, codec, &mut turn.lane.spares);
+                let job = Job::decompress(bytes, codec, &mut turn.context.spares);
                 // A read has a copy of the object, so that nobody waits for the slot meanwhile.
                 return self.submit(turn, cx, job, (!is_read).then_some(guard));
             }
         }
-        turn.device.decode(self.index, content, bytes, turn.lane)?;
+        turn.device.decode(self.index, content, bytes, turn.context)?;
         if is_read {
             // The slot is free before its bytes are copied to the guest.
             drop(guard);
@@ -277,11 +277,11 @@ impl<'d> PageOp<'d> {
 
     #[inline(always)]
     fn deliver<P: Payload>(&self, turn: &mut Turn<'_, 'd, P>) -> Done {
-        let done = turn.payload.deliver(self.offset, &turn.lane.page[self.part.clone()]);
+        let done = turn.payload.deliver(self.offset, &turn.context.page[self.part.clone()]);
         Poll::Ready(done.map_err(Into::into))
     }
 
-    /// Changes a part of the page in `lane.page`.
+    /// Changes a part of the page in `context.page`.
     fn change<P: Payload>(
         &mut self,
         turn: &mut Turn<'_, 'd, P>,
@@ -289,7 +289,7 @@ impl<'d> PageOp<'d> {
         guard: Option<SlotGuard<'d>>,
     ) -> Done {
         failpoint::reach("modify.decoded");
-        let part = &mut turn.lane.page[self.part.clone()];
+        let part = &mut turn.context.page[self.part.clone()];
         if self.kind == (Kind::Modify { zero: true }) {
             part.fill(0);
         } else {
@@ -298,7 +298,7 @@ impl<'d> PageOp<'d> {
         self.encode(turn, cx, guard)
     }
 
-    /// Makes a content of the page in `lane.page`.
+    /// Makes a content of the page in `context.page`.
     #[inline]
     fn encode<P: Payload>(
         &mut self,
@@ -307,13 +307,13 @@ impl<'d> PageOp<'d> {
         guard: Option<SlotGuard<'d>>,
     ) -> Done {
         let device = turn.device;
-        let new = match device.encode_same(self.index, turn.lane)? {
+        let new = match device.encode_same(self.index, turn.context)? {
             Some(same) => same,
             None if turn.hands_over(self, device.compression()) => {
-                let job = turn.lane.compress_later(device.codecs.primary().number());
+                let job = turn.context.compress_later(device.codecs.primary().number());
                 return self.submit(turn, cx, job, guard);
             }
-            None => device.encode_page(self.index, turn.lane)?,
+            None => device.encode_page(self.index, turn.context)?,
         };
         self.encoded(turn, cx, new, guard)
     }
@@ -377,32 +377,32 @@ impl<'d> PageOp<'d> {
             self.step = Step::Codec { pending, guard };
             return Poll::Pending;
         };
-        let (device, lane) = (turn.device, &mut *turn.lane);
+        let (device, context) = (turn.device, &mut *turn.context);
         if let Err(error) = &result {
             device.engine.count_fallback(Some(error));
         }
         let job = pending.job();
         let new = match (job.work(), result) {
             (Work::Decompress { .. }, Ok(output)) => {
-                lane.spares.keep(std::mem::replace(&mut lane.page, output.bytes));
+                context.spares.keep(std::mem::replace(&mut context.page, output.bytes));
                 None
             }
             (Work::Decompress { codec }, Err(_)) => {
-                device.decompress(self.index, codec, job.input(), lane)?;
+                device.decompress(self.index, codec, job.input(), context)?;
                 None
             }
             (Work::Compress { codec, .. }, Ok(output)) => {
                 let object = output.length.map(|length| (codec, &output.bytes[..length]));
-                let new = device.store_encoded(self.index, object, job.page(), &lane.reader);
-                lane.spares.keep(output.bytes);
+                let new = device.store_encoded(self.index, object, job.page(), &context.reader);
+                context.spares.keep(output.bytes);
                 Some(new?)
             }
             (Work::Compress { .. }, Err(_)) => {
-                lane.page.copy_from_slice(job.page());
-                Some(device.encode_page(self.index, lane)?)
+                context.page.copy_from_slice(job.page());
+                Some(device.encode_page(self.index, context)?)
             }
         };
-        pending.recycle(&mut lane.spares);
+        pending.recycle(&mut context.spares);
         match new {
             Some(new) => self.encoded(turn, cx, new, guard),
             None if self.kind == Kind::Read => self.deliver(turn),

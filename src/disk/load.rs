@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::image::{Image, ImageError, ImageFormat};
-use crate::device::{Device, DeviceError, IoError, Lane, Op, Payload, PayloadFault};
+use crate::device::{Device, DeviceError, IoError, Op, Payload, PayloadFault, WorkerContext};
 use crate::stop::{Stop, Stopped};
 use crate::units::{PAGE_SIZE, SECTOR_SIZE};
 use crate::{sync, threads};
@@ -136,7 +136,7 @@ fn fill(
     if length > device.size() {
         return Err(LoadError::TooLong { image: length, disk: device.size() });
     }
-    let mut lane = device.lane()?;
+    let mut context = device.worker_context()?;
     let mut chunk = vec![0; CHUNK];
     let mut reported = Instant::now();
     let mut at = 0;
@@ -146,7 +146,7 @@ fn fill(
         image.read(start, &mut chunk[..bytes])?;
         let padded = bytes.next_multiple_of(PAGE_SIZE);
         chunk[bytes..padded].fill(0);
-        store(device, &mut lane, start, &chunk[..padded])?;
+        store(device, &mut context, start, &chunk[..padded])?;
         at = start + padded as u64;
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
@@ -162,7 +162,12 @@ fn fill(
 
 /// Writes the pages of `bytes` that hold anything but zeroes, to byte `at` of the disk and what
 /// follows.
-fn store(device: &Device, lane: &mut Lane, at: u64, bytes: &[u8]) -> Result<(), LoadError> {
+fn store(
+    device: &Device,
+    context: &mut WorkerContext,
+    at: u64,
+    bytes: &[u8],
+) -> Result<(), LoadError> {
     let (pages, _) = bytes.as_chunks::<PAGE_SIZE>();
     let is_blank = |page: &[u8; PAGE_SIZE]| *page == [0; PAGE_SIZE];
     let mut at = at;
@@ -171,7 +176,7 @@ fn store(device: &Device, lane: &mut Lane, at: u64, bytes: &[u8]) -> Result<(), 
         if !is_blank(&run[0]) {
             let length = bytes.len() as u64;
             let mut request = device.request(Op::Write, at / SECTOR_SIZE, length, Piece(bytes))?;
-            sync::block_on(|cx| request.poll(lane, cx))?;
+            sync::block_on(|cx| request.poll(context, cx))?;
         }
         at += bytes.len() as u64;
     }

@@ -231,7 +231,9 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::device::{BlockChoice, DeviceConfig, Lane, MemoryKind, Op, Payload, PayloadFault};
+    use crate::device::{
+        BlockChoice, DeviceConfig, MemoryKind, Op, Payload, PayloadFault, WorkerContext,
+    };
     use crate::engine::EngineConfig;
     use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
@@ -266,17 +268,28 @@ mod tests {
         }
     }
 
-    fn write(device: &Device, lane: &mut Lane, page: u64, payload: impl Payload) -> bool {
+    fn write(
+        device: &Device,
+        context: &mut WorkerContext,
+        page: u64,
+        payload: impl Payload,
+    ) -> bool {
         let sector = page * SECTORS_PER_PAGE;
         let mut io = device.request(Op::Write, sector, PAGE_SIZE as u64, payload).unwrap();
-        sync::block_on(|cx| io.poll(lane, cx)).is_ok()
+        sync::block_on(|cx| io.poll(context, cx)).is_ok()
     }
 
-    fn request(device: &Device, lane: &mut Lane, op: Op, page: u64, pages: u64) -> bool {
+    fn request(
+        device: &Device,
+        context: &mut WorkerContext,
+        op: Op,
+        page: u64,
+        pages: u64,
+    ) -> bool {
         let sector = page * SECTORS_PER_PAGE;
         let bytes = pages * PAGE_SIZE as u64;
         let mut io = device.request(op, sector, bytes, Noise(page + 1)).unwrap();
-        sync::block_on(|cx| io.poll(lane, cx)).is_ok()
+        sync::block_on(|cx| io.poll(context, cx)).is_ok()
     }
 
     fn device() -> Arc<Device> {
@@ -297,12 +310,12 @@ mod tests {
     fn memory_goes_back_to_the_host_by_itself() {
         let device = device();
         let upkeep = Upkeep::start(Arc::clone(&device), Host::unlimited()).unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..4096 {
-            assert!(request(&device, &mut lane, Op::Write, page, 1));
+            assert!(request(&device, &mut context, Op::Write, page, 1));
         }
         assert!(device.report().mem_used_total > 4096 * 4096);
-        assert!(request(&device, &mut lane, Op::Discard, 0, 4096));
+        assert!(request(&device, &mut context, Op::Discard, 0, 4096));
         let began = Instant::now();
         while device.report().mem_used_total > 0 {
             assert!(began.elapsed() < Duration::from_secs(60), "the memory does not come back");
@@ -331,12 +344,12 @@ mod tests {
     #[test]
     fn what_is_freed_goes_back_within_two_seconds() {
         let device = device();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..4096 {
-            assert!(request(&device, &mut lane, Op::Write, page, 1));
+            assert!(request(&device, &mut context, Op::Write, page, 1));
         }
         assert!(device.report().mem_used_total > 4096 * 4096);
-        assert!(request(&device, &mut lane, Op::Discard, 0, 4096));
+        assert!(request(&device, &mut context, Op::Discard, 0, 4096));
         let (time, _) = rounds_after_a_change(&device);
         assert_eq!(device.report().mem_used_total, 0);
         // At once would make the same pages come and go all the time.
@@ -348,15 +361,15 @@ mod tests {
     #[test]
     fn parts_of_the_table_without_content_go_back_within_two_seconds() {
         let device = device();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in (0..16384).step_by(512) {
-            assert!(write(&device, &mut lane, page, Zeroes));
+            assert!(write(&device, &mut context, page, Zeroes));
         }
         assert_eq!(device.report().table_bytes, 32 * 4096);
         rounds_after_a_change(&device);
         assert_eq!(device.report().table_bytes, 32 * 4096);
         assert!(!device.answer(), "nothing happened since");
-        assert!(request(&device, &mut lane, Op::Discard, 0, 16384));
+        assert!(request(&device, &mut context, Op::Discard, 0, 16384));
         assert!(device.answer(), "upkeep is woken");
         let (time, _) = rounds_after_a_change(&device);
         assert_eq!(device.report().table_bytes, 0);
@@ -367,13 +380,13 @@ mod tests {
     #[test]
     fn upkeep_moves_objects_out_of_sparse_pages() {
         let device = device();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..4096 {
-            assert!(request(&device, &mut lane, Op::Write, page, 1));
+            assert!(request(&device, &mut context, Op::Write, page, 1));
         }
         let full = device.report().mem_used_total;
         for page in (0..4096).step_by(2) {
-            assert!(request(&device, &mut lane, Op::Discard, page, 1));
+            assert!(request(&device, &mut context, Op::Discard, page, 1));
         }
         let (time, moves) = rounds_after_a_change(&device);
         let report = device.report();
@@ -387,12 +400,12 @@ mod tests {
     #[test]
     fn pauses_grow_while_nothing_can_be_done_and_end_with_a_change() {
         let device = device();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..1024 {
-            assert!(request(&device, &mut lane, Op::Write, page, 1));
+            assert!(request(&device, &mut context, Op::Write, page, 1));
         }
         for page in (0..1024).step_by(2) {
-            assert!(request(&device, &mut lane, Op::Discard, page, 1));
+            assert!(request(&device, &mut context, Op::Discard, page, 1));
         }
         // All others are busy, so no page gets bare.
         let held: Vec<_> = (0..1024).filter_map(|page| device.hold(page)).collect();
@@ -428,13 +441,13 @@ mod tests {
         let spare = Arc::new(AtomicU64::new(1 << 30));
         let its_spare = Arc::clone(&spare);
         device.watch_host(move || Some(its_spare.load(Ordering::Relaxed)));
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..4096 {
-            assert!(request(&device, &mut lane, Op::Write, page, 1));
+            assert!(request(&device, &mut context, Op::Write, page, 1));
         }
         let full = device.report().mem_used_total;
         for page in (0..4096).filter(|page| page % 16 != 0) {
-            assert!(request(&device, &mut lane, Op::Discard, page, 1));
+            assert!(request(&device, &mut context, Op::Discard, page, 1));
         }
         // These are busy, so there is more to do, and the disk does not come to rest.
         let held: Vec<_> = (0..4096).step_by(16).filter_map(|page| device.hold(page)).collect();
@@ -447,7 +460,7 @@ mod tests {
         // Somebody else takes it all.
         spare.store(0, Ordering::Relaxed);
         let stored =
-            (4096..16384).take_while(|page| request(&device, &mut lane, Op::Write, *page, 1));
+            (4096..16384).take_while(|page| request(&device, &mut context, Op::Write, *page, 1));
         let stored = stored.count() * PAGE_SIZE;
         // What the objects that stayed leave free on their pages costs nothing.
         assert!(stored <= SHARE + SHARE / 2, "{stored} bytes were stored without a look");
@@ -461,14 +474,14 @@ mod tests {
         let spare = Arc::new(AtomicU64::new(0));
         let its_spare = Arc::clone(&spare);
         device.watch_host(move || Some(its_spare.load(Ordering::Relaxed)));
-        let mut lane = device.lane().unwrap();
-        assert!(!request(&device, &mut lane, Op::Write, 0, 1));
+        let mut context = device.worker_context().unwrap();
+        assert!(!request(&device, &mut context, Op::Write, 0, 1));
         spare.store(1 << 20, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(60));
-        assert!(request(&device, &mut lane, Op::Write, 0, 1));
+        assert!(request(&device, &mut context, Op::Write, 0, 1));
         spare.store(0, Ordering::Relaxed);
         device.look_at_host();
-        let refused = (1..64).filter(|page| !request(&device, &mut lane, Op::Write, *page, 1));
+        let refused = (1..64).filter(|page| !request(&device, &mut context, Op::Write, *page, 1));
         assert!(refused.count() > 50);
     }
 
@@ -478,26 +491,26 @@ mod tests {
         let spare = Arc::new(AtomicU64::new(1 << 30));
         let its_spare = Arc::clone(&spare);
         device.watch_host(move || Some(its_spare.load(Ordering::Relaxed)));
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         let mut rounds = Rounds::new(&device);
         for (page, left, stored) in [(0, 1 << 30, true), (64, 0, false), (128, 1 << 30, true)] {
             spare.store(left, Ordering::Relaxed);
             rounds.begin(Wakened::Rung);
-            assert_eq!(request(&device, &mut lane, Op::Write, page, 32), stored, "page {page}");
+            assert_eq!(request(&device, &mut context, Op::Write, page, 32), stored, "page {page}");
         }
         // When there is nothing more to do it counts on nothing that it saw.
         spare.store(0, Ordering::Relaxed);
         while rounds.work(Wakened::TimeOut, false, || true).1.is_some() {}
-        assert!(!request(&device, &mut lane, Op::Write, 192, 32));
+        assert!(!request(&device, &mut context, Op::Write, 192, 32));
     }
 
     #[test]
     fn a_host_without_memory_to_spare_gets_no_writes() {
         let device = device();
         let upkeep = Upkeep::start(Arc::clone(&device), Host::new(u64::MAX)).unwrap();
-        let mut lane = device.lane().unwrap();
-        assert!(!request(&device, &mut lane, Op::Write, 0, 1));
-        assert!(request(&device, &mut lane, Op::Discard, 0, 1));
+        let mut context = device.worker_context().unwrap();
+        assert!(!request(&device, &mut context, Op::Write, 0, 1));
+        assert!(request(&device, &mut context, Op::Discard, 0, 1));
         assert_eq!(device.report().failed_writes, 1);
         assert_eq!(device.report().mem_used_total, 0);
         drop(upkeep);

@@ -12,7 +12,7 @@ use crate::blk::reply::{Reply, Status};
 use crate::blk::request::{GuestBytes, Request, deliver_id};
 use crate::clock;
 use crate::device::Extent;
-use crate::device::{IoError, Lane, Op};
+use crate::device::{IoError, Op, WorkerContext};
 use crate::ratelimit::Kind;
 use crate::virtq::chain::DescriptorTable;
 use crate::virtq::elem::{Head, Unanswerable};
@@ -28,12 +28,12 @@ impl<'d> QueueServer<'d> {
         &mut self,
         table: DescriptorTable,
         memory: &GuestMemoryLoadGuard<Memory>,
-        lane: &mut Lane,
+        context: &mut WorkerContext,
     ) -> bool {
         while self.parked.has_room()
             && let Some(head) = self.scratch.taken.pop_front()
         {
-            let over = match self.begin(head, table, memory, lane) {
+            let over = match self.begin(head, table, memory, context) {
                 Some(bytes) => self.time_slice.spend(bytes),
                 None => self.time_slice.is_over(),
             };
@@ -55,7 +55,7 @@ impl<'d> QueueServer<'d> {
         head: Head,
         table: DescriptorTable,
         memory: &GuestMemoryLoadGuard<Memory>,
-        lane: &mut Lane,
+        context: &mut WorkerContext,
     ) -> Option<u64> {
         let chain = &mut self.scratch.chain;
         let read = chain.read(memory, table, head.index()).map_err(Unanswerable::from);
@@ -87,7 +87,7 @@ impl<'d> QueueServer<'d> {
                         let (since, age, reported) = (None, Duration::ZERO, false);
                         let begun =
                             InFlight { head, io, reply, extent, since, age, reported, segments };
-                        let ended = self.poll(begun, lane);
+                        let ended = self.poll(begun, context);
                         return (ended && matches!(op, Op::Read | Op::Write)).then_some(bytes);
                     }
                     Err(error) => {
@@ -126,13 +126,17 @@ impl<'d> QueueServer<'d> {
     }
 
     /// Polls a request, which is finished or waits then. True if it is finished.
-    pub(crate) fn poll(&mut self, mut in_flight: InFlight<'d>, lane: &mut Lane) -> bool {
+    pub(crate) fn poll(
+        &mut self,
+        mut in_flight: InFlight<'d>,
+        context: &mut WorkerContext,
+    ) -> bool {
         let head = in_flight.head.index();
         let waker = self.wakers[usize::from(head)]
             .get_or_insert_with(|| self.mailbox.waker(self.index, head));
         let InFlight { io, extent, reported, .. } = &mut in_flight;
         self.pulse.enter(self.index, head, extent, *reported);
-        let polled = io.poll(lane, &Context::from_waker(waker));
+        let polled = io.poll(context, &Context::from_waker(waker));
         self.pulse.leave();
         let done = match polled {
             Poll::Pending if self.leaving && in_flight.is_large() => {

@@ -12,7 +12,7 @@ use super::resume::{left, marked};
 use super::rig::{AVAIL, DATA, ROOM, Rig, SIZE, USED};
 use crate::blk::parked::Bound;
 use crate::blk::queue::QueueServer;
-use crate::device::Lane;
+use crate::device::WorkerContext;
 use crate::slot::SlotGuard;
 use crate::virtq::inflight::Inflight;
 
@@ -91,10 +91,10 @@ impl Guest<'_> {
     }
 
     /// Waits for all that it has asked for.
-    fn wait(&mut self, server: &mut QueueServer<'_>, lane: &mut Lane) {
+    fn wait(&mut self, server: &mut QueueServer<'_>, context: &mut WorkerContext) {
         for _ in 0..1_000_000 {
             self.rig.pass_on(server);
-            server.serve(lane);
+            server.serve(context);
             self.collect();
             if !self.waiting.contains(&true) {
                 return;
@@ -119,17 +119,17 @@ fn start<'r>(rig: &'r Rig, mode: Mode, region: &Inflight) -> QueueServer<'r> {
 fn rest<'d>(
     rig: &Rig,
     server: &mut QueueServer<'d>,
-    lane: &mut Lane,
+    context: &mut WorkerContext,
     held: &mut Vec<SlotGuard<'_>>,
     is_over: fn(&QueueServer<'d>) -> bool,
-    work: fn(&mut QueueServer<'d>, &mut Lane),
+    work: fn(&mut QueueServer<'d>, &mut WorkerContext),
 ) {
     for _ in 0..1_000_000 {
         rig.pass_on(server);
         if is_over(server) {
             return;
         }
-        work(server, lane);
+        work(server, context);
         rig.pass_on(server);
         if !is_over(server) && !server.has_woken() {
             held.pop();
@@ -146,10 +146,10 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
     let region = left(&[], first);
     let (waiting, version) = Default::default();
     let mut guest = Guest { rig: &rig, seen: first, waiting, version };
-    let mut lane = rig.lane();
+    let mut context = rig.worker_context();
     (0..REQUESTS).for_each(|n| guest.offer(n, false));
     let mut server = start(&rig, mode, &region);
-    guest.wait(&mut server, &mut lane);
+    guest.wait(&mut server, &mut context);
     let mut held: Vec<SlotGuard<'_>> = Vec::new();
     for step in steps {
         match *step {
@@ -166,7 +166,7 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
             Step::Settle => {
                 for _ in 0..8 {
                     rig.pass_on(&mut server);
-                    server.serve(&mut lane);
+                    server.serve(&mut context);
                 }
             }
             Step::Stop | Step::Leave => {
@@ -176,10 +176,10 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
                 } else {
                     server.stop();
                 }
-                let serve: fn(&mut QueueServer<'_>, &mut Lane) = |server, lane| {
-                    server.serve(lane);
+                let serve: fn(&mut QueueServer<'_>, &mut WorkerContext) = |server, context| {
+                    server.serve(context);
                 };
-                rest(&rig, &mut server, &mut lane, &mut held, QueueServer::is_drained, serve);
+                rest(&rig, &mut server, &mut context, &mut held, QueueServer::is_drained, serve);
                 let in_flight = marked(&region).len() as u16;
                 assert!(leaves && mode == Mode::Tracked || in_flight == 0, "{in_flight} marked");
                 assert_eq!(rig.next_avail(), guest.used_index().wrapping_add(in_flight), "base");
@@ -189,14 +189,14 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
             Step::Pause => {
                 server.pause();
                 let go_on = QueueServer::go_on;
-                rest(&rig, &mut server, &mut lane, &mut held, QueueServer::is_at_rest, go_on);
+                rest(&rig, &mut server, &mut context, &mut held, QueueServer::is_at_rest, go_on);
                 server.resume();
             }
         }
         guest.collect();
     }
     held.clear();
-    guest.wait(&mut server, &mut lane);
+    guest.wait(&mut server, &mut context);
     assert!(server.is_drained());
     assert_eq!(marked(&region), [0_u16; 0]);
     let queue = rig.vring.get_ref();

@@ -34,19 +34,19 @@ fn ordered() -> InflightLog {
 fn without_a_region_requests_are_published_in_the_order_in_which_they_were_taken() {
     let rig = Rig::new();
     let mut held = rig.offer_to_held(4);
-    let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
+    let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
     // One that waits for nothing, behind four that wait.
     rig.write(4, 9, 4096);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!((rig.used().len(), rig.status(4)), (4, 0), "done, and not published");
     // Pages 3, 1 and 2.
     for place in [3, 1, 1] {
         drop(held.remove(place));
-        rig.settle(&mut server, &mut lane);
+        rig.settle(&mut server, &mut context);
         assert_eq!((rig.used().len(), server.is_drained()), (4, false));
     }
     drop(held);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used()[4..], [0, 1, 2, 3, 4]);
     assert!(server.is_drained());
 }
@@ -56,17 +56,17 @@ fn a_full_queue_puts_back_and_stops_in_order() {
     for count in [1, 2, 3] {
         let rig = Rig::new();
         let mut held = rig.offer_to_held(5);
-        let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
+        let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
         server.set_bound(Bound { bytes: u64::MAX, count, ..Bound::default() });
-        rig.settle(&mut server, &mut lane);
+        rig.settle(&mut server, &mut context);
         assert_eq!(rig.next_avail(), 5 + count as u16);
         // The last one that was taken is done first; its room is taken by the next one.
         drop(held.remove(count - 1));
-        rig.settle(&mut server, &mut lane);
+        rig.settle(&mut server, &mut context);
         assert_eq!(rig.next_avail(), 5 + count as u16 + 1);
         server.stop();
         drop(held);
-        rig.settle(&mut server, &mut lane);
+        rig.settle(&mut server, &mut context);
         assert!(server.is_drained());
         let taken = count as u16 + 1;
         assert_eq!(rig.used()[5..], Vec::from_iter(0..taken), "all that was taken, in order");
@@ -78,21 +78,21 @@ fn a_full_queue_puts_back_and_stops_in_order() {
 fn a_pause_publishes_all_that_was_begun_in_order() {
     let rig = Rig::new();
     let mut held = rig.offer_to_held(3);
-    let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
-    rig.settle(&mut server, &mut lane);
+    let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
+    rig.settle(&mut server, &mut context);
     rig.write(3, 9, 4096);
     while let Some(guard) = held.pop() {
         drop(guard);
         rig.pass_on(&mut server);
         while server.has_woken() {
-            server.go_on(&mut lane);
+            server.go_on(&mut context);
             rig.pass_on(&mut server);
         }
         assert_eq!(server.is_at_rest(), held.is_empty());
         assert_eq!(rig.used().len(), if held.is_empty() { 6 } else { 3 });
     }
     assert_eq!((&rig.used()[3..], rig.next_avail()), (&[0, 1, 2][..], 6));
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used()[3..], [0, 1, 2, 3]);
 }
 
@@ -100,10 +100,10 @@ fn a_pause_publishes_all_that_was_begun_in_order() {
 fn a_request_that_is_given_up_lets_those_behind_it_pass() {
     let rig = Rig::new();
     let mut held = rig.offer_to_held(3);
-    let (mut server, mut lane) = (rig.server_on(ordered()), rig.lane());
-    rig.settle(&mut server, &mut lane);
+    let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
+    rig.settle(&mut server, &mut context);
     held.truncate(1);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used().len(), 3, "the first one holds the others up");
     let mut looks = Looks::new(Duration::MAX);
     let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
@@ -163,10 +163,11 @@ fn crashed(rig: &Rig) -> Inflight {
 fn what_was_in_flight_is_done_first_and_once() {
     let rig = Rig::new();
     let region = crashed(&rig);
-    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
+    let (mut server, mut context) =
+        (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     assert_eq!(rig.next_avail(), 3);
     assert!(!server.is_drained() && server.is_at_rest());
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
     assert_eq!((marked(&region), server.is_drained()), (vec![], true));
     let contents = contents(&region);
@@ -183,8 +184,8 @@ fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
     let rig = Rig::new();
     let region = left(&[], 0);
     let inflight_log = inflight_log(&rig, &region);
-    let (mut server, mut lane) = (rig.server_on(inflight_log), rig.lane());
-    rig.settle(&mut server, &mut lane);
+    let (mut server, mut context) = (rig.server_on(inflight_log), rig.worker_context());
+    rig.settle(&mut server, &mut context);
     assert!(!rig.shared.device.has_served(), "nothing was asked for yet");
     rig.write(0, 0, 4096);
     let (device, looks) = (Arc::clone(&rig.shared.device), Rc::new(Cell::new(0)));
@@ -193,18 +194,18 @@ fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
         assert!(device.has_served(), "store {} of the region came first", seen.get());
         seen.set(seen.get() + 1);
     })));
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     watch_stores(None);
     assert!(looks.get() > 0);
     // Without a region, what a request that still waits did may be on the disk already.
     let rig = Rig::new();
     let held = rig.offer_to_held(1);
     rig.shared.device.forget_served();
-    let (mut server, mut lane) = (rig.server(), rig.lane());
-    rig.settle(&mut server, &mut lane);
+    let (mut server, mut context) = (rig.server(), rig.worker_context());
+    rig.settle(&mut server, &mut context);
     assert!(rig.shared.device.has_served() && !server.is_drained());
     drop(held);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
 }
 
 #[test]
@@ -213,13 +214,14 @@ fn requests_that_are_taken_again_have_no_more_room_than_others() {
     let held = rig.offer_to_held(5);
     // They are at 5 to 9 in the available ring.
     let region = left(&[0, 3, 6], 5);
-    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
+    let (mut server, mut context) =
+        (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!((rig.next_avail(), rig.used().len()), (8, 5));
     assert_eq!(marked(&region), [0, 3, 6], "the third waits for room, and is in flight");
     drop(held);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used()[5..], [0, 1, 2, 3, 4]);
     assert_eq!((marked(&region), rig.next_avail()), (vec![], 10));
 }
@@ -228,10 +230,11 @@ fn requests_that_are_taken_again_have_no_more_room_than_others() {
 fn a_turn_of_no_time_takes_up_one_request() {
     let rig = Rig::new();
     let region = crashed(&rig);
-    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
+    let (mut server, mut context) =
+        (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     server.set_time_slice(Duration::ZERO);
     for done in 1..=5 {
-        assert_eq!(server.serve(&mut lane), Turn::More);
+        assert_eq!(server.serve(&mut context), Turn::More);
         assert_eq!(rig.used(), [3, 0, 2, 1, 4][..done]);
         assert_eq!(marked(&region), [vec![0, 6], vec![6], vec![], vec![], vec![]][done - 1]);
     }
@@ -242,11 +245,12 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
     for enabled in [true, false] {
         let rig = Rig::new();
         let region = crashed(&rig);
-        let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
+        let (mut server, mut context) =
+            (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
         rig.vring.set_enabled(enabled);
         server.stop();
         assert_eq!(server.is_drained(), !enabled);
-        rig.settle(&mut server, &mut lane);
+        rig.settle(&mut server, &mut context);
         assert!(server.is_drained());
         if enabled {
             assert_eq!((rig.used(), marked(&region)), (vec![3, 0, 2], vec![]));
@@ -256,7 +260,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
         // Whoever starts it next does what is left, once.
         rig.vring.set_enabled(true);
         let mut server = rig.server_on(inflight_log(&rig, &region));
-        rig.settle(&mut server, &mut lane);
+        rig.settle(&mut server, &mut context);
         assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
     }
 }
@@ -265,16 +269,17 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
 fn a_ring_that_breaks_leaves_the_rest_in_the_region() {
     let rig = Rig::new();
     let region = crashed(&rig);
-    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
+    let (mut server, mut context) =
+        (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     server.set_time_slice(Duration::ZERO);
     // The used ring goes where no memory is.
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, 1 << 40).unwrap();
-    assert_eq!(server.serve(&mut lane), Turn::Idle);
+    assert_eq!(server.serve(&mut context), Turn::Idle);
     assert!(server.is_drained());
     assert_eq!(marked(&region), [0, 6, 9]);
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, USED).unwrap();
     let mut server = rig.server_on(inflight_log(&rig, &region));
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
 }
 
@@ -286,11 +291,12 @@ fn a_head_that_is_in_flight_cannot_be_offered_again() {
     // What was made available second has the head that is in flight.
     let memory = rig.map.shared().memory().clone();
     memory.write_obj(0_u16, GuestAddress(super::rig::AVAIL + 4 + 3 * 2)).unwrap();
-    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
-    rig.settle(&mut server, &mut lane);
+    let (mut server, mut context) =
+        (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
+    rig.settle(&mut server, &mut context);
     rig.offer(2, VIRTIO_BLK_T_IN, 0, 4096);
     drop(held);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!(rig.used(), [0, 1, 0], "the ring is stopped");
 }
 
@@ -316,20 +322,20 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
                     ordered()
                 }
             };
-            let (mut server, mut lane) = (rig.server_on(inflight_log), rig.lane());
-            rig.settle(&mut server, &mut lane);
+            let (mut server, mut context) = (rig.server_on(inflight_log), rig.worker_context());
+            rig.settle(&mut server, &mut context);
             assert_eq!(rig.next_avail(), stale);
             set(0, 0);
             // As many as make the available index what it was.
             (0..2).for_each(|n| rig.write(n, n.into(), 4096));
-            rig.settle(&mut server, &mut lane);
+            rig.settle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![], 2));
             if tracked {
                 // A process that dies now leaves a region that goes with the cleared ring.
                 assert_eq!((contents(&region).used_index, marked(&region)), (0, vec![0, 3]));
             }
             drop(held);
-            rig.settle(&mut server, &mut lane);
+            rig.settle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1], 2));
             if tracked {
                 assert_eq!((contents(&region).used_index, marked(&region)), (2, vec![]));
@@ -337,7 +343,7 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
             // From here on the used index is the device's own.
             memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
             rig.write(2, 2, 4096);
-            rig.settle(&mut server, &mut lane);
+            rig.settle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 2], 3));
         }
     }
@@ -349,14 +355,15 @@ fn a_cleared_ring_does_not_make_a_region_forget() {
     let rig = Rig::new();
     let held = rig.offer_to_held(5);
     let region = left(&[0, 3, 6], 5);
-    let (mut server, mut lane) = (rig.server_on(inflight_log(&rig, &region)), rig.lane());
+    let (mut server, mut context) =
+        (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     let memory = rig.map.shared().memory().clone();
     memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
     // Those in flight are taken again, and wait; the two behind them follow.
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!((rig.next_avail(), server.is_at_rest()), (10, false));
     drop(held);
-    rig.settle(&mut server, &mut lane);
+    rig.settle(&mut server, &mut context);
     assert_eq!((rig.next_avail(), rig.used().len(), marked(&region)), (10, 10, vec![]));
 }
 
@@ -376,7 +383,7 @@ fn a_thread_that_pauses_or_quits_keeps_its_account() {
     let watch = Watch::new(1, StallLimits::default());
     let rings = vec![(0, rig.vring.clone())];
     let shared = Arc::clone(&rig.shared);
-    let mut worker = Worker::spawn(0, rings, shared, rig.lane(), event(), watch).unwrap();
+    let mut worker = Worker::spawn(0, rings, shared, rig.worker_context(), event(), watch).unwrap();
     let inflight_log = inflight_log(&rig, &region);
     worker.send(Command::Start { ring: 0, kick, error_event: None, inflight_log });
     let (paused, wait) = channel();

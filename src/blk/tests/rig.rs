@@ -16,7 +16,7 @@ use crate::blk::mailbox::Mailbox;
 use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
 use crate::blk::request::GuestBytes;
 use crate::blk::watchdog::Pulse;
-use crate::device::{BlockChoice, Device, DeviceConfig, Lane, MemoryKind, Op};
+use crate::device::{BlockChoice, Device, DeviceConfig, MemoryKind, Op, WorkerContext};
 use crate::engine::{EngineConfig, Policy};
 use crate::ratelimit::tests::Printed;
 use crate::slot::SlotGuard;
@@ -125,8 +125,8 @@ impl Rig {
         server
     }
 
-    pub(crate) fn lane(&self) -> Lane {
-        self.shared.device.lane().unwrap()
+    pub(crate) fn worker_context(&self) -> WorkerContext {
+        self.shared.device.worker_context().unwrap()
     }
 
     /// Lays out request `n`, whose head is 3 `n`, and makes it available.
@@ -185,7 +185,7 @@ impl Rig {
         let segments = vec![Segment { addr: GuestAddress(SCRATCH), len: 4096 }];
         let payload = GuestBytes::new(self.map.shared().memory(), segments);
         let mut read = self.shared.device.request(Op::Read, page * 8, 4096, payload).unwrap();
-        let polled = read.poll(&mut self.lane(), &Context::from_waker(Waker::noop()));
+        let polled = read.poll(&mut self.worker_context(), &Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Ready(Ok(()))), "{polled:?}");
         self.bytes(SCRATCH, 4096)
     }
@@ -208,10 +208,10 @@ impl Rig {
     }
 
     /// Serves as a queue thread does, until nothing is left to be done without waiting.
-    pub(crate) fn settle(&self, server: &mut QueueServer<'_>, lane: &mut Lane) {
+    pub(crate) fn settle(&self, server: &mut QueueServer<'_>, context: &mut WorkerContext) {
         for _ in 0..1000 {
             self.pass_on(server);
-            if server.serve(lane) == Turn::Idle && !server.has_woken() {
+            if server.serve(context) == Turn::Idle && !server.has_woken() {
                 let before = self.used().len();
                 self.pass_on(server);
                 if !server.has_woken() && self.used().len() == before {
@@ -224,11 +224,11 @@ impl Rig {
 
     /// Writes the first `count` pages, holds their slots, and makes a read of each available.
     pub(crate) fn offer_to_held(&self, count: u16) -> Vec<SlotGuard<'_>> {
-        let (mut server, mut lane) = (self.server(), self.lane());
+        let (mut server, mut context) = (self.server(), self.worker_context());
         for n in 0..count {
             self.write(n, n.into(), 4096);
         }
-        self.settle(&mut server, &mut lane);
+        self.settle(&mut server, &mut context);
         assert_eq!(self.used().len(), usize::from(count));
         let held = (0..count).map(|page| self.shared.device.hold(page.into()).unwrap()).collect();
         for n in 0..count {

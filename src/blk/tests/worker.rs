@@ -24,7 +24,7 @@ fn worker(rig: &Rig) -> Worker {
     let watch = Watch::new(1, StallLimits::default());
     let trouble = EventFd::new(EFD_NONBLOCK).unwrap();
     let vrings = vec![(0, rig.vring.clone())];
-    Worker::spawn(0, vrings, Arc::clone(&rig.shared), rig.lane(), trouble, watch).unwrap()
+    Worker::spawn(0, vrings, Arc::clone(&rig.shared), rig.worker_context(), trouble, watch).unwrap()
 }
 
 fn start(worker: &Worker, kick: File) {

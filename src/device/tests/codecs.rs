@@ -22,11 +22,11 @@ fn set_codec(home: &mut Home, codec: &str) {
     home.config.codec = codec.parse().unwrap();
 }
 
-fn expect_all(device: &Device, lane: &mut Lane) {
+fn expect_all(device: &Device, context: &mut WorkerContext) {
     for page in 0..PAGES {
         // Twice: with a look at its check sum, and without.
         for _ in 0..2 {
-            assert_eq!(read(device, lane, page * 8, 8), bytes_of(page), "page {page}");
+            assert_eq!(read(device, context, page * 8, 8), bytes_of(page), "page {page}");
         }
     }
 }
@@ -37,12 +37,12 @@ fn old_pages_are_read_and_new_ones_written_by_the_codec_of_each_start() {
         let mut home = Home::new(PAGES, "lz4");
         home.config.engine.policy = policy;
         let device = home.make();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..PAGES {
-            run(&device, &mut lane, Op::Write, page * 8, bytes_of(page)).unwrap();
+            run(&device, &mut context, Op::Write, page * 8, bytes_of(page)).unwrap();
         }
         let mut expected = [0; PAGES as usize];
-        drop((lane, device));
+        drop((context, device));
         // Forth, back, and forth: entries are found again.
         for (round, (codec, number)) in
             (0..).zip([("zstd", 1), ("lz4", 0), ("zstd(level=-4)", 2), ("zstd", 1), ("lz4", 0)])
@@ -50,20 +50,20 @@ fn old_pages_are_read_and_new_ones_written_by_the_codec_of_each_start() {
             set_codec(&mut home, codec);
             let device = home.open().unwrap();
             assert_eq!(device.codec().to_string(), codec);
-            let mut lane = device.lane().unwrap();
-            expect_all(&device, &mut lane);
+            let mut context = device.worker_context().unwrap();
+            expect_all(&device, &mut context);
             for page in (round..PAGES).step_by(7) {
-                run(&device, &mut lane, Op::Write, page * 8, bytes_of(page)).unwrap();
+                run(&device, &mut context, Op::Write, page * 8, bytes_of(page)).unwrap();
                 expected[page as usize] = number;
             }
             // A part of a page: read by one codec, written by another.
             let page = round + 8;
             let part = bytes_of(page)[512..1024].to_vec();
-            run(&device, &mut lane, Op::Write, page * 8 + 1, part).unwrap();
+            run(&device, &mut context, Op::Write, page * 8 + 1, part).unwrap();
             expected[page as usize] = number;
-            expect_all(&device, &mut lane);
+            expect_all(&device, &mut context);
             compact(&device);
-            expect_all(&device, &mut lane);
+            expect_all(&device, &mut context);
             device.check().unwrap();
             let numbers: Vec<u64> = (0..PAGES).map(|page| codec_of(&home, page)).collect();
             assert_eq!(numbers, expected, "{codec}");
@@ -78,9 +78,9 @@ fn full() -> Home {
     for number in 0..16 {
         set_codec(&mut home, &format!("zstd(level=-{})", number + 1));
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
-        run(&device, &mut lane, Op::Write, number * 8, bytes_of(number)).unwrap();
-        drop((lane, device));
+        let mut context = device.worker_context().unwrap();
+        run(&device, &mut context, Op::Write, number * 8, bytes_of(number)).unwrap();
+        drop((context, device));
         assert_eq!(codec_of(&home, number), number);
     }
     home
@@ -97,21 +97,21 @@ fn a_full_table_has_room_again_when_no_page_names_an_entry() {
     // The state is served by a codec that it has, and one of its codecs loses its last page.
     set_codec(&mut home, "zstd(level=-3)");
     let device = home.open().unwrap();
-    let mut lane = device.lane().unwrap();
-    free(&device, &mut lane, Op::Discard, 9 * 8, 8);
+    let mut context = device.worker_context().unwrap();
+    free(&device, &mut context, Op::Discard, 9 * 8, 8);
     // A raw page names entry 0 and is of no codec.
-    run(&device, &mut lane, Op::Write, 0, noise(1, PAGE_SIZE)).unwrap();
-    drop((lane, device));
+    run(&device, &mut context, Op::Write, 0, noise(1, PAGE_SIZE)).unwrap();
+    drop((context, device));
     for (codec, number) in [("lz4", 0), ("lz4-flex", 9)] {
         set_codec(&mut home, codec);
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
-        run(&device, &mut lane, Op::Write, (40 + number) * 8, bytes_of(40 + number)).unwrap();
+        let mut context = device.worker_context().unwrap();
+        run(&device, &mut context, Op::Write, (40 + number) * 8, bytes_of(40 + number)).unwrap();
         for page in (1..16).filter(|page| *page != 9) {
-            assert_eq!(read(&device, &mut lane, page * 8, 8), bytes_of(page), "page {page}");
+            assert_eq!(read(&device, &mut context, page * 8, 8), bytes_of(page), "page {page}");
         }
-        assert_eq!(read(&device, &mut lane, 0, 8), noise(1, PAGE_SIZE));
-        drop((lane, device));
+        assert_eq!(read(&device, &mut context, 0, 8), noise(1, PAGE_SIZE));
+        drop((context, device));
         assert_eq!(codec_of(&home, 40 + number), number);
     }
     set_codec(&mut home, "lz4(acceleration=2)");
@@ -135,9 +135,9 @@ fn a_codec_of_another_program_is_refused_where_pages_need_it() {
         drop(home.make());
         set_codec(&mut home, "zstd");
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
-        run(&device, &mut lane, Op::Write, 0, bytes_of(0)).unwrap();
-        drop((lane, device));
+        let mut context = device.worker_context().unwrap();
+        run(&device, &mut context, Op::Write, 0, bytes_of(0)).unwrap();
+        drop((context, device));
         home
     };
     type Change = fn(&mut [u8]);
@@ -162,7 +162,7 @@ fn a_codec_of_another_program_is_refused_where_pages_need_it() {
         for codec in ["zstd", "lz4"] {
             set_codec(&mut home, codec);
             let device = home.open().unwrap();
-            assert_eq!(read(&device, &mut device.lane().unwrap(), 0, 8), bytes_of(0));
+            assert_eq!(read(&device, &mut device.worker_context().unwrap(), 0, 8), bytes_of(0));
         }
     }
 }
@@ -174,11 +174,11 @@ fn a_page_that_names_no_codec_is_damage_of_that_page_alone() {
         let mut home = Home::new(PAGES, "lz4");
         home.config.engine.policy = policy;
         let device = home.make();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for page in 0..3 {
-            run(&device, &mut lane, Op::Write, page * 8, bytes_of(page)).unwrap();
+            run(&device, &mut context, Op::Write, page * 8, bytes_of(page)).unwrap();
         }
-        drop((lane, device));
+        drop((context, device));
         let word = home.word(1);
         let changed = word | 1 << 7;
         let part = |word: u64| {
@@ -190,11 +190,11 @@ fn a_page_that_names_no_codec_is_damage_of_that_page_alone() {
         // The next start adds a codec: not as the entry that the page names.
         set_codec(&mut home, "zstd");
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for _ in 0..2 {
             let buffer = || Buffer::new(vec![0; PAGE_SIZE]);
             let mut io = device.request(Op::Read, 8, PAGE_SIZE as u64, buffer()).unwrap();
-            let error = sync::block_on(|cx| io.poll(&mut lane, cx)).unwrap_err();
+            let error = sync::block_on(|cx| io.poll(&mut context, cx)).unwrap_err();
             assert!(matches!(error, IoError::Decompress { index: 1, .. }), "{error:?}");
             assert_eq!(
                 crate::causes::with_causes(&error),
@@ -202,16 +202,16 @@ fn a_page_that_names_no_codec_is_damage_of_that_page_alone() {
             );
             let part = device.request(Op::Write, 9, 512, Buffer::new(vec![1; 512]));
             let mut part = part.unwrap();
-            assert!(sync::block_on(|cx| part.poll(&mut lane, cx)).is_err(), "a part of it");
+            assert!(sync::block_on(|cx| part.poll(&mut context, cx)).is_err(), "a part of it");
             for page in [0, 2] {
-                assert_eq!(read(&device, &mut lane, page * 8, 8), bytes_of(page));
+                assert_eq!(read(&device, &mut context, page * 8, 8), bytes_of(page));
             }
         }
         // Written anew it is whole.
-        run(&device, &mut lane, Op::Write, 8, bytes_of(9)).unwrap();
-        assert_eq!(read(&device, &mut lane, 8, 8), bytes_of(9));
+        run(&device, &mut context, Op::Write, 8, bytes_of(9)).unwrap();
+        assert_eq!(read(&device, &mut context, 8, 8), bytes_of(9));
         device.check().unwrap();
-        drop((lane, device));
+        drop((context, device));
         assert_eq!(codec_of(&home, 1), 2, "1 was named by a page when zstd was added");
     }
 }

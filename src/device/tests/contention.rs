@@ -55,7 +55,7 @@ struct Request<'d> {
 struct Actor<'d> {
     device: &'d Device,
     thread: u64,
-    lane: Lane,
+    context: WorkerContext,
     random: u64,
     /// How often its own sector was written.
     version: u64,
@@ -72,7 +72,7 @@ impl<'d> Actor<'d> {
         Self {
             device,
             thread,
-            lane: device.lane().unwrap(),
+            context: device.worker_context().unwrap(),
             random: thread,
             version: 0,
             places: (0..PLACES).map(|_| None).collect(),
@@ -174,7 +174,7 @@ impl<'d> Actor<'d> {
     fn poll(&mut self, place: usize) {
         let Some(request) = &mut self.places[place] else { return };
         let waker = self.wakers[place].clone();
-        match request.io.poll(&mut self.lane, &Context::from_waker(&waker)) {
+        match request.io.poll(&mut self.context, &Context::from_waker(&waker)) {
             Poll::Ready(result) => {
                 result.unwrap();
                 let request = self.places[place].take().unwrap();
@@ -275,11 +275,11 @@ fn contend(device: &Device) {
     // It was what it says: requests met, and some were given up.
     assert!(sum(|tally| tally.slept) > 0 && sum(|tally| tally.dropped) > 0, "{tallies:?}");
     // No slot is locked or waited for, and no object is there that no slot names.
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for index in 0..PAGES {
         assert!(device.table.try_lock(index).is_some(), "slot {index} is still locked");
     }
-    free(device, &mut lane, Op::Discard, 0, PAGES * 8);
+    free(device, &mut context, Op::Discard, 0, PAGES * 8);
     compact(device);
     let report = device.report();
     assert_eq!((report.orig_data_size, report.compr_data_size), (0, 0));

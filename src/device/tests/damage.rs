@@ -28,11 +28,11 @@ fn page_of(kind: u64, seed: u64) -> Vec<u8> {
     }
 }
 
-fn write(device: &Device, lane: &mut Lane, index: u64, kind: u64, seed: u64) {
+fn write(device: &Device, context: &mut WorkerContext, index: u64, kind: u64, seed: u64) {
     if kind == EMPTY {
-        free(device, lane, Op::Discard, index * 8, 8);
+        free(device, context, Op::Discard, index * 8, 8);
     } else {
-        run(device, lane, Op::Write, index * 8, page_of(kind, seed)).unwrap();
+        run(device, context, Op::Write, index * 8, page_of(kind, seed)).unwrap();
     }
 }
 
@@ -67,15 +67,15 @@ impl Base {
     fn new() -> Self {
         let home = Home::new(PAGES, "lz4");
         let device = home.make();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for index in 0..PAGES {
-            write(&device, &mut lane, index, index / KINDS, 1000 + index);
+            write(&device, &mut context, index, index / KINDS, 1000 + index);
         }
         let older = (0..PAGES).map(|index| home.word(index)).collect();
         for index in 0..PAGES {
-            write(&device, &mut lane, index, index % KINDS, index);
+            write(&device, &mut context, index, index % KINDS, index);
         }
-        drop((lane, device));
+        drop((context, device));
         let image = Image::of(home.dir.path());
         Self { home, image, older }
     }
@@ -113,10 +113,10 @@ impl Base {
             }
         };
         device.check().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         let mut damaged = BTreeSet::new();
         for index in 0..PAGES {
-            match run(&device, &mut lane, Op::Read, index * 8, vec![0xee; PAGE_SIZE]) {
+            match run(&device, &mut context, Op::Read, index * 8, vec![0xee; PAGE_SIZE]) {
                 Ok(bytes) => {
                     let right = bytes == page_of(index % KINDS, index);
                     assert!(right, "page {index} has other data");
@@ -128,13 +128,13 @@ impl Base {
                 Err(error) => panic!("page {index}: {error}"),
             }
         }
-        self.heal(&device, &mut lane, &damaged);
-        drop((lane, device));
+        self.heal(&device, &mut context, &damaged);
+        drop((context, device));
         // All that was good still is, and what was written over it too.
         let device = self.home.open().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for index in 0..PAGES {
-            let got = read(&device, &mut lane, index * 8, 8);
+            let got = read(&device, &mut context, index * 8, 8);
             let expected = match damaged.contains(&index) {
                 true if index.is_multiple_of(2) => page_of(EMPTY, 0),
                 true => page_of(index % 4, 5000 + index),
@@ -147,7 +147,7 @@ impl Base {
     }
 
     /// A part of a damaged page cannot be changed; the page can be freed, or overwritten.
-    fn heal(&self, device: &Device, lane: &mut Lane, damaged: &BTreeSet<u64>) {
+    fn heal(&self, device: &Device, context: &mut WorkerContext, damaged: &BTreeSet<u64>) {
         for index in damaged {
             let now = || (self.home.word(*index), self.home.sum(*index));
             let before = now();
@@ -157,16 +157,16 @@ impl Base {
                 (Op::WriteZeroes, sector + 7, vec![0; SECTOR]),
                 (Op::Read, sector + 3, vec![0; SECTOR]),
             ] {
-                let refused = run(device, lane, op, sector, bytes);
+                let refused = run(device, context, op, sector, bytes);
                 assert!(matches!(refused, Err(IoError::Damaged { .. })), "{op:?}: {refused:?}");
             }
             assert_eq!(now(), before, "page {index} was changed");
             if index.is_multiple_of(2) {
-                free(device, lane, Op::Discard, sector, 8);
-                assert_eq!(read(device, lane, sector, 8), page_of(EMPTY, 0));
+                free(device, context, Op::Discard, sector, 8);
+                assert_eq!(read(device, context, sector, 8), page_of(EMPTY, 0));
             } else {
-                write(device, lane, *index, index % 4, 5000 + index);
-                assert_eq!(read(device, lane, sector, 8), page_of(index % 4, 5000 + index));
+                write(device, context, *index, index % 4, 5000 + index);
+                assert_eq!(read(device, context, sector, 8), page_of(index % 4, 5000 + index));
             }
             device.check().unwrap();
         }
@@ -362,13 +362,13 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
     for (old, new) in (0..PAGES).map(|pair| (pair / KINDS, pair % KINDS)) {
         let home = Home::new(16, "lz4");
         let device = home.make();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         let mut known = Vec::new();
         for (kind, seed) in [(old, 1), (new, 2)] {
-            write(&device, &mut lane, AT, kind, seed);
+            write(&device, &mut context, AT, kind, seed);
             known.push((home.word(AT), home.sum(AT), page_of(kind, seed)));
         }
-        drop((lane, device));
+        drop((context, device));
         // The old object is freed, but its memory is not given back: as if it were still named.
         let image = Image::of(home.dir.path());
         let sums = [known[0].1, known[1].1];
@@ -382,9 +382,9 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
                 let device = home.open().unwrap();
                 device.check().unwrap();
                 assert!(no_intents(&home));
-                let mut lane = device.lane().unwrap();
-                let got = run(&device, &mut lane, Op::Read, AT * 8, vec![0xee; PAGE_SIZE]);
-                drop((lane, device));
+                let mut context = device.worker_context().unwrap();
+                let got = run(&device, &mut context, Op::Read, AT * 8, vec![0xee; PAGE_SIZE]);
+                drop((context, device));
                 match got {
                     Ok(bytes) => {
                         assert!(bytes == known[word].2, "{old} to {new}: other data");
@@ -394,16 +394,16 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
                     Err(error) => panic!("{error}"),
                 }
             };
-            let context = format!("{old} to {new}, word {word}, sum {sum}");
+            let what = format!("{old} to {new}, word {word}, sum {sum}");
             set();
             intend(&home, (old * 40 + new) as usize, AT, sums[0], sums[1]);
-            assert!(look(), "{context}");
-            assert!(look(), "{context}, again");
+            assert!(look(), "{what}");
+            assert!(look(), "{what}, again");
             // Two of them, as a thread leaves that was killed before it took its intent back.
             set();
             intend(&home, 3, AT, 0x1234, sums[0]);
             intend(&home, 9, AT, sums[0], sums[1]);
-            assert!(look(), "{context}, and one before");
+            assert!(look(), "{what}, and one before");
             // Those of others, or of nothing, vouch for nothing.
             let good = sums[word] == sums[sum];
             set();
@@ -411,7 +411,7 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
             intend(&home, 1, 1 << 50, sums[0], sums[1]);
             intend(&home, 2, u64::MAX - 1, sums[0], sums[1]);
             intend(&home, 255, AT, !sums[0], !sums[1]);
-            assert_eq!(look(), good, "{context}, without its intent");
+            assert_eq!(look(), good, "{what}, without its intent");
             // Nor does its own for an object that is neither.
             let length = known[word].0 >> 11 & 0xfff;
             let has_object = known[word].0 >> 2 & 3 == 2 || length == 8;
@@ -420,7 +420,7 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
                 intend(&home, 7, AT, sums[0], sums[1]);
                 let byte = (known[word].0 >> 23) * 16 + 5;
                 edit(&home.dir.join("arena"), byte, 1, |byte| byte[0] ^= 0x10);
-                assert!(!look(), "{context}, damaged");
+                assert!(!look(), "{what}, damaged");
             }
         }
     }
@@ -431,11 +431,11 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
 fn a_damaged_page_that_is_moved_stays_damaged() {
     let home = Home::new(512, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for page in 0..512 {
-        write(&device, &mut lane, page, page % 2, page);
+        write(&device, &mut context, page, page % 2, page);
     }
-    drop((lane, device));
+    drop((context, device));
     let damaged = [400, 401, 504, 505];
     for index in damaged {
         let place = (home.word(index) >> 23) * 16;
@@ -444,18 +444,18 @@ fn a_damaged_page_that_is_moved_stays_damaged() {
     let places = || damaged.map(|index| home.word(index) >> 23);
     let before = places();
     let device = home.open().unwrap();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let kept = |index: &u64| index % 8 < 2;
     for index in (0..512).filter(|index| !kept(index)) {
-        free(&device, &mut lane, Op::Discard, index * 8, 8);
+        free(&device, &mut context, Op::Discard, index * 8, 8);
     }
     compact(&device);
     let after = places();
     assert!(before.iter().zip(&after).all(|(before, after)| before != after), "nothing was moved");
     let look = |device: &Device| {
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for index in (0..512).filter(kept) {
-            let got = run(device, &mut lane, Op::Read, index * 8, vec![0; PAGE_SIZE]);
+            let got = run(device, &mut context, Op::Read, index * 8, vec![0; PAGE_SIZE]);
             match damaged.contains(&index) {
                 true => assert!(matches!(got, Err(IoError::Damaged { .. })), "{index}"),
                 false => assert_eq!(got.unwrap(), page_of(index % 2, index)),
@@ -464,7 +464,7 @@ fn a_damaged_page_that_is_moved_stays_damaged() {
         device.check().unwrap();
     };
     look(&device);
-    drop((lane, device));
+    drop((context, device));
     look(&home.open().unwrap());
 }
 
@@ -473,13 +473,13 @@ fn damage_is_counted_as_a_failure_of_its_request() {
     let base = Base::new();
     base.home.set_sum(6, 1);
     let device = base.home.open().unwrap();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     // Pages before and after it are fine; what the request had not got to by then is as it was.
-    let error = run(&device, &mut lane, Op::Read, 0, vec![0; 12 * PAGE_SIZE]).unwrap_err();
+    let error = run(&device, &mut context, Op::Read, 0, vec![0; 12 * PAGE_SIZE]).unwrap_err();
     assert_eq!(error.to_string(), "page 6 is damaged: its check sum does not match");
     assert_eq!(device.report().failed_reads, 1);
-    read(&device, &mut lane, 0, 48);
-    read(&device, &mut lane, 56, 40);
+    read(&device, &mut context, 0, 48);
+    read(&device, &mut context, 56, 40);
 }
 
 /// A word that no slot can have, which comes while the disk is served, is no empty page.
@@ -487,9 +487,9 @@ fn damage_is_counted_as_a_failure_of_its_request() {
 fn a_word_of_unknown_content_is_that_pages_error() {
     let home = Home::new(8, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for index in 0..8 {
-        run(&device, &mut lane, Op::Write, index * 8, text(index, PAGE_SIZE)).unwrap();
+        run(&device, &mut context, Op::Write, index * 8, text(index, PAGE_SIZE)).unwrap();
     }
     // Written back, a same-filled page with a codec, one of 9 bytes, and nothing with a place.
     for (index, word) in (0..).zip([3 << 2, 1 << 2 | 1 << 7, 1 << 2 | 9 << 11, 1 << 23]) {
@@ -497,16 +497,16 @@ fn a_word_of_unknown_content_is_that_pages_error() {
         for op in [Op::Read, Op::Write, Op::WriteZeroes] {
             let buffer = Buffer::new(vec![1; SECTOR]);
             let mut io = device.request(op, index * 8 + 1, SECTOR as u64, buffer).unwrap();
-            let error = sync::block_on(|cx| io.poll(&mut lane, cx)).unwrap_err();
+            let error = sync::block_on(|cx| io.poll(&mut context, cx)).unwrap_err();
             assert!(matches!(error, IoError::Damaged { index: named } if named == index), "{op:?}");
         }
-        assert_eq!(read(&device, &mut lane, (index + 4) * 8, 8), text(index + 4, PAGE_SIZE));
+        assert_eq!(read(&device, &mut context, (index + 4) * 8, 8), text(index + 4, PAGE_SIZE));
         // It can be written, and discarded.
         if index % 2 == 0 {
-            run(&device, &mut lane, Op::Write, index * 8, text(9, PAGE_SIZE)).unwrap();
-            assert_eq!(read(&device, &mut lane, index * 8, 8), text(9, PAGE_SIZE));
+            run(&device, &mut context, Op::Write, index * 8, text(9, PAGE_SIZE)).unwrap();
+            assert_eq!(read(&device, &mut context, index * 8, 8), text(9, PAGE_SIZE));
         } else {
-            free(&device, &mut lane, Op::Discard, index * 8, 8);
+            free(&device, &mut context, Op::Discard, index * 8, 8);
             assert_eq!(home.word(index), 0);
         }
     }

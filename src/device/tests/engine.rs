@@ -31,7 +31,7 @@ fn walk(device: &Device, rounds: u64) -> EngineReport {
     std::thread::scope(|scope| {
         for thread in 0..threads {
             scope.spawn(move || {
-                let mut lane = device.lane().unwrap();
+                let mut context = device.worker_context().unwrap();
                 let mut model = vec![0; sectors as usize * SECTOR];
                 for round in 0..rounds {
                     let random = (round + 1) * (thread + 3) * 0x9e37_79b9;
@@ -47,14 +47,14 @@ fn walk(device: &Device, rounds: u64) -> EngineReport {
                                 _ => text(random, bytes.len()),
                             };
                             model[bytes].copy_from_slice(&new);
-                            run(device, &mut lane, Op::Write, sector, new).unwrap();
+                            run(device, &mut context, Op::Write, sector, new).unwrap();
                         }
                         3 => {
                             model[bytes].fill(0);
-                            free(device, &mut lane, Op::WriteZeroes, sector, count);
+                            free(device, &mut context, Op::WriteZeroes, sector, count);
                         }
                         _ => assert!(
-                            read(device, &mut lane, sector, count as usize) == model[bytes],
+                            read(device, &mut context, sector, count as usize) == model[bytes],
                             "thread {thread}, round {round}"
                         ),
                     }
@@ -116,8 +116,8 @@ fn what_finds_no_room_in_a_queue_of_one_is_done_inline() {
 #[test]
 fn a_request_that_is_dropped_takes_its_pages_with_it() {
     let device = offloading(64, "lz4", "latency=2ms", 256);
-    let mut lane = device.lane().unwrap();
-    run(&device, &mut lane, Op::Write, 0, text(1, 64 * PAGE_SIZE)).unwrap();
+    let mut context = device.worker_context().unwrap();
+    run(&device, &mut context, Op::Write, 0, text(1, 64 * PAGE_SIZE)).unwrap();
     let cx = Context::from_waker(Waker::noop());
     for polls in 0..6 {
         // From the middle of a page to the middle of another one.
@@ -126,8 +126,8 @@ fn a_request_that_is_dropped_takes_its_pages_with_it() {
         let mut reads =
             device.request(Op::Read, 0, 64 << 12, Buffer::new(vec![0; 64 << 12])).unwrap();
         for _ in 0..=polls {
-            assert!(io.poll(&mut lane, &cx).is_pending());
-            let _ = reads.poll(&mut lane, &cx);
+            assert!(io.poll(&mut context, &cx).is_pending());
+            let _ = reads.poll(&mut context, &cx);
             std::thread::sleep(std::time::Duration::from_millis(3));
         }
     }
@@ -135,28 +135,28 @@ fn a_request_that_is_dropped_takes_its_pages_with_it() {
         assert!(device.table.try_lock(page).is_some(), "page {page} is free");
     }
     device.check().unwrap();
-    assert_eq!(read(&device, &mut lane, 21 * 8, 8), text(1, 64 * PAGE_SIZE)[21 << 12..22 << 12]);
+    assert_eq!(read(&device, &mut context, 21 * 8, 8), text(1, 64 * PAGE_SIZE)[21 << 12..22 << 12]);
 }
 
 /// While a slot is held by a request that waits for the engine, others of other slots go on.
 #[test]
 fn an_owner_that_sleeps_keeps_its_slot_and_no_other() {
     let device = offloading(4, "lz4", "latency=50ms", 256);
-    let mut lane = device.lane().unwrap();
-    run(&device, &mut lane, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
-    run(&device, &mut lane, Op::Write, 8, vec![7; PAGE_SIZE]).unwrap();
+    let mut context = device.worker_context().unwrap();
+    run(&device, &mut context, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
+    run(&device, &mut context, Op::Write, 8, vec![7; PAGE_SIZE]).unwrap();
     let cx = Context::from_waker(Waker::noop());
     let mut part = device.request(Op::Write, 1, 512, Buffer::new(vec![9; SECTOR])).unwrap();
-    assert!(part.poll(&mut lane, &cx).is_pending());
+    assert!(part.poll(&mut context, &cx).is_pending());
     assert!(device.table.try_lock(0).is_none(), "the owner sleeps");
     let mut other = device.request(Op::Read, 0, 512, Buffer::new(vec![0; SECTOR])).unwrap();
-    assert!(other.poll(&mut lane, &cx).is_pending());
-    assert_eq!(read(&device, &mut lane, 8, 8), vec![7; PAGE_SIZE]);
-    sync::block_on(|cx| part.poll(&mut lane, cx)).unwrap();
-    sync::block_on(|cx| other.poll(&mut lane, cx)).unwrap();
+    assert!(other.poll(&mut context, &cx).is_pending());
+    assert_eq!(read(&device, &mut context, 8, 8), vec![7; PAGE_SIZE]);
+    sync::block_on(|cx| part.poll(&mut context, cx)).unwrap();
+    sync::block_on(|cx| other.poll(&mut context, cx)).unwrap();
     let mut expected = text(1, PAGE_SIZE);
     assert_eq!(other.into_payload().bytes, expected[..SECTOR]);
     expected[SECTOR..2 * SECTOR].fill(9);
-    assert_eq!(read(&device, &mut lane, 0, 8), expected);
+    assert_eq!(read(&device, &mut context, 0, 8), expected);
     device.check().unwrap();
 }

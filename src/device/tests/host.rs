@@ -33,8 +33,8 @@ impl Group {
     }
 }
 
-fn is_stored(device: &Device, lane: &mut Lane, page: u64) -> bool {
-    run(device, lane, Op::Write, page * 8, noise(page, PAGE_SIZE)).is_ok()
+fn is_stored(device: &Device, context: &mut WorkerContext, page: u64) -> bool {
+    run(device, context, Op::Write, page * 8, noise(page, PAGE_SIZE)).is_ok()
 }
 
 /// Whoever looks sees what all have taken, and not what the others may take as well.
@@ -42,11 +42,12 @@ fn is_stored(device: &Device, lane: &mut Lane, page: u64) -> bool {
 fn disks_that_fill_one_group_leave_it_its_reserve() {
     for (disks, spare) in [(1, 12 * MIB), (4, 40 * MIB), (24, 40 * MIB)] {
         let group = Group::new(disks, spare);
-        let mut lanes: Vec<_> = group.0.iter().map(|disk| disk.lane().unwrap()).collect();
+        let mut contexts: Vec<_> =
+            group.0.iter().map(|disk| disk.worker_context().unwrap()).collect();
         let mut going = vec![true; disks];
         for page in 0.. {
-            for (number, (disk, lane)) in group.0.iter().zip(&mut lanes).enumerate() {
-                going[number] &= is_stored(disk, lane, page);
+            for (number, (disk, context)) in group.0.iter().zip(&mut contexts).enumerate() {
+                going[number] &= is_stored(disk, context, page);
             }
             let taken = group.taken();
             assert!(taken <= spare, "{disks} disks have {taken} of {spare}");
@@ -71,8 +72,8 @@ fn a_disk_at_rest_keeps_no_share_of_what_others_may_take_meanwhile() {
             device.rest();
         }
         *left.lock().unwrap() = 0;
-        let mut lane = device.lane().unwrap();
-        (0..512).filter(|page| is_stored(&device, &mut lane, *page)).count()
+        let mut context = device.worker_context().unwrap();
+        (0..512).filter(|page| is_stored(&device, &mut context, *page)).count()
     };
     // As long as it is in use, it takes what it was told that it may.
     assert_eq!(stored(false), 512);
@@ -80,6 +81,6 @@ fn a_disk_at_rest_keeps_no_share_of_what_others_may_take_meanwhile() {
     // Where nothing is watched there is nothing to be given up.
     let device = device(64);
     device.rest();
-    let mut lane = device.lane().unwrap();
-    assert!((0..64).all(|page| is_stored(&device, &mut lane, page)));
+    let mut context = device.worker_context().unwrap();
+    assert!((0..64).all(|page| is_stored(&device, &mut context, page)));
 }

@@ -19,11 +19,11 @@ impl Base {
     fn new() -> Self {
         let home = Home::new(PAGES, "lz4");
         let device = home.make();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for index in 0..WRITTEN {
-            run(&device, &mut lane, Op::Write, index * 8, text(9, PAGE_SIZE)).unwrap();
+            run(&device, &mut context, Op::Write, index * 8, text(9, PAGE_SIZE)).unwrap();
         }
-        drop((lane, device));
+        drop((context, device));
         let length = home.dir.join("arena").metadata().unwrap().len();
         let left = [8 * MIB, 16 * MIB, length - 2 * 4096];
         for at in left {

@@ -109,17 +109,17 @@ fn each_kind_of_page_is_found_again() {
         ];
         let device = home.make();
         assert!(device.outlives_process());
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for (page, bytes) in (0..).zip(&pages) {
-            run(&device, &mut lane, Op::Write, page * 130 * 8, bytes.clone()).unwrap();
+            run(&device, &mut context, Op::Write, page * 130 * 8, bytes.clone()).unwrap();
         }
         let before = kept(&device);
-        drop((lane, device));
+        drop((context, device));
         for round in 0..3 {
             let device = home.open().unwrap();
             device.check().unwrap();
             assert_eq!(kept(&device), before, "{codec}, round {round}");
-            let mut lane = device.lane().unwrap();
+            let mut context = device.worker_context().unwrap();
             for page in 0..600 {
                 let expected = match pages.get(page / 130) {
                     Some(bytes) if page % 130 == 0 => bytes.clone(),
@@ -127,7 +127,7 @@ fn each_kind_of_page_is_found_again() {
                 };
                 // Twice: with a look at its check sum, and without.
                 for _ in 0..2 {
-                    let got = read(&device, &mut lane, page as u64 * 8, 8);
+                    let got = read(&device, &mut context, page as u64 * 8, 8);
                     assert_eq!(got, expected, "{codec}, {page}");
                 }
             }
@@ -157,7 +157,7 @@ proptest! {
     ) {
         let mut home = Home::new(5000, CODECS[codec]);
         let mut device = home.make();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         let mut model = vec![0; 32 * PAGE_SIZE];
         let mut served = false;
         for (op, at, sectors, kind, seed) in steps {
@@ -165,7 +165,7 @@ proptest! {
             let range = at as usize * SECTOR..(at as usize + sectors) * SECTOR;
             let sector = base * 8 + at;
             match op {
-                0..=6 => change(&device, &mut lane, sector, &mut model[range], (op, kind, seed)),
+                0..=6 => change(&device, &mut context, sector, &mut model[range], (op, kind, seed)),
                 7 => compact(&device),
                 8 => {
                     served = seed.is_multiple_of(2);
@@ -173,11 +173,11 @@ proptest! {
                 }
                 9 | 10 => {
                     let before = kept(&device);
-                    drop(lane);
+                    drop(context);
                     drop(device);
                     home.config.codec = CODECS[seed as usize % CODECS.len()].parse().unwrap();
                     device = home.open().unwrap();
-                    lane = device.lane().unwrap();
+                    context = device.worker_context().unwrap();
                     prop_assert_eq!(kept(&device), before);
                 }
                 11 | 12 => {
@@ -189,30 +189,30 @@ proptest! {
                     let cx = Context::from_waker(Waker::noop());
                     let held = device.hold(index);
                     if held.is_some() {
-                        prop_assert!(io.poll(&mut lane, &cx).is_pending());
+                        prop_assert!(io.poll(&mut context, &cx).is_pending());
                     }
                     home = home.died();
                     home.config.codec = CODECS[seed as usize % CODECS.len()].parse().unwrap();
                     drop(io);
                     drop(held);
                     let before = kept(&device);
-                    drop(lane);
+                    drop(context);
                     drop(device);
                     device = home.open().unwrap();
-                    lane = device.lane().unwrap();
+                    context = device.worker_context().unwrap();
                     prop_assert_eq!(kept(&device), before);
                     prop_assert_eq!(home.word(index) & 3, 0, "a lock was left");
                 }
-                _ => prop_assert_eq!(read(&device, &mut lane, sector, sectors), &model[range]),
+                _ => prop_assert_eq!(read(&device, &mut context, sector, sectors), &model[range]),
             }
             prop_assert_eq!(device.has_served(), served);
             prop_assert_eq!(device.check(), Ok(()));
         }
-        prop_assert_eq!(&read(&device, &mut lane, base * 8, 256), &model);
-        drop((lane, device));
+        prop_assert_eq!(&read(&device, &mut context, base * 8, 256), &model);
+        drop((context, device));
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
-        prop_assert_eq!(read(&device, &mut lane, base * 8, 256), model);
+        let mut context = device.worker_context().unwrap();
+        prop_assert_eq!(read(&device, &mut context, base * 8, 256), model);
         compact(&device);
         prop_assert_eq!(device.check(), Ok(()));
     }
@@ -222,7 +222,7 @@ proptest! {
 fn locks_of_a_process_that_is_gone_are_nobodys() {
     let home = Home::new(8, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let mut model = Vec::new();
     for page in 0..8_u64 {
         let bytes = match page / 2 {
@@ -233,11 +233,11 @@ fn locks_of_a_process_that_is_gone_are_nobodys() {
         };
         // Page 0 was never written.
         if page > 0 {
-            run(&device, &mut lane, Op::Write, page * 8, bytes.clone()).unwrap();
+            run(&device, &mut context, Op::Write, page * 8, bytes.clone()).unwrap();
         }
         model.extend(bytes);
     }
-    drop((lane, device));
+    drop((context, device));
     let clean: Vec<u64> = (0..8).map(|index| home.word(index)).collect();
     for bits in 1..4 {
         for index in 0..8 {
@@ -247,20 +247,20 @@ fn locks_of_a_process_that_is_gone_are_nobodys() {
         let words: Vec<u64> = (0..8).map(|index| home.word(index)).collect();
         assert_eq!(words, clean);
         device.check().unwrap();
-        let mut lane = device.lane().unwrap();
-        assert_eq!(read(&device, &mut lane, 0, 64), model);
+        let mut context = device.worker_context().unwrap();
+        assert_eq!(read(&device, &mut context, 0, 64), model);
     }
     // Nor is anybody waited for who would have released them.
     for index in 0..8 {
         home.set_word(index, clean[index as usize] | 3);
     }
     let device = home.open().unwrap();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for page in 0..8 {
-        run(&device, &mut lane, Op::Write, page * 8 + 3, vec![9; SECTOR]).unwrap();
+        run(&device, &mut context, Op::Write, page * 8 + 3, vec![9; SECTOR]).unwrap();
         model[page as usize * PAGE_SIZE + 3 * SECTOR..][..SECTOR].fill(9);
     }
-    assert_eq!(read(&device, &mut lane, 0, 64), model);
+    assert_eq!(read(&device, &mut context, 0, 64), model);
     device.check().unwrap();
 }
 
@@ -284,32 +284,32 @@ fn that_a_guest_was_served_is_remembered() {
 fn a_limit_below_what_is_stored_keeps_nothing_from_being_read() {
     let mut home = Home::new(64, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let mut model = vec![0; 64 * PAGE_SIZE];
     for page in 0..32_u64 {
         let bytes = noise(page, PAGE_SIZE);
         model[page as usize * PAGE_SIZE..][..PAGE_SIZE].copy_from_slice(&bytes);
-        run(&device, &mut lane, Op::Write, page * 8, bytes).unwrap();
+        run(&device, &mut context, Op::Write, page * 8, bytes).unwrap();
     }
-    drop((lane, device));
+    drop((context, device));
     home.config.mem_limit = 4 * PAGE_SIZE as u64;
     let device = home.open().unwrap();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     assert_eq!(device.report().mem_limit, 4 * PAGE_SIZE as u64);
     assert!(device.report().mem_used_total > 32 * PAGE_SIZE as u64);
     device.check().unwrap();
-    assert_eq!(read(&device, &mut lane, 0, 512), model);
+    assert_eq!(read(&device, &mut context, 0, 512), model);
     // It takes nothing more, until there is room.
-    let refused = run(&device, &mut lane, Op::Write, 40 * 8, noise(99, PAGE_SIZE));
+    let refused = run(&device, &mut context, Op::Write, 40 * 8, noise(99, PAGE_SIZE));
     assert!(matches!(refused, Err(IoError::Pool(_))), "{refused:?}");
-    assert_eq!(read(&device, &mut lane, 0, 512), model);
-    run(&device, &mut lane, Op::Write, 40 * 8, vec![1; PAGE_SIZE]).unwrap();
-    free(&device, &mut lane, Op::Discard, 0, 31 * 8);
-    run(&device, &mut lane, Op::Write, 50 * 8, noise(99, PAGE_SIZE)).unwrap();
+    assert_eq!(read(&device, &mut context, 0, 512), model);
+    run(&device, &mut context, Op::Write, 40 * 8, vec![1; PAGE_SIZE]).unwrap();
+    free(&device, &mut context, Op::Discard, 0, 31 * 8);
+    run(&device, &mut context, Op::Write, 50 * 8, noise(99, PAGE_SIZE)).unwrap();
     compact(&device);
     assert!(device.report().mem_used_total <= 4 * PAGE_SIZE as u64);
     device.check().unwrap();
-    assert_eq!(read(&device, &mut lane, 31 * 8, 8), noise(31, PAGE_SIZE));
+    assert_eq!(read(&device, &mut context, 31 * 8, 8), noise(31, PAGE_SIZE));
 }
 
 /// What a process had stored and not named yet goes with it.
@@ -317,12 +317,12 @@ fn a_limit_below_what_is_stored_keeps_nothing_from_being_read() {
 fn memory_that_nobody_names_is_given_back() {
     let home = Home::new(64, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for page in 0..32_u64 {
-        run(&device, &mut lane, Op::Write, page * 8, noise(page, PAGE_SIZE)).unwrap();
+        run(&device, &mut context, Op::Write, page * 8, noise(page, PAGE_SIZE)).unwrap();
     }
     // Freed, and not given back yet.
-    free(&device, &mut lane, Op::Discard, 0, 30 * 8);
+    free(&device, &mut context, Op::Discard, 0, 30 * 8);
     for _ in 0..10 {
         device.pool.put(&noise(77, PAGE_SIZE), 3).unwrap();
     }
@@ -336,9 +336,9 @@ fn memory_that_nobody_names_is_given_back() {
     // Two objects of a page and a tag, each on two pages at most; and the seal.
     assert!(arena() <= 5 * 4096 && before >= 32 * 4096, "{before} became {}", arena());
     device.check().unwrap();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for page in 30..32 {
-        assert_eq!(read(&device, &mut lane, page * 8, 8), noise(page, PAGE_SIZE));
+        assert_eq!(read(&device, &mut context, page * 8, 8), noise(page, PAGE_SIZE));
     }
 }
 
@@ -347,20 +347,20 @@ fn memory_that_nobody_names_is_given_back() {
 fn what_was_not_read_yet_can_be_moved_and_die_again() {
     let mut home = Home::new(512, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let page_of =
         |page: u64| if page.is_multiple_of(3) { noise(page, 4096) } else { text(page, 4096) };
     for page in 0..512 {
-        run(&device, &mut lane, Op::Write, page * 8, page_of(page)).unwrap();
+        run(&device, &mut context, Op::Write, page * 8, page_of(page)).unwrap();
     }
-    drop((lane, device));
+    drop((context, device));
     let mut moves = 0;
     for round in 1..4 {
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         // Holes for the rest to be moved to.
         for page in (0..512).filter(|page| page % 8 == round) {
-            free(&device, &mut lane, Op::Discard, page * 8, 8);
+            free(&device, &mut context, Op::Discard, page * 8, 8);
         }
         moves += device.compact(&mut Compactor::default(), Effort::Full, || true).moves;
         device.check().unwrap();
@@ -368,11 +368,11 @@ fn what_was_not_read_yet_can_be_moved_and_die_again() {
     }
     assert!(moves > 100, "{moves} moves");
     let device = home.open().unwrap();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     for page in 0..512 {
         let freed = (1..4).contains(&(page % 8));
         let expected = if freed { vec![0; 4096] } else { page_of(page) };
-        assert_eq!(read(&device, &mut lane, page * 8, 8), expected, "{page}");
+        assert_eq!(read(&device, &mut context, page * 8, 8), expected, "{page}");
     }
 }
 
@@ -386,19 +386,19 @@ fn requests_that_the_engine_works_for_are_found_again() {
         ..EngineConfig::default()
     };
     let device = home.make();
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let mut model = text(5, 64 * PAGE_SIZE);
-    run(&device, &mut lane, Op::Write, 0, model.clone()).unwrap();
-    drop((lane, device));
+    run(&device, &mut context, Op::Write, 0, model.clone()).unwrap();
+    drop((context, device));
     for round in 0..4_u64 {
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         // Parts of pages that were not read yet, so that they are looked at before they change.
         let (at, sectors) = (round as usize * 100 + 3, 37);
         let bytes = noise(round, sectors * SECTOR);
         model[at * SECTOR..][..bytes.len()].copy_from_slice(&bytes);
-        run(&device, &mut lane, Op::Write, at as u64, bytes).unwrap();
-        assert_eq!(read(&device, &mut lane, 0, 512), model);
+        run(&device, &mut context, Op::Write, at as u64, bytes).unwrap();
+        assert_eq!(read(&device, &mut context, 0, 512), model);
         device.check().unwrap();
     }
 }
@@ -421,12 +421,12 @@ fn slots_that_many_wait_for_are_found_again() {
             let writers: Vec<_> = (0..8_u64)
                 .map(|thread| {
                     scope.spawn(move || {
-                        let mut lane = device.lane().unwrap();
+                        let mut context = device.worker_context().unwrap();
                         for round in 0..ROUNDS {
                             let sector = round % 4 * 8 + thread;
                             let bytes = noise(epoch * 1000 + sector * 77 + round, SECTOR);
-                            run(device, &mut lane, Op::Write, sector, bytes.clone()).unwrap();
-                            assert_eq!(read(device, &mut lane, sector, 1), bytes);
+                            run(device, &mut context, Op::Write, sector, bytes.clone()).unwrap();
+                            assert_eq!(read(device, &mut context, sector, 1), bytes);
                         }
                     })
                 })
@@ -441,11 +441,11 @@ fn slots_that_many_wait_for_are_found_again() {
         drop(device);
         let device = home.open().unwrap();
         device.check().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for sector in 0..32 {
             let round = ROUNDS - 4 + sector / 8;
             let expected = noise(epoch * 1000 + sector * 77 + round, SECTOR);
-            assert_eq!(read(&device, &mut lane, sector, 1), expected, "{epoch}, {sector}");
+            assert_eq!(read(&device, &mut context, sector, 1), expected, "{epoch}, {sector}");
         }
     }
 }
@@ -455,10 +455,10 @@ fn slots_that_many_wait_for_are_found_again() {
 fn a_discarded_page_reads_as_zeroes_and_counts_as_nothing() {
     let home = Home::new(600, "lz4");
     let device = home.make();
-    let mut lane = device.lane().unwrap();
-    run(&device, &mut lane, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
+    let mut context = device.worker_context().unwrap();
+    run(&device, &mut context, Op::Write, 0, text(1, PAGE_SIZE)).unwrap();
     let before = kept(&device);
-    drop((lane, device));
+    drop((context, device));
     const DISCARDED: u64 = 1 << 11;
     for index in 1..4_u64 {
         home.set_word(index, DISCARDED);
@@ -469,29 +469,29 @@ fn a_discarded_page_reads_as_zeroes_and_counts_as_nothing() {
     }
     for _ in 0..2 {
         let device = home.open().unwrap();
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         assert_eq!(kept(&device), before);
         for index in 1..4 {
             assert_eq!(home.word(index), DISCARDED, "opening leaves it");
-            assert_eq!(read(&device, &mut lane, index * 8, 8), vec![0; PAGE_SIZE]);
+            assert_eq!(read(&device, &mut context, index * 8, 8), vec![0; PAGE_SIZE]);
         }
     }
     let device = home.open().unwrap();
-    let mut lane = device.lane().unwrap();
-    assert_eq!(read(&device, &mut lane, 8, 8), vec![0; PAGE_SIZE], "so it is verified");
-    free(&device, &mut lane, Op::WriteZeroes, 8 + 1, 2);
+    let mut context = device.worker_context().unwrap();
+    assert_eq!(read(&device, &mut context, 8, 8), vec![0; PAGE_SIZE], "so it is verified");
+    free(&device, &mut context, Op::WriteZeroes, 8 + 1, 2);
     assert_eq!(home.word(1), DISCARDED, "zeroes are there already");
     // A part of it, all of it, and once more discarded: nothing is below, so it is empty then.
-    run(&device, &mut lane, Op::Write, 9, vec![7; SECTOR]).unwrap();
+    run(&device, &mut context, Op::Write, 9, vec![7; SECTOR]).unwrap();
     let mut expected = vec![0; PAGE_SIZE];
     expected[SECTOR..2 * SECTOR].fill(7);
-    assert_eq!(read(&device, &mut lane, 8, 8), expected);
-    run(&device, &mut lane, Op::Write, 2 * 8, text(2, PAGE_SIZE)).unwrap();
-    free(&device, &mut lane, Op::Discard, 3 * 8, 8);
+    assert_eq!(read(&device, &mut context, 8, 8), expected);
+    run(&device, &mut context, Op::Write, 2 * 8, text(2, PAGE_SIZE)).unwrap();
+    free(&device, &mut context, Op::Discard, 3 * 8, 8);
     assert_eq!(home.word(3), 0);
     let [stored, ..] = kept(&device);
     assert_eq!(stored, 3 * PAGE_SIZE as u64);
-    free(&device, &mut lane, Op::WriteZeroes, 0, 600 * 8);
+    free(&device, &mut context, Op::WriteZeroes, 0, 600 * 8);
     compact(&device);
     device.check().unwrap();
     assert_eq!((device.report().orig_data_size, device.table.bytes()), (0, 0));

@@ -51,17 +51,17 @@ fn a_place_in_one_slots_queue_is_not_taken_for_the_next_slot() {
     let cx = Context::from_waker(Waker::noop());
     for op in [Op::Read, Op::WriteZeroes, Op::Discard] {
         let device = device(4);
-        let mut lane = device.lane().unwrap();
-        run(&device, &mut lane, Op::Write, 0, text(1, 2 * PAGE_SIZE)).unwrap();
+        let mut context = device.worker_context().unwrap();
+        run(&device, &mut context, Op::Write, 0, text(1, 2 * PAGE_SIZE)).unwrap();
         let held = device.hold(0).unwrap();
         let mut io = device.request(op, 0, 8192, Buffer::new(vec![0xee; 8192])).unwrap();
-        assert!(io.poll(&mut lane, &cx).is_pending());
+        assert!(io.poll(&mut context, &cx).is_pending());
         device.replace(held, NewContent::EMPTY, failpoint::DISCARD);
-        assert!(io.poll(&mut lane, &cx).is_ready());
+        assert!(io.poll(&mut context, &cx).is_ready());
         if op == Op::Read {
             assert!(io.into_payload().bytes[4096..] == text(1, 2 * PAGE_SIZE)[4096..]);
         } else {
-            assert_eq!(read(&device, &mut lane, 8, 8), vec![0; 4096], "{op:?}");
+            assert_eq!(read(&device, &mut context, 8, 8), vec![0; 4096], "{op:?}");
         }
         assert!(device.hold(0).is_some(), "slot 0 is free");
         device.check().unwrap();
@@ -71,39 +71,39 @@ fn a_place_in_one_slots_queue_is_not_taken_for_the_next_slot() {
 #[test]
 fn a_write_that_was_acknowledged_outlives_zeroes_that_came_before() {
     let device = device(4);
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let cx = Context::from_waker(Waker::noop());
-    run(&device, &mut lane, Op::Write, 0, text(1, 2 * PAGE_SIZE)).unwrap();
+    run(&device, &mut context, Op::Write, 0, text(1, 2 * PAGE_SIZE)).unwrap();
     let held = device.hold(0).unwrap();
     let mut zeroes = device.request(Op::WriteZeroes, 4, 12 * 512, Gone).unwrap();
-    assert!(zeroes.poll(&mut lane, &cx).is_pending());
+    assert!(zeroes.poll(&mut context, &cx).is_pending());
     device.replace(held, NewContent::EMPTY, failpoint::DISCARD);
     let held = device.hold(0).unwrap();
-    let _ = zeroes.poll(&mut lane, &cx);
+    let _ = zeroes.poll(&mut context, &cx);
     drop(held);
-    run(&device, &mut lane, Op::Write, 0, text(5, 4 * 512)).unwrap();
-    assert!(zeroes.poll(&mut lane, &cx).is_ready());
-    assert_eq!(read(&device, &mut lane, 0, 4), text(5, 4 * 512));
-    assert_eq!(read(&device, &mut lane, 8, 8), vec![0; 4096]);
+    run(&device, &mut context, Op::Write, 0, text(5, 4 * 512)).unwrap();
+    assert!(zeroes.poll(&mut context, &cx).is_ready());
+    assert_eq!(read(&device, &mut context, 0, 4), text(5, 4 * 512));
+    assert_eq!(read(&device, &mut context, 8, 8), vec![0; 4096]);
 }
 
 /// Part of a page becomes what the rest is, by the engine, while a read of both pages waits.
 #[test]
 fn a_read_behind_a_change_that_leaves_a_same_filled_page() {
     let device = offloading(PAGES, 256, 2, "latency=10ms");
-    let mut lane = device.lane().unwrap();
+    let mut context = device.worker_context().unwrap();
     let mut first = vec![0x55; 4096];
     first[..512].copy_from_slice(&text(1, 512));
-    run(&device, &mut lane, Op::Write, 0, first).unwrap();
-    run(&device, &mut lane, Op::Write, 8, text(9, 4096)).unwrap();
+    run(&device, &mut context, Op::Write, 0, first).unwrap();
+    run(&device, &mut context, Op::Write, 8, text(9, 4096)).unwrap();
     let cx = Context::from_waker(Waker::noop());
     let mut change = device.request(Op::Write, 0, 512, Buffer::new(vec![0x55; 512])).unwrap();
-    assert!(change.poll(&mut lane, &cx).is_pending());
+    assert!(change.poll(&mut context, &cx).is_pending());
     let bytes = Buffer::new(vec![0xee; 15 * 512]);
     let mut both = device.request(Op::Read, 1, 15 * 512, bytes).unwrap();
-    assert!(both.poll(&mut lane, &cx).is_pending());
-    sync::block_on(|cx| change.poll(&mut lane, cx)).unwrap();
-    sync::block_on(|cx| both.poll(&mut lane, cx)).unwrap();
+    assert!(both.poll(&mut context, &cx).is_pending());
+    sync::block_on(|cx| change.poll(&mut context, cx)).unwrap();
+    sync::block_on(|cx| both.poll(&mut context, cx)).unwrap();
     assert!(both.into_payload().bytes[7 * 512..] == text(9, 4096));
 }
 
@@ -112,7 +112,7 @@ fn a_read_behind_a_change_that_leaves_a_same_filled_page() {
 fn nobody_is_left_asleep_at_a_small_queue() {
     for (depth, requests, pages) in [(1, 8, 6), (4, 16, 16), (16, 64, 32)] {
         let device = offloading(PAGES, depth, 2, "latency=20us,reorder=2");
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         for round in 0..12 {
             let (says, woken) = channel();
             let begin = |number: u64| {
@@ -133,7 +133,7 @@ fn nobody_is_left_asleep_at_a_small_queue() {
                 });
                 let Some(io) = &mut ios[number] else { continue };
                 let cx = Context::from_waker(&wakers[number]);
-                if let Poll::Ready(done) = io.poll(&mut lane, &cx) {
+                if let Poll::Ready(done) = io.poll(&mut context, &cx) {
                     done.unwrap();
                     ios[number] = None;
                     left -= 1;
@@ -152,13 +152,13 @@ fn nobody_is_left_asleep_at_a_small_queue() {
 fn a_job_that_hangs_on_an_idle_engine_is_given_up() {
     for _ in 0..20 {
         let device = offloading(PAGES, 256, 1, "hang=1,timeout=10ms");
-        let mut lane = device.lane().unwrap();
+        let mut context = device.worker_context().unwrap();
         let (says, woken) = channel();
         let waker = Waker::from(Arc::new(Listed(0, says)));
         let mut io = device.request(Op::Write, 0, 4096, Buffer::new(text(1, 4096))).unwrap();
         let cx = Context::from_waker(&waker);
-        assert!(io.poll(&mut lane, &cx).is_pending());
+        assert!(io.poll(&mut context, &cx).is_pending());
         woken.recv_timeout(LIMIT).expect("a hung job is given up");
-        assert!(io.poll(&mut lane, &cx).is_ready());
+        assert!(io.poll(&mut context, &cx).is_ready());
     }
 }
