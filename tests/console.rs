@@ -190,7 +190,12 @@ fn a_panic_is_in_the_log() {
 
 #[test]
 fn a_terminal_that_goes_ends_the_daemon_with_a_summary() {
-    let daemon = Daemon::start("16M", &[]);
+    let dir = TempDir::new();
+    // The tests themselves may run under nohup, which their daemons would inherit.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP", BINARY, "--size", "16M"]);
+    command.arg("--socket-path").arg(dir.join("socket"));
+    let daemon = Daemon::spawn(command, dir);
     let socket = daemon.socket();
     daemon.signal(Signal::SIGHUP);
     let (status, stdout, stderr) = daemon.wait();
