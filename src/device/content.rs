@@ -45,6 +45,7 @@ impl Device {
     ///
     /// # Errors
     /// An earlier process left the slot, and it is not what that had stored.
+    #[inline(always)]
     pub(super) fn held<'g>(
         &'g self,
         guard: &'g SlotGuard<'_>,

@@ -254,6 +254,7 @@ impl<'d, P: Payload> Io<'d, P> {
             };
             if page.poll(&mut turn, cx)?.is_ready() {
                 cursor.at += page.len();
+                page.end();
             } else if page.lets_others_begin() {
                 cursor.at += page.len();
                 window.push(page);

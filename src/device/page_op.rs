@@ -121,6 +121,15 @@ impl<'d> PageOp<'d> {
         self.part.len() as u64
     }
 
+    /// Ends a page that is done. One that never waited has nothing to drop, which the compiler cannot know:
+    /// it would call a function for each page.
+    #[inline(always)]
+    pub(super) fn end(self) {
+        if matches!(self.step, Step::Start) && self.waiter.is_none() {
+            std::mem::forget(self);
+        }
+    }
+
     /// Whether it may hold its slot while it waits, so that no other page of the request may wait beside.
     pub(super) fn has_to_be_alone(&self) -> bool {
         matches!(self.kind, Kind::Modify { .. })

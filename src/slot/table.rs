@@ -253,6 +253,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// The slot is damaged.
+    #[inline(always)]
     pub fn held<'g>(
         &self,
         guard: &'g SlotGuard<'_>,
@@ -292,7 +293,12 @@ impl SlotTable {
             return None;
         }
         let Some(word) = self.words.get(index) else { return Some(Content::Empty) };
-        let content = Word(word.load(Ordering::Acquire)).content();
+        let word = Word(word.load(Ordering::Acquire));
+        // Most are, and one comparison says so.
+        if word.is_object() {
+            return None;
+        }
+        let content = word.content();
         content.object().is_none().then_some(content)
     }
 

@@ -143,6 +143,12 @@ impl Word {
         }
     }
 
+    /// Whether the state bits say that the slot holds a page as an object.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn is_object(self) -> bool {
+        self.0 >> STATE_SHIFT & STATE_MASK == STATE_OBJECT
+    }
+
     /// What the content is, without flags and lock bits, as a number.
     #[cfg(not(any(loom, shuttle)))]
     pub(super) fn essence(self) -> u64 {
