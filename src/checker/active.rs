@@ -1,4 +1,4 @@
-//! The checker where it is on: who holds what, and what happens to it.
+//! The checker where it is on: the locks that are held, their owners, and what happens to them.
 //!
 //! Mutexes are noted with the thread that locked them. Guards stand in one list of all that are
 //! held, by the address of their lock, since any thread may release them. That list has a mutex
@@ -15,7 +15,7 @@ use super::class::{Class, Lock};
 use super::fault::{Fault, Held, Holder, Verdict, report};
 use super::graph::note;
 
-/// When somebody began to wait.
+/// When a wait began.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(Instant);
 
@@ -38,8 +38,8 @@ fn guards() -> MutexGuard<'static, BTreeMap<usize, Entry>> {
     TICKETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many guards are held. Who holds one itself sees at least that one, so at 0 the list need
-/// not be looked at.
+/// How many guards are held. A thread that holds one sees at least that one, so at 0 the list need
+/// not be read.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
 /// Numbers of threads and tasks.
@@ -83,11 +83,11 @@ impl Here {
         }
     }
 
-    /// What is held by who waits here. `blocks`: the whole thread does.
+    /// What is held by the owner that waits here. `blocks`: the whole thread waits.
     fn held_up(&self, blocks: bool) -> Vec<Held> {
         let holder = Some(Holder::Thread(self.thread));
         let mutexes = self.mutexes.iter().map(|lock| Held { lock: *lock, holder });
-        let is_ours = |held: &Held| held.holder.is_some_and(|who| self.is_held_up(who, blocks));
+        let is_ours = |held: &Held| held.holder.is_some_and(|by| self.is_held_up(by, blocks));
         if HELD.load(Ordering::Relaxed) == 0 {
             return mutexes.collect();
         }
@@ -114,13 +114,13 @@ impl Here {
     }
 }
 
-/// Who has the turn is about to wait for a lock, or would wait if it were taken. What only tries
-/// to take a lock waits for nobody, and does not call this.
+/// The owner that has the turn is about to wait for a lock, or would wait if it were taken. What
+/// only tries to take a lock does not wait, and does not call this.
 pub fn wants(lock: Lock) {
     report(here(|here| Some(here.check_order(lock, here.waits > 0))).unwrap_or(Ok(())));
 }
 
-/// Who has the turn has taken a lock, for which it waited since `since`.
+/// The owner that has the turn has taken a lock, for which it waited since `since`.
 pub fn taken(lock: Lock, since: Stopwatch) {
     let now = Instant::now();
     lock.class.count_taken(now - since.0);
@@ -135,8 +135,8 @@ pub fn taken(lock: Lock, since: Stopwatch) {
     );
 }
 
-/// The lock is about to be released, by whomever: it must be called before anybody else can have
-/// it.
+/// The lock is about to be released, by any thread: it must be called before another thread can
+/// have it.
 pub fn released(lock: Lock) {
     let entry = guards().remove(&lock.address);
     report(match entry {
@@ -207,8 +207,8 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        let who = Some(Holder::Task(self.0));
-        report(leak("a task", |held| held.holder == who));
+        let holder = Some(Holder::Task(self.0));
+        report(leak("a task", |held| held.holder == holder));
     }
 }
 

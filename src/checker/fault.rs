@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::class::Lock;
 
-/// Who holds a lock.
+/// The owner of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holder {
     Thread(u64),
@@ -48,11 +48,11 @@ pub(super) enum Fault {
     Inversion { wanted: Lock, held: Held, path: Vec<&'static str>, first: String },
     #[error("inversion: {wanted} is taken with {held} held, which comes after it")]
     Descending { wanted: Lock, held: Held },
-    #[error("recursion: who wants {wanted} holds it")]
+    #[error("recursion: the owner of {wanted} wants it again")]
     Recursion { wanted: Lock },
     #[error("two owners: {lock} is taken, but there is an owner: {held}")]
     TwoOwners { lock: Lock, held: Held },
-    #[error("not held: {lock} is released, but nobody holds it")]
+    #[error("not held: {lock} is released, but it has no owner")]
     NotHeld { lock: Lock },
     #[error("leak: {what} is over, and never released {held}")]
     Leak { what: &'static str, held: Held },

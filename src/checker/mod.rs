@@ -8,28 +8,28 @@
 //!   of their addresses (which for slots is the order of their index);
 //! * **recursion**: a holder waits for what it holds;
 //! * **leaks**: a guard that is not released when its task, or the slot table, comes to its end;
-//! * **two owners** of one lock, and a release of what nobody holds;
+//! * **two owners** of one lock, and a release of a lock that is not held;
 //! * a lock held **where the thread may sleep** ([`might_sleep`]), or where nothing may be held at
 //!   all ([`may_not_hold`]);
 //!
 //! and it measures the longest wait and hold of each class ([`figures`]). A fault is a panic, so
 //! that tests fail; while a thread unwinds anyway it is an error in the log.
 //!
-//! # Who holds a lock
+//! # Owners
 //! A mutex guard belongs to its *thread*. A slot's guard is `Send`, so it belongs to the *task*
 //! whose turn it was when the lock was taken (the request that a queue thread polled, see
 //! [`Task`]), or to the thread if no task had the turn. The task keeps it while it sleeps, and
-//! while another thread polls it; whoever releases the guard, it is the task's that is released.
+//! while another thread polls it; whichever thread releases the guard, the task's is released.
 //!
-//! # Who waits
+//! # Waits
 //! A thread that locks a mutex waits with all that it and its task hold. A task that polls for a
-//! slot waits with its own guards only: the thread goes on with other tasks. A plain thread that
+//! slot waits with its own guards only: the thread continues with other tasks. A plain thread that
 //! sleeps until a task is done ([`Waits`]) waits with both.
 //!
 //! # What it costs
-//! It is on where `debug_assertions` are, except under loom and shuttle, which take threads for
-//! what are none. Else all of this is a stub: the same names, of zero size, that do nothing. So
-//! no caller needs a `cfg`.
+//! It is on where `debug_assertions` are, except under loom and shuttle, whose threads are not
+//! threads of the system. Else all of this is a stub: the same names, of zero size, that do nothing.
+//! So no caller needs a `cfg`.
 
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 mod active;
@@ -66,7 +66,7 @@ pub struct ClassFigures {
     pub name: &'static str,
     /// Locks taken.
     pub taken: u64,
-    /// The longest that anybody waited for one.
+    /// The longest wait for one.
     pub max_wait: Duration,
     /// The longest that one was held.
     pub max_hold: Duration,

@@ -39,7 +39,7 @@ impl Lock {
     }
 }
 
-/// When somebody began to wait.
+/// When a wait began.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch;
 

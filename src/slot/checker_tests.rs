@@ -28,7 +28,7 @@ fn table(slots: u64) -> SlotTable {
     table
 }
 
-/// Polls for a slot, which has to be free, as whoever has the turn.
+/// Polls for a slot, which has to be free, as the task that has the turn.
 fn take(table: &SlotTable, index: u64) -> SlotGuard<'_> {
     let mut place = None;
     match table.poll_lock(index, &mut place, &Context::from_waker(Waker::noop())) {
@@ -37,7 +37,7 @@ fn take(table: &SlotTable, index: u64) -> SlotGuard<'_> {
     }
 }
 
-/// Polls once for a slot that somebody holds, and gives up.
+/// Polls once for a slot that is held, and leaves.
 fn queue(table: &SlotTable, index: u64) {
     let mut place = None;
     let poll = table.poll_lock(index, &mut place, &Context::from_waker(Waker::noop()));
@@ -126,7 +126,7 @@ fn a_task_that_waits_for_its_own_slot_is_found() {
     let _turn = task.enter();
     let guard = take(&table, 1);
     let said = fault(|| queue(&table, 1));
-    assert!(said.contains("recursion: who wants 'slot' 1 holds it"), "{said}");
+    assert!(said.contains("recursion: the owner of 'slot' 1 wants it again"), "{said}");
     drop(guard);
 }
 
@@ -141,7 +141,7 @@ fn a_thread_that_waits_for_its_own_lock_is_found() {
     let guard = take(&table, 0);
     let said = fault(|| drop(sync::block_on(|cx| table.poll_lock(0, &mut None, cx))));
     assert!(said.contains("recursion"), "{said}");
-    // Not so if the thread goes on, for others to wait.
+    // Not so if the thread continues, for others to wait.
     queue(&table, 0);
     drop(guard);
 }

@@ -27,7 +27,7 @@ struct Bell(usize, Sender<usize>);
 
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
-        // Nobody hears of a task that is done.
+        // No thread receives for a task that is done.
         let _ = self.1.send(self.0);
     }
 }
@@ -50,7 +50,7 @@ impl Random {
 }
 
 /// All waiters queue, and then newcomers take the lock whenever they can, for as long as they like,
-/// while woken waiters are polled late, or without a reason, or give up.
+/// while woken waiters are polled late, or without a reason, or leave.
 #[test]
 fn waiters_are_served_in_order_with_few_newcomers_between() {
     for seed in 0..8 {
@@ -72,7 +72,7 @@ fn waiters_are_served_in_order_with_few_newcomers_between() {
                     between += u32::from(newcomer.is_some());
                 }
                 4 => drop(newcomer.take()),
-                // Somebody in the middle polls for no reason, or leaves.
+                // A waiter in the middle polls for no reason, or leaves.
                 5 => {
                     let other = next + 1 + random.below(9) as usize;
                     if let Some(place) = places.get_mut(other).filter(|place| place.is_some()) {
@@ -107,7 +107,7 @@ fn waiters_are_served_in_order_with_few_newcomers_between() {
                 next += 1;
             }
         }
-        assert_eq!(most, MAX_PASSED, "nobody was passed as often as is allowed");
+        assert_eq!(most, MAX_PASSED, "no waiter was passed as often as is allowed");
         drop(newcomer);
         assert!(table.try_lock(0).is_some(), "the lock was lost");
     }
@@ -119,7 +119,7 @@ fn waiters_are_served_in_order_with_few_newcomers_between() {
 fn a_thousand_tasks_on_four_threads_are_all_served_within_bounds() {
     const THREADS: usize = 4;
     const ROUNDS: u32 = 8;
-    // Who waits has at most all others before it, each with its newcomers, and newcomers itself.
+    // A waiter has at most all others before it, each with its newcomers, and its own newcomers.
     const BOUND: u64 = TASKS as u64 * (1 + MAX_PASSED as u64);
     let table = table();
     let served = AtomicU64::new(0);
@@ -173,6 +173,6 @@ fn a_thousand_tasks_on_four_threads_are_all_served_within_bounds() {
     });
     let expected = TASKS as u32 * ROUNDS;
     assert_eq!(table.peek(0), Some(Content::Same(expected)));
-    assert!(waited.into_inner() > 0, "nobody had to wait");
+    assert!(waited.into_inner() > 0, "no task had to wait");
     assert!(table.try_lock(0).is_some());
 }

@@ -3,7 +3,7 @@
 //! 1. Exclusive: one owner at a time, readers included.
 //! 2. `poll_lock` may sleep; the sleeper is a task (or a thread parked as one).
 //! 3. The owner may sleep while it holds the lock, and may be another thread when it lets go.
-//! 4. Who may not sleep uses `try_lock`, whose result must be looked at.
+//! 4. A caller that may not sleep uses `try_lock`, and must check its result.
 //! 5. Two slots are taken in ascending order of their index; all other locks come after a slot's.
 //!
 //! The lock is one bit of the slot word, so taking and releasing it uncontended is one atomic
@@ -21,7 +21,7 @@
 //! stays in the queue until it has the lock. A newcomer may take a free lock before the woken
 //! waiter gets to it (barging keeps the lock busy while the waiter's thread is being scheduled).
 //! A waiter that was passed by [`MAX_PASSED`] of them is handed the lock instead: the bit is never
-//! cleared, so nobody can come between. `docs/locking.md` has the reasons why all this holds.
+//! cleared, so no newcomer can come between. `docs/locking.md` has the reasons why all this holds.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -49,14 +49,14 @@ pub(super) struct Slot<'a> {
     pub(super) index: u64,
 }
 
-/// The held lock of one slot: who has it may read the slot's object and decides its next content.
+/// The held lock of one slot: its owner may read the slot's object and decides its next content.
 ///
 /// `Send`: a completion on another thread may release it. Dropping it releases the slot with its
 /// content unchanged.
 #[must_use = "dropping the guard releases the slot unchanged"]
 pub struct SlotGuard<'a> {
     slot: Slot<'a>,
-    /// Content and flags at the time of locking. Nobody else can change them.
+    /// Content and flags at the time of locking. No other thread can change them.
     data: Word,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Slot<'a> {
         self.take(seen, Stopwatch::start())
     }
 
-    /// Takes the lock unless somebody has it; `seen` is what the word was, with LOCKED clear.
+    /// Takes the lock unless it is held; `seen` is what the word was, with LOCKED clear.
     fn take(self, mut seen: u64, since: Stopwatch) -> Option<SlotGuard<'a>> {
         while seen & LOCKED == 0 {
             match self.word.compare_exchange_weak(
@@ -143,7 +143,7 @@ impl<'a> Slot<'a> {
         Poll::Pending
     }
 
-    /// Takes the lock, or makes sure that its owner looks into the queue when it releases. The
+    /// Takes the lock, or makes sure that its owner checks the queue when it releases. The
     /// caller has the bucket's mutex.
     fn take_or_announce(self, since: Stopwatch) -> Option<SlotGuard<'a>> {
         let mut seen = self.word.load(Ordering::Relaxed);
@@ -168,8 +168,8 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Clears the WAITERS bit of a free slot, which was `seen`, since nobody waits any more. The caller
-    /// has the bucket's mutex. A newcomer that is faster clears it at its release.
+    /// Clears the WAITERS bit of a free slot, which was `seen`, since it has no waiters any more.
+    /// The caller has the bucket's mutex. A newcomer that is faster clears it at its release.
     fn withdraw(self, seen: u64) {
         let _ =
             self.word.compare_exchange(seen, seen & !WAITERS, Ordering::Relaxed, Ordering::Relaxed);
@@ -181,8 +181,8 @@ impl<'a> Slot<'a> {
         Word(self.word.load(Ordering::Relaxed)).data() != Word::EMPTY
     }
 
-    /// Takes the lock, if the slot is empty and free and nobody waits for it, to take the slot away
-    /// with the page it lies in. Without a guard: whoever comes to need the page may put the slot back.
+    /// Takes the lock, if the slot is empty and free and has no waiters, to take the slot away
+    /// with the page it lies in. Without a guard: a thread that needs the page may put the slot back.
     #[cfg(not(shuttle))]
     pub(super) fn take_away(self) -> bool {
         let taken = self.word.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed);
@@ -204,7 +204,7 @@ impl<'a> Slot<'a> {
     fn release(self, held: Word, data: Word) {
         let expected = held.0 | LOCKED;
         let free = data.data().0;
-        // Release: the object's bytes are visible to whoever sees the word that names it.
+        // Release: the object's bytes are visible to a thread that sees the word that names it.
         if self.word.compare_exchange(expected, free, Ordering::Release, Ordering::Relaxed).is_err()
         {
             self.unlock_to_waiter(free);
@@ -280,8 +280,8 @@ impl<'a> Waiter<'a> {
         self.sleeper.as_ref().is_some_and(|sleeper| sleeper.fate() == Fate::Dismissed)
     }
 
-    /// Takes the lock if it is this waiter's turn and nobody was faster; else `cx` is who will be
-    /// woken.
+    /// Takes the lock if it is this waiter's turn and no other was faster; else the task of `cx`
+    /// will be woken.
     fn poll(&mut self, cx: &Context<'_>) -> Option<SlotGuard<'a>> {
         let sleeper = self.sleeper.as_ref()?;
         if sleeper.fate() == Fate::Queued {
@@ -325,8 +325,8 @@ impl Drop for Waiter<'_> {
             }
             Fate::Woken => {
                 bucket.remove(&sleeper);
-                // Somebody counts on this waiter to carry on: the owner, if there is one now,
-                // looks into the queue at its release; else nobody would.
+                // The wake must not be lost. The owner, if there is one now, checks the queue at
+                // its release; else this waiter has to, as no other thread would.
                 let seen = self.slot.word.load(Ordering::Relaxed);
                 if seen & LOCKED != 0 {
                     return;

@@ -43,14 +43,14 @@ impl Shared {
         self.value.with_mut(|value| unsafe { *value += 1 });
     }
 
-    /// To be called when all threads are done: the lock is free and nobody is queued.
+    /// To be called when all threads are done: the lock is free and no task is queued.
     #[allow(unsafe_code)]
     fn finish(&self) -> u32 {
         let word = self.word.load(Ordering::Relaxed);
         assert_eq!(word & (LOCKED | WAITERS), 0, "a lock bit is left at the end");
         let guard = self.slot().try_lock().expect("the lock is free at the end");
         drop(guard);
-        assert!(!self.lot.bucket(0).waits(0), "nobody waits at the end");
+        assert!(!self.lot.bucket(0).waits(0), "no task waits at the end");
         // SAFETY: as above.
         self.value.with(|value| unsafe { *value })
     }

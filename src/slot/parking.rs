@@ -20,7 +20,7 @@ const BUCKETS: usize = 1;
 /// The queues of all tables, to the lock checker.
 static QUEUE: Class = Class::mutex("slot queue");
 
-/// State of a waiter, written under its bucket's mutex and by nobody but the waker's side.
+/// State of a waiter, written under its bucket's mutex and only by the waker's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Fate {
@@ -82,8 +82,8 @@ pub(super) struct Entry {
     pub(super) sleeper: Arc<Sleeper>,
 }
 
-/// The queue of one bucket. Everything that changes who waits for a slot, or that releases a slot
-/// with waiters, happens under its mutex.
+/// The queue of one bucket. Everything that changes which tasks wait for a slot, or that releases a
+/// slot with waiters, happens under its mutex.
 ///
 /// The waiters of one slot stand in the order in which they came. All but the first are
 /// [`Fate::Queued`], and while the slot is free the first is [`Fate::Woken`].
@@ -103,7 +103,7 @@ impl Bucket {
         self.queue.iter_mut().find(|entry| entry.slot == slot)
     }
 
-    /// Whether anybody waits for the slot.
+    /// Whether the slot has waiters.
     pub(super) fn waits(&self, slot: u64) -> bool {
         self.queue.iter().any(|entry| entry.slot == slot)
     }
@@ -144,8 +144,8 @@ impl ParkingLot {
         sync::lock_as(&QUEUE, &self.buckets[hash as usize % BUCKETS])
     }
 
-    /// Takes all waiters of some slots off their queues. Nobody can queue for these slots any more. The
-    /// waiters are returned to be woken, and look for their slots anew.
+    /// Takes all waiters of some slots off their queues. No task can queue for these slots any
+    /// more. The waiters are returned to be woken, and find their slots anew.
     #[cfg(not(shuttle))]
     pub(super) fn dismiss(&self, of_these: impl Fn(u64) -> bool) -> Vec<Arc<Sleeper>> {
         let mut dismissed = Vec::new();

@@ -1,4 +1,4 @@
-//! Which threads look at slot words at this moment: what has to be known before a page of them goes.
+//! Which threads read slot words at this moment: what has to be known before a page of them goes.
 //!
 //! A word is found in two steps: its page's bit says that the page exists, then the word is loaded. A
 //! thread may stop for long in between, and a load from a page that was given back makes the page exist
@@ -6,7 +6,7 @@
 //! that may have seen the bit have *left*. Threads that come later do not see it.
 //!
 //! Coming and leaving are a store each to a cache line of the thread's own. The order of that store and
-//! the load of the bit is settled by a barrier that is paid for by the thread that takes pages away.
+//! the load of the bit is ensured by a barrier that is paid for by the thread that takes pages away.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 use crate::store::Barrier;
 use crate::sync::{self, AtomicU64, Mutex, Ordering};
 
-/// All who look at the slots of one table.
+/// All readers of the slots of one table.
 pub(super) struct Readers {
     seats: Mutex<Vec<Arc<Seat>>>,
     barrier: Barrier,
@@ -33,14 +33,14 @@ thread_local! {
     static INSIDE: Cell<u32> = const { Cell::new(0) };
 }
 
-/// One that looks.
+/// One reader.
 #[repr(align(64))]
 struct Seat {
     /// Times that it came or left: odd while it is there. Only its own thread stores it.
     turns: AtomicU64,
 }
 
-/// What a thread needs to look at the slots of a table while others take pages of it away.
+/// What a thread needs to read the slots of a table while others take pages of it away.
 ///
 /// Between [`Reader::enter`] and [`Reader::leave`] a slot that was found stays where it is. A held
 /// guard keeps its slot in any case, and so does a place in its queue.
@@ -61,14 +61,14 @@ impl Readers {
         }
     }
 
-    /// The calling thread looks at a slot, and has to be inside of a reader if the table has any.
+    /// The calling thread reads a slot, and has to be inside of a reader if the table has any.
     #[inline(always)]
     #[cfg(not(loom))]
-    pub(super) fn looks(&self) {
+    pub(super) fn assert_inside(&self) {
         #[cfg(debug_assertions)]
         assert!(
             INSIDE.get() > 0 || !self.any.load(Ordering::Relaxed),
-            "a slot is looked at outside of a reader"
+            "a slot is read outside of a reader"
         );
     }
 
@@ -83,9 +83,9 @@ impl Readers {
         Reader { seat, barrier: self.barrier, _not_sync: PhantomData }
     }
 
-    /// Waits until all have left, at least once, who may have seen what was cleared before this call.
-    /// `wait` is called between two looks, and says whether there is to be another one. False if
-    /// somebody is still there.
+    /// Waits until all readers that may have seen what was cleared before this call have left, at least
+    /// once. `wait` is called between two checks, and says whether there is to be another one. False
+    /// if a reader is still there.
     pub(super) fn all_left(&self, mut wait: impl FnMut() -> bool) -> bool {
         self.barrier.rarely();
         let seats = sync::lock(&self.seats).clone();
@@ -101,19 +101,19 @@ impl Readers {
 }
 
 impl Reader {
-    /// From now on slots may be looked at.
+    /// From now on slots may be read.
     #[inline]
     pub fn enter(&self) {
         let turns = self.seat.turns.load(Ordering::Relaxed);
         debug_assert!(turns.is_multiple_of(2), "it is there already");
-        // Release: who sees this sees that it had left before.
+        // Release: a thread that sees this sees that it had left before.
         self.seat.turns.store(turns + 1, Ordering::Release);
         self.barrier.often();
         #[cfg(all(debug_assertions, not(loom)))]
         INSIDE.set(INSIDE.get() + 1);
     }
 
-    /// No slot that was found is looked at any more.
+    /// No slot that was found is used any more.
     #[inline]
     pub fn leave(&self) {
         let turns = self.seat.turns.load(Ordering::Relaxed);
@@ -123,7 +123,7 @@ impl Reader {
         self.seat.turns.store(turns + 1, Ordering::Release);
     }
 
-    /// Looks at slots in `look` only.
+    /// Reads slots in `look` only.
     pub fn inside<T>(&self, look: impl FnOnce() -> T) -> T {
         self.enter();
         let found = look();
@@ -131,7 +131,7 @@ impl Reader {
         found
     }
 
-    /// Looks at no slot in `work`, which may take its time, and had found none that it goes on with.
+    /// Reads no slot in `work`, which may take long, and keeps none that it found before.
     #[cfg(not(loom))]
     pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
         self.leave();

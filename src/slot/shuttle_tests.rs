@@ -20,12 +20,12 @@ use crate::sync::{self, AtomicBool, AtomicU64, Ordering};
 const SLOTS: usize = 2;
 const SCHEDULES: usize = 3_000;
 
-/// Some slots, and for each whether somebody is in its critical section.
+/// Some slots, and for each whether a thread is in its critical section.
 struct Shared {
     lot: ParkingLot,
     words: [AtomicU64; SLOTS],
     inside: [AtomicBool; SLOTS],
-    /// Not seen by shuttle: looking at it is no point where threads are switched.
+    /// Not seen by shuttle: an access is not a point where threads are switched.
     served: Plain,
 }
 
@@ -65,7 +65,7 @@ impl Shared {
     fn finish(&self) {
         let mut total = 0;
         for index in 0..SLOTS {
-            assert!(!self.lot.bucket(index as u64).waits(index as u64), "somebody waits");
+            assert!(!self.lot.bucket(index as u64).waits(index as u64), "a task waits");
             let guard = self.slot(index).try_lock().expect("the lock is free at the end");
             if let Content::Same(count) = guard.word().content() {
                 total += u64::from(count);
@@ -109,7 +109,7 @@ fn five_threads_on_two_slots_exclude_each_other_and_none_sleeps_for_ever() {
     });
 }
 
-/// Waits for a slot and gives up at any point: before it queued, while it waits, after it was woken
+/// Waits for a slot and leaves at any point: before it queued, while it waits, after it was woken
 /// or handed the lock. True if it got the lock, and then it used it.
 fn impatient(shared: &Shared, index: usize, polls: usize) -> bool {
     let mut place: Option<Waiter<'_>> = None;

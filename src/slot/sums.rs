@@ -9,7 +9,7 @@
 //! and 0 for an empty slot. Either part can change without the other being known, so an object can be
 //! moved without its bytes being summed again: what was damaged stays damaged.
 //!
-//! Word and sum cannot change in one step. So whoever changes them first leaves an *intent*, the
+//! Word and sum cannot change in one step. So a thread that changes them first leaves an *intent*, the
 //! slot's number with its old and its new sum, changes the sum, then the word, and takes the intent
 //! back. After a death in between, the slot has either the old content or the new one, and the intent
 //! says which sums they have; a sum that is neither is damage.
@@ -53,7 +53,7 @@ pub(super) struct Intent {
     pub(super) sums: [u32; 2],
 }
 
-/// The intents of a state: each belongs to some threads, who take turns.
+/// The intents of a state: each belongs to some threads, which take turns.
 #[derive(Debug)]
 pub(super) struct Intents {
     turns: Box<[Mutex<()>]>,
@@ -74,7 +74,7 @@ impl Intents {
         publish: impl FnOnce(),
     ) {
         let number = stats::thread_number() % self.turns.len();
-        // Nobody sleeps while he has it.
+        // No thread sleeps while it has it.
         let _turn = sync::lock_as(&INTENT, &self.turns[number]);
         let [what, sums] = state.intent(number);
         let old = sum.load(Ordering::Relaxed);
@@ -123,7 +123,7 @@ mod tests {
         assert_ne!(good, sum(7, word(101, 5), b"bytes"));
         assert_ne!(good, sum(7, word(100, 4), b"byte"));
         assert_ne!(good, sum(7, word(100, 5), b"bytez"));
-        // Moved without a look at the bytes.
+        // Moved without a check of the bytes.
         let moved = good ^ of_word(7, word(100, 5)) ^ of_word(7, word(300, 5));
         assert_eq!(moved, sum(7, word(300, 5), b"bytes"));
         assert_eq!(sum(7, Word::EMPTY, b""), 0);

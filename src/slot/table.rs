@@ -17,7 +17,7 @@ use crate::sync::{AtomicU64, Ordering};
 /// One slot for each page of a disk.
 ///
 /// The words lie in a shared mapping, of which only the parts that were ever written exist. A slot
-/// in a part that does not exist is empty, and looking at it allocates nothing.
+/// in a part that does not exist is empty, and reading it allocates nothing.
 pub struct SlotTable {
     words: Words,
     lot: ParkingLot,
@@ -52,7 +52,7 @@ pub struct Replaced {
 pub struct GivenBack {
     /// Bytes that went back to the host, those of check sums with them.
     pub bytes: u64,
-    /// Whether there is more to be had later: somebody was at a slot.
+    /// Whether there is more to be had later: a slot was in use.
     pub more: bool,
 }
 
@@ -115,7 +115,7 @@ impl SlotTable {
     /// Makes the sums match of slots that were being changed, if they have one of their two contents.
     fn end_changes<'a>(&self, state: &State, bytes: impl Fn(Object) -> &'a [u8]) {
         for intent in sums::left(state) {
-            // An intent that makes no sense is nobody's, and its slot is verified as it is.
+            // An intent that makes no sense is ignored, and its slot is verified as it is.
             if intent.index >= self.len() {
                 continue;
             }
@@ -288,7 +288,7 @@ impl SlotTable {
     /// which the word says everything. `None` if there is an object to be read under the lock, or a sum to
     /// be checked.
     pub fn peek(&self, index: u64) -> Option<Content> {
-        self.readers.looks();
+        self.readers.assert_inside();
         if self.is_unverified(index) {
             return None;
         }
@@ -310,7 +310,7 @@ impl SlotTable {
         waiter: &mut Option<Waiter<'a>>,
         cx: &Context<'_>,
     ) -> Poll<Option<SlotGuard<'a>>> {
-        self.readers.looks();
+        self.readers.assert_inside();
         match self.slot(index) {
             Some(slot) => slot.poll_lock(waiter, cx).map(Some),
             None => {
@@ -354,8 +354,8 @@ impl SlotTable {
         self.coming.ensure(&self.words, &self.lot, index / WORDS_PER_PAGE, make)
     }
 
-    /// What a thread needs to look at slots while parts of the table go. [`Self::peek`],
-    /// [`Self::poll_lock`] and [`Self::try_lock`] are called inside of one, if anybody calls
+    /// What a thread needs to read slots while parts of the table go. [`Self::peek`],
+    /// [`Self::poll_lock`] and [`Self::try_lock`] are called inside of one, if any thread calls
     /// [`Self::give_back`] meanwhile.
     pub fn reader(&self) -> Reader {
         self.readers.reader()
@@ -363,7 +363,8 @@ impl SlotTable {
 
     /// Gives parts of the table in which nothing is left back to the host: all, or some of them. Called
     /// outside of all readers of the thread. `wait` is called while others are at slots that they
-    /// may have found before; it says whether to wait on. Nothing happens if somebody else is at it.
+    /// may have found before; it says whether to wait on. Nothing happens if another thread is
+    /// doing this.
     pub fn give_back(&self, all: bool, mut wait: impl FnMut() -> bool) -> GivenBack {
         let mut candidates = self.words.take_vacant();
         let (mut bytes, mut busy) = (0, Vec::new());
@@ -422,7 +423,7 @@ impl SlotTable {
     }
 
     /// Calls `visit` with every slot that is not empty, in order, without locking. Exact when
-    /// nobody writes; for tests, reports, and a table that is taken over.
+    /// no thread writes; for tests, reports, and a table that is taken over.
     pub fn for_each(&self, mut visit: impl FnMut(u64, Word)) {
         self.for_each_word(|index, word| {
             if word.content() != Content::Empty {

@@ -141,7 +141,7 @@ fn a_woken_waiter_that_leaves_passes_its_turn_on() {
     assert!(table.poll_lock(0, &mut b, &cx).is_ready());
 }
 
-/// A word that says that somebody waits keeps its part of the table.
+/// A word that says that a task waits keeps its part of the table.
 #[test]
 fn a_woken_waiter_that_leaves_does_not_keep_its_part_of_the_table() {
     for leaves in [false, true] {
@@ -153,7 +153,7 @@ fn a_woken_waiter_that_leaves_does_not_keep_its_part_of_the_table() {
         drop(held);
         assert_eq!(rings(&bell), 1);
         if !leaves {
-            // Its turn is used instead, which is what a request does that goes on.
+            // Its turn is used instead, which is what a request does that continues.
             assert!(table.poll_lock(3, &mut place, &Context::from_waker(&waker)).is_ready());
         }
         drop(place);
@@ -183,7 +183,7 @@ fn a_waiter_that_loses_too_many_races_is_handed_the_lock() {
     }
     assert_eq!(barged, 3);
     assert_eq!(rings(&bell), 4);
-    assert!(table.poll_lock(0, &mut place, &cx).is_ready(), "nobody else can have it");
+    assert!(table.poll_lock(0, &mut place, &cx).is_ready(), "no other task can have it");
 }
 
 #[test]

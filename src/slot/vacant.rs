@@ -1,19 +1,21 @@
-//! Pages of the slot table without content: how they come and go beside threads that look at them.
+//! Pages of the slot table without content: how they come and go beside threads that read them.
 //!
 //! One page at a time is *taken*: each of its slots is locked by a trial, from the lowest up, which
-//! works if the slot is empty, free, and nobody waits for it. Then the page is *hidden*: its bit is
-//! cleared, so whoever comes from then on finds an empty slot that does not exist. When all threads have
-//! left that may have found a slot before ([`super::readers`]), waiters that queued meanwhile are
-//! *dismissed* (they look for the slot anew), and the page is given back to the host.
+//! works if the slot is empty and free, and has no waiters. Then the page is *hidden*: its bit is
+//! cleared, so a thread that comes from then on finds an empty slot that does not exist. When all
+//! threads have left that may have found a slot before ([`super::readers`]), waiters that queued
+//! meanwhile are
+//! *dismissed* (they find the slot anew), and the page is given back to the host.
 //!
 //! Why no write is lost: it is published by a thread that holds the slot's lock. Either that had the
 //! lock before the page was taken, and then it is not taken; or it finds the lock held, and waits, until
 //! it is dismissed; or it finds no bit. In both cases it has the slot made to exist again. The slots of
 //! a hidden page stay locked until the page is gone, or *shown* again, which happens with the bit first
-//! and the locks after: by who needs the page, or by the taker, if somebody does not leave in time.
+//! and the locks after: by a thread that needs the page, or by the taker, if a thread does not
+//! leave in time.
 //!
-//! A page comes, goes, is hidden and is shown under one mutex, which is not held while anybody is
-//! waited for.
+//! A page comes, goes, is hidden and is shown under one mutex, which is not held during any
+//! wait.
 
 use std::io;
 use std::ops::Range;
@@ -27,7 +29,7 @@ use crate::sync::{self, AtomicU64, Locked, Mutex};
 /// The mutexes of growing tables, to the lock checker.
 static GROWING: Class = Class::mutex("growing");
 
-/// The mutexes of who takes pages away, to the lock checker.
+/// The mutexes of threads that take pages away, to the lock checker.
 static TAKING: Class = Class::mutex("taking");
 
 /// Pages that are hidden at the same time at most.
@@ -60,7 +62,7 @@ pub(super) trait Pages {
 pub(super) struct Coming {
     /// Hidden and not yet given back, their slots locked. Pages come and go under this mutex.
     hidden: Mutex<Vec<u64>>,
-    /// Held by who takes pages away.
+    /// Held by the thread that takes pages away.
     taking: Mutex<()>,
 }
 
@@ -69,20 +71,20 @@ pub(super) struct Coming {
 pub(super) struct Gone {
     /// Bytes that went back.
     pub(super) bytes: u64,
-    /// Pages that somebody uses, or that somebody did not leave: to be looked at again.
+    /// Pages in use, or that a thread did not leave in time: to be tried again.
     pub(super) busy: Vec<u64>,
 }
 
 /// How a page was found.
 enum Taken {
     Yes,
-    /// It is not there, or has content; no reason to look again before that changes.
+    /// It is not there, or has content; no reason to try again before that changes.
     No,
     Busy,
 }
 
 impl Coming {
-    /// Has the page exist, if need be by `make`, which is called with nobody else making or taking
+    /// Has the page exist, if need be by `make`, during which no other thread makes or takes
     /// pages.
     pub(super) fn ensure<E>(
         &self,
@@ -96,7 +98,7 @@ impl Coming {
         if pages.is_shown(page) {
             return Ok(());
         }
-        // Those that are hidden are none to be made, and what they share with this one is still there.
+        // Hidden pages are not to be made, and what they share with this one is still there.
         hidden.retain(|other| {
             let apart = other / GROUP != page / GROUP;
             if !apart {
@@ -108,7 +110,7 @@ impl Coming {
     }
 
     /// Gives those of some pages back to the host that have no content; at most [`BATCH`] of them are
-    /// looked at. `wait` is as for [`Readers::all_left`]. Nothing happens if somebody else is at it.
+    /// tried. `wait` is as for [`Readers::all_left`]. Nothing happens if another thread is doing this.
     pub(super) fn give_back(
         &self,
         pages: &impl Pages,
@@ -138,7 +140,7 @@ impl Coming {
         step("table.hidden");
         let all_left = readers.all_left(wait);
         let mut hidden = self.hidden();
-        // Without those that somebody needed meanwhile.
+        // Without those that a thread needed meanwhile.
         let mut left = std::mem::take(&mut *hidden);
         left.sort_unstable();
         gone.busy.extend(taken.into_iter().filter(|page| left.binary_search(page).is_err()));
@@ -175,13 +177,13 @@ fn take(pages: &impl Pages, lot: &ParkingLot, page: u64) -> Taken {
     }
     let slots = pages.slots(page);
     let slot = |index| Slot { word: pages.word(index), lot, index };
-    // A look first, which costs less: most pages that are looked at have content.
+    // A read first, which costs less: most pages that are tried have content.
     let has_content = |index: u64| slot(index).has_content() || !pages.is_bare(index);
     if slots.clone().any(has_content) {
         return Taken::No;
     }
     let Some(stopped) = slots.clone().find(|index| !slot(*index).take_away()) else {
-        // What is beside a word changes under its lock, so this is the look that counts.
+        // What is beside a word changes under its lock, so this is the check that counts.
         if slots.clone().all(|index| pages.is_bare(index)) {
             return Taken::Yes;
         }
@@ -192,8 +194,8 @@ fn take(pages: &impl Pages, lot: &ParkingLot, page: u64) -> Taken {
     Taken::Busy
 }
 
-/// Has a hidden page be as it was. The bit comes first: who finds none takes a slot for empty, and one
-/// that is unlocked may be written.
+/// Has a hidden page be as it was. The bit comes first: a thread that finds no bit takes a slot for
+/// empty, and one that is unlocked may be written.
 fn show(pages: &impl Pages, lot: &ParkingLot, page: u64) {
     pages.show(page);
     for index in pages.slots(page) {

@@ -1,4 +1,4 @@
-//! Pages of the slot table that go beside threads which look at them, model-checked: a table of one page
+//! Pages of the slot table that go beside threads which read them, model-checked: a table of one page
 //! with two slots, of which any use after it is gone is a race that loom reports.
 
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use crate::sync::{self, AtomicU64, Ordering};
 /// What a table is made of, but for the mapping.
 struct Table {
     words: [AtomicU64; 2],
-    /// Read by who uses the page, written by who gives it back or makes it.
+    /// Read by a thread that uses the page, written by one that gives it back or makes it.
     page: UnsafeCell<u32>,
     existing: AtomicU64,
     vacant: AtomicU64,
@@ -156,7 +156,7 @@ impl Table {
         self.coming.give_back(self, &self.lot, &self.readers, std::iter::once(0), wait)
     }
 
-    /// To be called when all threads are done: nothing is locked, and nobody waits.
+    /// To be called when all threads are done: nothing is locked, and no task waits.
     fn finish(&self) -> [Content; 2] {
         assert!(!self.lot.bucket(0).waits(0) && !self.lot.bucket(0).waits(1));
         if self.is_shown(0) {
@@ -186,7 +186,7 @@ fn a_write_beside_a_page_that_goes_is_not_lost() {
             let reader = its.readers.reader();
             let writer = thread::spawn(move || {
                 its.write(&reader, 0, SAME);
-                // Done: whoever reads now finds it.
+                // Done: a thread that reads now finds it.
                 assert_eq!(reader.inside(|| its.peek(0)), SAME);
             });
             let gone = table.give_back(waits);
@@ -212,7 +212,7 @@ fn who_looks_at_a_slot_finds_its_page_there() {
             table.give_back(waits);
             other.join().unwrap();
             table.finish();
-            // Nobody is there: it goes now, if it did not.
+            // No thread is there: it goes now, if it did not.
             let is_there = u64::from(table.is_shown(0));
             assert_eq!(table.give_back(0).bytes, is_there);
         });
@@ -261,7 +261,7 @@ fn a_page_that_was_emptied_is_gone_or_noted() {
         }
         other.join().unwrap();
         let noted = table.vacant.load(Ordering::Relaxed) == 1 || !busy.is_empty();
-        assert!(noted || !table.is_shown(0), "nobody looks at it again");
+        assert!(noted || !table.is_shown(0), "no thread tries it again");
         assert_eq!(table.finish(), [Content::Empty; 2]);
     });
 }

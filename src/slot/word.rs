@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bit  0      locked
-//!       1      waiters: somebody may sleep for the lock
+//!       1      waiters: a task may sleep for the lock
 //!       2..4   state: 0 nothing stored, 1 same-filled, 2 object, 3 (reserved) written back
 //!       4      idle            (set by upkeep, cleared by access)
 //!       5      post-processing (set by upkeep, cleared by access)
