@@ -1,35 +1,35 @@
-//! Time, looked at seldom: slices of a thread's time, and a clock that is cheap and coarse.
+//! Time, read seldom: slices of a thread's time, and a clock that is cheap and coarse.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Most work between two looks at the clock, in bytes: some ten microseconds with a fast codec.
+/// Most work between two readings of the clock, in bytes: some ten microseconds with a fast codec.
 const MAX_STRIDE: u64 = 64 * 1024;
 /// Least work that a slice takes into account, in bytes: a sector.
 pub const MIN_WORK: u64 = 512;
-/// Looks at the clock that a slice is meant to take.
+/// Readings of the clock that a slice is meant to take.
 const LOOKS: u32 = 8;
 
 /// A slice of a thread's time.
 ///
-/// Work is counted in bytes, and the clock looked at only after so many of them as lately took an
+/// Work is counted in bytes, and the clock read only after so many of them as lately took an
 /// eighth of the slice: with a fast codec after every 64 KiB, with a slow one after every page.
 #[derive(Debug)]
 pub struct TimeSlice {
     limit: Duration,
-    /// Start of the slice and the last look, from the first look on.
+    /// Start of the slice and the last reading of the clock, from the first one on.
     looks: Option<(Instant, Instant)>,
-    /// Work since the last look, in bytes.
+    /// Work since the last reading, in bytes.
     unseen: u64,
-    /// Work after which the clock is looked at next, in bytes.
+    /// Work after which the clock is read next, in bytes.
     stride: u64,
 }
 
 impl TimeSlice {
-    /// Shares of `limit` each, of work that is looked at after `stride` bytes at first. The first
-    /// one begins with the first look at the clock.
+    /// Slices of `limit` each; the clock is read after `stride` bytes at first. The first slice
+    /// begins with the first reading of the clock.
     pub fn new(limit: Duration, stride: u64) -> Self {
         Self { limit, looks: None, unseen: 0, stride }
     }
@@ -37,7 +37,7 @@ impl TimeSlice {
     /// Begins a new slice. How fast the work goes is remembered.
     pub fn begin(&mut self) {
         self.unseen = 0;
-        // Fast work need not be timed from its first byte: most slices end before the first look.
+        // Fast work need not be timed from its first byte: most slices end before the first reading.
         self.looks = None;
         if self.stride < MAX_STRIDE {
             self.start();
@@ -87,7 +87,7 @@ pub fn mark_start() {
     START.get_or_init(Instant::now);
 }
 
-/// Time since the process started, or since somebody asked for the first time if nobody said when.
+/// Time since the process started, or since the first call if the start was not set.
 pub fn since_start() -> Duration {
     START.get_or_init(Instant::now).elapsed()
 }

@@ -90,7 +90,7 @@ impl Codec {
     ///
     /// `out.len()` is the caller's limit; nothing beyond it is touched. What lies in `out` behind
     /// the object, or after `None`, is unspecified. The tighter the limit, the sooner the lz4
-    /// library gives up on a page that will not fit; the others find out at the end.
+    /// library abandons a page that will not fit; the others find out at the end.
     ///
     /// # Errors
     /// The library fails, or cannot set up a context.

@@ -3,7 +3,7 @@
 /// A growing bitmap with a second level: one bit for each word that is not zero.
 ///
 /// A class with a million spans has 16,384 words and 256 words of second level, which is what a
-/// search looks at.
+/// search reads.
 #[derive(Debug, Default)]
 pub(super) struct Bits {
     words: Vec<u64>,

@@ -10,9 +10,9 @@ const ROOMY: u64 = 64;
 /// disks that were asked at the same time, as many as this, cannot take more than there is; and the
 /// less there is, the more often they ask.
 const SHARE: u64 = 64;
-/// Most bytes between two looks, however much there is.
+/// Most bytes between two readings of the host's memory, however much there is.
 const MOST: u64 = 4 << 20;
-/// A share smaller than this is none: a page of the disk may need pages of arena, table and sums.
+/// A share smaller than this counts as 0: a page of the disk may need pages of arena, table and sums.
 const LEAST: u64 = 16 << 10;
 /// What a disk at rest may take before the host is asked again. What was seen of it is old by then.
 const AT_REST: u64 = 64 << 10;
@@ -26,9 +26,10 @@ pub(super) struct Budget {
     /// Those of the arena.
     arena: AtomicU64,
     arena_max: AtomicU64,
-    /// The user's limit in bytes; `u64::MAX` is none.
+    /// The user's limit in bytes; `u64::MAX` means no limit.
     limit: u64,
-    /// What may be taken until the host is asked again, in bytes; moved by whoever watches the host.
+    /// What may be taken until the host is asked again, in bytes; moved by the thread that watches
+    /// the host.
     ceiling: AtomicU64,
     /// What the host could bear when it was asked, in bytes.
     horizon: AtomicU64,
@@ -112,7 +113,7 @@ impl Budget {
         self.arena_max.load(Ordering::Relaxed)
     }
 
-    /// The user's limit; 0 is none.
+    /// The user's limit; 0 means no limit.
     pub(super) fn limit(&self) -> u64 {
         if self.limit == u64::MAX { 0 } else { self.limit }
     }
@@ -141,7 +142,7 @@ impl Budget {
         self.ceiling.store(self.total().saturating_add(bytes), Ordering::Relaxed);
     }
 
-    /// Whether there is so much room that bytes which are not needed yet keep nobody out.
+    /// Whether there is so much room that no writer fails for bytes which are not needed yet.
     pub(super) fn is_roomy(&self, bytes: u64) -> bool {
         let end = self.total().saturating_add(bytes.saturating_mul(ROOMY));
         end <= self.limit && end <= self.horizon.load(Ordering::Relaxed)

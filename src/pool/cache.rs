@@ -17,7 +17,7 @@ static SHARD: Class = Class::mutex("pool shard");
 const MOST: usize = 8;
 
 /// Objects of a class for each place that one magazine may hold: what lies in magazines is memory
-/// that nobody uses.
+/// that is not used.
 const OBJECTS_PER_PLACE: u64 = 256;
 
 /// Free places of one class, to be given out last in, first out. To the class they are in use.

@@ -48,7 +48,7 @@ impl Number {
 pub(super) struct Candidate {
     pub(super) number: Number,
     pub(super) place: Place,
-    /// Who has it, if it has an owner at all.
+    /// The number of its owner, if it has an owner at all.
     pub(super) owner: u32,
 }
 
@@ -232,7 +232,7 @@ impl Class {
     }
 
     /// The highest objects in use below `end`, highest first, at most `most` of them, with the
-    /// numbers of their owners. Those are read here, where nobody trims: an object in use lies on
+    /// numbers of their owners. Those are read here, where no thread trims: an object in use lies on
     /// pages that exist.
     pub(super) fn uppermost(
         &self,
@@ -413,7 +413,7 @@ impl Class {
         common.budget.reserve(bytes)?;
         let offset = self.page_offset(span, pages.start);
         if let Err(error) = common.arena.commit(offset, bytes) {
-            // Some of the pages may exist now. Nobody would know of them.
+            // Some of the pages may exist now. No count has them.
             if let Err(error) = raw::decommit(common.arena, offset, bytes) {
                 log::warn!("{bytes} bytes that are not used cannot be given back: {error}");
             }

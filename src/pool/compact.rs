@@ -8,10 +8,10 @@ use super::objects::Pool;
 use crate::store::{HOST_PAGE, Place};
 use crate::sync;
 
-/// Candidates looked at under one hold of a class's mutex.
+/// Candidates tried under one hold of a class's mutex.
 const BATCH: usize = 32;
 
-/// Pages given back, or spans looked at, under one hold of a class's mutex: some hundred
+/// Pages given back, or spans read, under one hold of a class's mutex: some hundred
 /// microseconds.
 const TRIM: u64 = 64;
 
@@ -19,16 +19,16 @@ const TRIM: u64 = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
     /// Classes that have much more than they need, down to a margin that saves them from taking
-    /// and giving back the same pages all the time. Classes that nobody used since the last time
+    /// and giving back the same pages all the time. Classes that were not used since the last time
     /// lose the margin too.
     Upkeep,
     /// All there is.
     Full,
-    /// Until this many bytes are given back, or so many objects were looked at.
+    /// Until this many bytes are given back, or so many objects were tried.
     Enough {
         /// Bytes that are wanted.
         bytes: u64,
-        /// Objects that may be looked at for them.
+        /// Objects that may be tried for them.
         moves: u64,
     },
 }
@@ -124,7 +124,7 @@ struct Run<'p, R, G> {
     done: Compaction,
     /// Pages after which it is over.
     wanted: u64,
-    /// Objects that may still be looked at.
+    /// Objects that may still be tried.
     tries: u64,
     relocate: R,
     go_on: G,

@@ -90,7 +90,7 @@ fn no_work_is_left_without_a_wake_up() {
             })
             .collect();
         let (notifier, work) = &*shared;
-        // Woken by the setting of the waker: answer, look.
+        // Woken by the setting of the waker: answer, check.
         assert!(notifier.answer());
         let seen = *sync::lock(work);
         let before = woken.0.load(Ordering::SeqCst);
@@ -98,7 +98,7 @@ fn no_work_is_left_without_a_wake_up() {
             worker.join().unwrap();
         }
         let rung_since = woken.0.load(Ordering::SeqCst) > 1 || before > 1;
-        assert!(seen == 2 || rung_since, "{seen} of 2 seen, and nobody woke the answerer");
+        assert!(seen == 2 || rung_since, "{seen} of 2 seen, and no thread woke the answerer");
         assert!(seen == 2 || notifier.answer());
     });
 }

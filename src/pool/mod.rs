@@ -5,7 +5,7 @@
 //! never crosses a span, is contiguous, and is read in place. `docs/memory.md` has the layout in
 //! bytes, and why it is this one.
 //!
-//! The pool keeps no note of an object's length: whoever owns the object knows it, and says it
+//! The pool keeps no note of an object's length: the owner of the object knows it, and says it
 //! again when freeing. A class is therefore a function of the length alone, and all that the pool
 //! knows can be rebuilt from a list of places and lengths.
 //!

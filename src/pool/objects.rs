@@ -22,7 +22,7 @@ pub struct PoolUsage {
     pub arena_bytes: u64,
     /// The most of the arena that was ever committed at once (`mm_stat` mem_used_max).
     pub arena_bytes_max: u64,
-    /// The limit on committed bytes of arena and table; 0 is none (`mm_stat` mem_limit).
+    /// The limit on committed bytes of arena and table; 0 means no limit (`mm_stat` mem_limit).
     pub limit: u64,
     /// Host pages that objects were moved away from since the start, given back (`mm_stat`
     /// pages_compacted). Pages that were bare without that are not counted, as in the kernel.
@@ -72,7 +72,7 @@ impl Pool {
         bytes.saturating_mul(2).saturating_add(2 * classes * REGION_BYTES)
     }
 
-    /// Frees an object that was stored here with this length and that nobody reads any more.
+    /// Frees an object that was stored here with this length and that no thread reads any more.
     pub(super) fn free(&self, place: Place, length: usize) {
         debug_assert!((1..=PAGE_SIZE).contains(&length));
         let number = self.kinds.of(length);
@@ -221,7 +221,7 @@ impl Pool {
         self.budget.total() - self.budget.arena()
     }
 
-    /// Checks every class, and that the arena has as many pages as the classes say; nobody may be
+    /// Checks every class, and that the arena has as many pages as the classes say; no thread may be
     /// using the pool. The first contradiction is the error.
     pub(crate) fn check(&self) -> Result<(), String> {
         for class in &self.classes {

@@ -68,8 +68,9 @@ impl Owned<'_> {
         unsafe { self.pool.bytes(self.place, self.length) }
     }
 
-    /// Gives the object to a slot, which names its place. It is freed by whoever takes it out of the slot
-    /// again ([`Pool::own`]); if nobody does, its memory is lost until the pool is rebuilt.
+    /// Gives the object to a slot, which names its place. It is freed by the caller that takes it
+    /// out of the slot again ([`Pool::own`]); if no caller does, its memory is lost until the pool
+    /// is rebuilt.
     pub fn into_place(self) -> Place {
         std::mem::ManuallyDrop::new(self).place
     }
@@ -134,22 +135,22 @@ impl Pool {
     /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
     /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0);
     /// let place = pool.store(b"first", 0).unwrap().into_place();
-    /// // SAFETY: nobody frees the object.
+    /// // SAFETY: no thread frees the object.
     /// assert_eq!(unsafe { pool.bytes(place, 5) }, b"first");
     /// ```
     ///
     /// # Safety
-    /// The object was stored in this pool, and nobody frees it while the slice lives: the caller
+    /// The object was stored in this pool, and no thread frees it while the slice lives: the caller
     /// holds the lock of the slot that names it, or an [`Owned`].
     pub unsafe fn bytes(&self, place: Place, length: usize) -> &[u8] {
-        // SAFETY: who frees or moves an object owns it, and nobody does meanwhile. Its memory is given back
-        // only after it was freed.
+        // SAFETY: only an owner frees or moves an object, and no thread does meanwhile. Its memory
+        // is given back only after it was freed.
         unsafe { self.arena.read(place, TAG_BYTES, length) }
     }
 
     /// Makes the object at a place that was just allocated for it.
     fn fill(&self, place: Place, object: &[u8], owner: u32) -> Owned<'_> {
-        // SAFETY: the place was allocated for an object of this length, and nobody else has it.
+        // SAFETY: the place was allocated for an object of this length, and no other thread has it.
         unsafe { self.arena.write(place, TAG_BYTES, object) };
         failpoint::reach("store.written");
         // Compaction may check it at any time, and then finds that the owner does not name it.
@@ -182,7 +183,7 @@ impl Pool {
     pub(crate) fn bytes_after(&self, place: Place, length: usize) -> Vec<u8> {
         let end = place.offset() + (TAG_BYTES + length) as u64;
         let rest = end.next_multiple_of(crate::store::HOST_PAGE) - end;
-        // SAFETY: tests call this with nobody else at the pool.
+        // SAFETY: tests call this while no other thread uses the pool.
         unsafe { self.arena.read(place, TAG_BYTES + length, rest as usize) }.to_vec()
     }
 }

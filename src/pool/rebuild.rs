@@ -22,7 +22,7 @@ impl Pool {
     /// A pool as [`Pool::new`] makes it, with the objects in it that `visit` names to its argument.
     /// Whatever else is in the arena is given back to the host.
     ///
-    /// No object is looked at: an arena of many GiB is not read. So tags are as they are; a wrong one
+    /// No object is read: the arena may have many GiB. So tags are as they are; a wrong one
     /// keeps its object from being moved, and no more.
     ///
     /// # Errors

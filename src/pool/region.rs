@@ -12,8 +12,8 @@ use crate::sync;
 /// The free lists of all pools, to the lock checker.
 static FREE: Class = Class::mutex("pool regions");
 
-/// Who has which region. A region's entry is written under the mutex of the class that has it, or
-/// gets it.
+/// Which class has which region. A region's entry is written under the mutex of the class that has
+/// it, or gets it.
 pub(super) struct Regions {
     /// For each region 0, or 1 + class in the low half and its position in the class in the high.
     /// In pieces that are made when they are first needed: a disk of 16 TiB has two million.
@@ -31,7 +31,7 @@ type Piece = [AtomicU64; PIECE];
 struct Free {
     /// Regions given back, all below `next`.
     returned: BTreeSet<u32>,
-    /// The first region that nobody ever had.
+    /// The first region that no class ever had.
     next: u32,
 }
 
@@ -43,7 +43,7 @@ impl Regions {
         Self { owners, count, free: Mutex::default() }
     }
 
-    /// The region of the lowest number that nobody has.
+    /// The region of the lowest number that no class has.
     pub(super) fn take(&self, class: usize, position: usize) -> Result<u32, PoolError> {
         let mut free = sync::lock_as(&FREE, &self.free);
         let region = match free.returned.pop_first() {
@@ -61,7 +61,7 @@ impl Regions {
         Ok(region)
     }
 
-    /// Takes a particular region, if nobody has it.
+    /// Takes a particular region, if no class has it.
     pub(super) fn claim(&self, region: u32, class: usize, position: usize) -> bool {
         let mut free = sync::lock_as(&FREE, &self.free);
         if region >= self.count {
@@ -92,7 +92,7 @@ impl Regions {
         Some((class as usize, (owner >> 32) as usize))
     }
 
-    /// Runs of regions that nobody has, as offsets and lengths in bytes.
+    /// Runs of regions that no class has, as offsets and lengths in bytes.
     pub(super) fn unowned(&self) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for region in 0..self.count {

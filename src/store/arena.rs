@@ -9,8 +9,8 @@ use crate::sync::AtomicU32;
 
 /// A sparse range of shared memory for objects.
 ///
-/// It only moves bytes and pages. The layers above decide who owns which bytes, so all access to
-/// bytes here is `unsafe`; `pool/owned.rs` has the safe way to them.
+/// It only moves bytes and pages. The layers above decide which thread owns which bytes, so all
+/// access to bytes here is `unsafe`; `pool/owned.rs` has the safe way to them.
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
@@ -50,7 +50,7 @@ impl Arena {
         Ok(Self { mapping, beside: HOST_PAGE })
     }
 
-    /// Whether all pages of a range exist, so that looking at them allocates nothing.
+    /// Whether all pages of a range exist, so that reading them allocates nothing.
     ///
     /// # Errors
     /// The file system does not tell.
@@ -115,7 +115,7 @@ impl Arena {
     /// The bytes of an object, read in place.
     ///
     /// # Safety
-    /// While the slice lives nobody writes the object, frees it, or gives its memory back.
+    /// While the slice lives no thread writes the object, frees it, or gives its memory back.
     pub unsafe fn read(&self, place: Place, skip: usize, len: usize) -> &[u8] {
         // SAFETY: the contract of this function is the same.
         unsafe { self.mapping.bytes(place.offset() + skip as u64, len) }

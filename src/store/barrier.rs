@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence, fence};
 
-/// The two sides of a barrier between a thread that looks often and one that looks rarely.
+/// The two sides of a barrier between a thread that passes it often and one that does so rarely.
 ///
 /// Each of them stores something, calls its side, and loads what the other one stores: at least one
 /// of the two sees the other's store. Where the kernel helps (membarrier(2), Linux 4.14), the
@@ -39,7 +39,7 @@ impl Barrier {
     pub fn rarely(self) {
         fence(Ordering::SeqCst);
         if self.by_the_kernel && !call(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
-            // It was registered, so the kernel has no reason to refuse it: better stop than go on.
+            // It was registered, so the kernel has no reason to refuse it: better stop than continue.
             unreachable!("the kernel refuses a barrier that it had granted");
         }
     }

@@ -1,11 +1,11 @@
-//! The directory of a state: whose it is, and its files, reached by its descriptor.
+//! The directory of a state: its owner, and its files, reached by its descriptor.
 //!
-//! A state holds what a guest wrote, and a daemon trusts its own memory. So nobody but its owner may be able
-//! to change it, and no name in a directory that others can write to (`/dev/shm`) decides whose it is:
+//! A state holds what a guest wrote, and a daemon trusts its own memory. So only its owner may be able
+//! to change it, and no name in a directory that others can write to (`/dev/shm`) decides the owner:
 //!
 //! * directory and files belong to the daemon's user, or to the one that was named;
 //! * others can neither write to the directory nor use the files at all;
-//! * a file has one name, so it is nobody else's file by another;
+//! * a file has one name, so it is not another user's file by a second one;
 //! * no symbolic link is followed to a file, nor one of another user's to the directory.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -55,7 +55,7 @@ impl Home {
                 // Whatever the umask is, or the default of an access list.
                 Ok(()) => fs::set_permissions(&path, Permissions::from_mode(DIRECTORY_MODE))
                     .map_err(fail)?,
-                // Somebody else was faster.
+                // Another process was faster.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(fail(error)),
             }
@@ -71,7 +71,7 @@ impl Home {
         let kind = fstatfs(&handle).map_err(|errno| fail(errno.into()))?.filesystem_type();
         if kind != TMPFS_MAGIC {
             if new {
-                // Nothing is left of what was not to be; whoever put something there keeps it.
+                // Nothing is left of what was refused; a process that put something there keeps it.
                 let _ = fs::remove_dir(&path);
             }
             return Err(StateError::NotTmpfs(path));
@@ -94,7 +94,7 @@ impl Home {
         again.map_err(|source| StateError::Directory { path: self.path.clone(), source })
     }
 
-    /// Whether there is something of this name. What cannot be looked at may be there, and must not
+    /// Whether there is something of this name. What cannot be read may be there, and must not
     /// be made anew.
     pub(super) fn has(&self, name: &str) -> bool {
         fstatat(&self.handle, name, AtFlags::AT_SYMLINK_NOFOLLOW) != Err(Errno::ENOENT)

@@ -160,22 +160,24 @@ impl Mapping {
     /// Copies `bytes` in at `offset`.
     ///
     /// # Safety
-    /// Until this returns nobody else accesses these bytes of the mapping, and no slice of them lives.
+    /// Until this returns no other thread accesses these bytes of the mapping, and no slice of them
+    /// lives.
     pub(super) unsafe fn write(&self, offset: u64, bytes: &[u8]) {
         let to = self.range(offset, bytes.len() as u64);
         // SAFETY: `range` checked the bounds, the source is no part of the target, of which no slice
-        // lives, and nobody else accesses the target.
+        // lives, and no other thread accesses the target.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
     }
 
     /// The bytes at `offset`.
     ///
     /// # Safety
-    /// While the slice lives nobody changes these bytes of the mapping, by a store or by [`Self::punch`].
+    /// While the slice lives no thread changes these bytes of the mapping, by a store or by
+    /// [`Self::punch`].
     pub(super) unsafe fn bytes(&self, offset: u64, len: usize) -> &[u8] {
         let at = self.range(offset, len as u64);
         // SAFETY: `range` checked the bounds, the mapping lives as long as `self`, any bytes are
-        // valid `u8`, and nobody changes them (the contract of this function).
+        // valid `u8`, and no thread changes them (the contract of this function).
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
     }
 

@@ -10,10 +10,10 @@ use crate::units::BlockSize;
 /// Why a state cannot be opened or made. Nothing of what was there is changed then.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// There is none, and none is to be made.
+    /// The state does not exist, and is not to be made.
     #[error("there is no state in {home} (--create makes one)")]
     None {
-        /// Where it was looked for.
+        /// Where it was searched for.
         home: String,
     },
     /// The directory cannot be had.
@@ -27,7 +27,7 @@ pub enum StateError {
     /// The directory is on a disk.
     #[error("the state directory {} is not on a tmpfs, such as /run or /dev/shm", .0.display())]
     NotTmpfs(PathBuf),
-    /// The directory is a symbolic link that somebody else made, and may lead anywhere.
+    /// The directory is a symbolic link that another user made, and may lead anywhere.
     #[error("the state directory {} is a symbolic link of user {owner}", path.display())]
     Link {
         /// Its path.
@@ -35,7 +35,7 @@ pub enum StateError {
         /// Number of the user it belongs to.
         owner: u32,
     },
-    /// Directory or file belong to somebody else.
+    /// Directory or file belong to another user.
     #[error(
         "the {name} belongs to user {found}, and the daemon is user {own} (--state-owner {found} \
          accepts it)"

@@ -44,7 +44,7 @@ pub(crate) struct FileImage {
     runs: Vec<(u64, Vec<u8>)>,
 }
 
-/// What is in the files of a directory, as it would be found if all who use them died now.
+/// What is in the files of a directory, as it would be found if all processes that use them died now.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Image(BTreeMap<String, FileImage>);
 

@@ -2,7 +2,7 @@
 //!
 //! Three files, named `superblock`, `table` and `arena` in a directory on a tmpfs, or without names
 //! and handed from one process to the next as descriptors. The last page of table and arena is their
-//! *seal*, which says whose they are:
+//! *seal*, which says which state they belong to:
 //!
 //! ```text
 //!    0  magic "vuztable" or "vuzarena"
@@ -53,7 +53,7 @@ pub struct State {
     new: bool,
     locked: bool,
     /// On a description of the file that is ours alone: those of handed descriptors are shared with
-    /// whoever keeps them.
+    /// every process that keeps them.
     _lock: Flock<File>,
 }
 
@@ -111,7 +111,7 @@ impl State {
         for file in files {
             let role = role_of(&file)?;
             let what = [SUPERBLOCK, TABLE, ARENA][role];
-            // A memfd is a file of a tmpfs that nobody mounted.
+            // A memfd is a file of a tmpfs that is mounted nowhere.
             let kind =
                 fstatfs(&file).map_err(|errno| StateError::File { what, source: errno.into() })?;
             if kind.filesystem_type() != TMPFS_MAGIC {
@@ -130,7 +130,7 @@ impl State {
         taken.complete([table, arena], home, wanted, locked)
     }
 
-    /// A new state in files without names, which live as long as anybody has their descriptors.
+    /// A new state in files without names, which live as long as any process has their descriptors.
     ///
     /// # Errors
     /// See [`StateError`].
@@ -168,7 +168,7 @@ impl State {
         write(&files[0], &wanted.encode(&id), 0, SUPERBLOCK)?;
         let state = Self::fill_others(files, id, home, wanted, locked)?;
         for file in &state.files {
-            // Whoever gets hold of it cannot take pages away from under us by its length.
+            // Another process that has the file cannot take pages away from this one by its length.
             let _ = fcntl(&**file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
         }
         Ok(state)

@@ -432,7 +432,7 @@ fn a_state_without_names_goes_from_hand_to_hand() {
     complete(&state);
     state.set_served(true);
     held = copies(&state);
-    // The same open files, and it is known nonetheless that somebody has them.
+    // The same open files, and it is known nonetheless that they are in use.
     assert!(matches!(again(copies(&state)), Err(StateError::InUse { .. })));
     drop(state);
     for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1]] {
@@ -441,7 +441,7 @@ fn a_state_without_names_goes_from_hand_to_hand() {
         assert!(!state.is_new() && state.has_served());
         assert_eq!(*state.format(), format());
     }
-    // Nobody can cut it short.
+    // No process can cut it short.
     for file in &held {
         file.set_len(4096).unwrap_err();
     }
@@ -504,7 +504,7 @@ fn symbolic_links_are_not_followed() {
         open(dir.path(), true).unwrap_err();
         assert!(!other.join(name).exists());
     }
-    // The directory itself may be one: that is up to who names it.
+    // The directory itself may be one: that is up to the user that names it.
     let (dir, other) = (made(), Scratch::new());
     symlink(dir.path(), other.join("link")).unwrap();
     open(&other.join("link"), false).unwrap();

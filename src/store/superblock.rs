@@ -178,7 +178,7 @@ impl Format {
         bytes
     }
 
-    /// What the bytes of a superblock say, and whose they are.
+    /// What the bytes of a superblock say, and the state they belong to.
     pub(super) fn decode(bytes: &[u8]) -> Result<(Self, Id), StateError> {
         let damaged = |what| StateError::Damaged { what };
         if !is_superblock(bytes) {

@@ -25,8 +25,8 @@ pub struct Words {
     mapping: Mapping,
     /// One for each word. Where a word exists its sum does.
     sums: Option<Mapping>,
-    /// Pages of sums without words that the file system did not take back. They exist, and whoever
-    /// counts bytes was not told that they went.
+    /// Pages of sums without words that the file system did not take back. They exist, and the
+    /// counters of bytes still include them.
     stranded: Mutex<BTreeSet<u64>>,
     len: u64,
     /// One bit for each host page of the words; set after the page was populated, cleared before it is
@@ -196,7 +196,7 @@ impl Words {
             drop(stranded);
             let (group, bits) = ((page / 64) as usize, (u64::MAX >> (64 - count)) << (page % 64));
             self.existing[group].fetch_or(bits, Ordering::Release);
-            // Who asked for them may fail before it writes, and some are for others to come.
+            // The caller may fail before it writes, and some are for others to come.
             self.vacant[group].fetch_or(bits, Ordering::Relaxed);
         } else if let Err(error) = self.undo(page, count) {
             log::warn!("a part of the table that is not used cannot be given back: {error}");
@@ -214,7 +214,7 @@ impl Words {
         self.mapping.populate(page * HOST_PAGE, count * HOST_PAGE)
     }
 
-    /// Gives back what a populating that failed made, of which nobody counts a byte: no sums that were
+    /// Gives back what a populating that failed made, of which no counter has a byte: no sums that were
     /// there before.
     fn undo(&self, page: u64, count: u64) -> io::Result<()> {
         self.mapping.punch(page * HOST_PAGE, count * HOST_PAGE)?;
@@ -289,7 +289,7 @@ impl Words {
     }
 
     /// Pages that may have no content, from the lowest up; each is forgotten when it is returned, before
-    /// anybody looks at it.
+    /// any thread reads it.
     pub fn take_vacant(&self) -> impl Iterator<Item = u64> {
         (0..).zip(&self.vacant).flat_map(|(group, bits)| {
             std::iter::from_fn(move || {
@@ -426,7 +426,7 @@ mod tests {
             assert_eq!((counted, exist(&words)), (HOST_PAGE, HOST_PAGE));
             assert_eq!(words.existing_bytes(), HOST_PAGE);
         }
-        // The file takes them back again: then they are gone for whoever counts, too.
+        // The file takes them back again: then they are gone for the counters, too.
         counted += words.ensure(0).unwrap();
         let (_, sums) = mapping();
         sums.populate(0, HOST_PAGE).unwrap();
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(words.growth_bytes(0, 1), 2 * HOST_PAGE);
     }
 
-    /// Who asked for a part that could not be made takes back what it reserved, and no more.
+    /// A caller that asked for a part that could not be made takes back what it reserved, and no more.
     #[test]
     fn a_part_that_cannot_be_made_leaves_sums_counted_that_were_there() {
         let (file, mut words) = stuck();

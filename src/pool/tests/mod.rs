@@ -409,7 +409,7 @@ fn a_contradiction_in_the_table_is_an_error_of_the_rebuild() {
     assert!(matches!(outside, Some(RebuildError::Place { .. })));
     let length = build(|named| named[2].length = 5000);
     assert!(matches!(length, Some(RebuildError::Place { length: 5000, .. })));
-    // An object on a page that nobody ever wrote.
+    // An object on a page that was never written.
     let hole =
         build(|named| named[2].place = Place::from_offset(named[2].place.offset() + 188 * 4096));
     assert!(matches!(hole, Some(RebuildError::Missing { len: 4096 | 8192, .. })), "{hole:?}");

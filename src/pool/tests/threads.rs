@@ -57,10 +57,10 @@ impl Two {
                 Step::Compact { effort, .. } => {
                     self.compact(pool, effort);
                 }
-                // Nobody may be using a pool that is rebuilt; that is done when both are quiet.
+                // No thread may use a pool that is rebuilt; that is done when both are quiet.
                 Step::Drain | Step::Rebuild => pool.drain_caches(),
             }
-            // All bytes of all that is its own, while the other one goes on.
+            // All bytes of all that is its own, while the other one continues.
             sync::lock(&self.models[thread]).check_bytes(pool);
         }
     }
