@@ -24,7 +24,7 @@ const WORTH_SPREADING: Duration = Duration::from_micros(40);
 /// Pages from which on a request counts as large.
 const LARGE: usize = 8;
 
-/// One in so many inline calls is timed: looking at the clock costs more than a percent of lz4.
+/// One in so many inline calls is timed: reading the clock costs more than a percent of lz4.
 const SAMPLE: u32 = 64;
 
 /// A time counts as no more than so many times the average.
@@ -118,7 +118,7 @@ fn measure(codec: &Codec) -> Result<[Duration; 2], CodecError> {
 /// jobs are queued before so many workers.
 ///
 /// Where the workers have enough to do and a page takes not too long, the queue's own thread does
-/// better to work than to sleep: who sleeps has to be woken.
+/// better to work than to sleep: a thread that sleeps has to be woken.
 pub(super) fn share_of_slow(each: Duration, pages: usize, backlog: usize, workers: usize) -> usize {
     let enough = workers * BACKLOG;
     if each >= VERY_SLOW { pages } else { pages.min(enough.saturating_sub(backlog)) }
@@ -127,7 +127,7 @@ pub(super) fn share_of_slow(each: Duration, pages: usize, backlog: usize, worker
 /// How many of `pages` pages of a fast codec are to be handed over when so many workers are idle.
 pub(super) fn share(each: Duration, pages: usize, idle: usize) -> usize {
     if pages >= LARGE && each * pages as u32 >= WORTH_SPREADING {
-        // The queue's own thread is one of those who work.
+        // The queue's own thread is one of those that work.
         pages * idle / (idle + 1)
     } else {
         0

@@ -1,4 +1,4 @@
-//! The engine itself: who may submit what, and what keeps the workers honest.
+//! The engine itself: which jobs it takes, and what keeps the workers honest.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +20,7 @@ use crate::codec::{CodecError, CodecTable};
 use crate::sync;
 
 /// Time-outs that a job may wait in the queue.
-const QUEUE_PATIENCE: u32 = 4;
+const QUEUE_TIMEOUTS: u32 = 4;
 
 /// When work is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,7 +59,7 @@ pub struct EngineConfig {
     pub depth: usize,
     /// Where the workers may run; anywhere if empty.
     pub cpus: Cpus,
-    /// A job that was taken so long ago is given up and done inline.
+    /// A job that was taken so long ago is abandoned and done inline.
     pub timeout: Duration,
     /// What a page costs, both ways, instead of what it is measured to cost: for benchmarks under
     /// tools that slow everything down.
@@ -82,7 +82,7 @@ impl Default for EngineConfig {
     }
 }
 
-/// Why there is no engine.
+/// Why an engine cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The codec cannot be set up.
@@ -107,18 +107,19 @@ pub(super) struct Shared {
     /// The next job's, for the model's decisions.
     pub(super) number: AtomicU64,
     submissions: AtomicU64,
-    /// Jobs that were put in and neither came back nor were given up.
+    /// Jobs that were put in and neither came back nor were abandoned.
     outstanding: AtomicUsize,
     alive: AtomicUsize,
     timeout: Duration,
-    patience: Mutex<Patience>,
+    supervisor: Mutex<Supervisor>,
     noticed: Condvar,
     /// The supervisor sleeps without a time limit.
     asleep: AtomicBool,
 }
 
+/// What the supervisor waits on.
 #[derive(Default)]
-struct Patience {
+struct Supervisor {
     stopped: bool,
 }
 
@@ -162,7 +163,7 @@ impl Engine {
             outstanding: AtomicUsize::new(0),
             alive: AtomicUsize::new(workers),
             timeout: config.model.as_ref().and_then(|m| m.timeout).unwrap_or(config.timeout),
-            patience: Mutex::default(),
+            supervisor: Mutex::default(),
             noticed: Condvar::new(),
             asleep: AtomicBool::new(false),
         });
@@ -173,7 +174,7 @@ impl Engine {
             let workspace = codecs.workspace()?;
             let (shared, cpus) = (Arc::clone(&engine.shared), config.cpus.clone());
             engine.spawn(format!("engine-{index}"), move || {
-                threads::settle(&cpus);
+                threads::run_in_background(&cpus);
                 worker::live(&shared, index, workspace);
             })?;
         }
@@ -230,11 +231,11 @@ impl Engine {
             add(&shared.counters.refusals, 1);
             return;
         }
-        // Before they are put in: whoever finishes a job takes it off again.
+        // Before they are put in: the worker that finishes a job takes it off again.
         let all = jobs.len();
         shared.outstanding.fetch_add(all, Ordering::SeqCst);
         let count = shared.queue.put(jobs);
-        shared.settled(all - count);
+        shared.count_returned(all - count);
         if count > 0 {
             add(&shared.counters.jobs, count as u64);
             add(&shared.counters.batches, 1);
@@ -295,14 +296,14 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.queue.close();
-        sync::lock(&self.shared.patience).stopped = true;
+        sync::lock(&self.shared.supervisor).stopped = true;
         self.shared.noticed.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 log::error!("a thread of the engine panicked");
             }
         }
-        self.shared.give_up();
+        self.shared.abandon_queue();
     }
 }
 
@@ -311,46 +312,46 @@ impl Shared {
     pub(super) fn worker_gone(&self) {
         if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.queue.close();
-            self.give_up();
+            self.abandon_queue();
         }
     }
 
-    fn give_up(&self) {
+    fn abandon_queue(&self) {
         let lost = self.queue.drain();
-        self.settled(lost.len());
+        self.count_returned(lost.len());
         for job in lost {
             job.complete(Err(JobError::Lost));
         }
     }
 
-    /// Something is in the queue: somebody has to see that it comes back.
+    /// Something is in the queue: the supervisor has to see that it comes back.
     fn watch(&self) {
-        // Sequentially consistent with the supervisor's store before it looks for work: either it
+        // Sequentially consistent with the supervisor's store before it checks for work: either it
         // sees this job, or this sees it asleep.
         if self.asleep.load(Ordering::SeqCst) {
-            let _held = sync::lock(&self.patience);
+            let _held = sync::lock(&self.supervisor);
             self.noticed.notify_all();
         }
     }
 
-    /// Gives up jobs that take too long, until the engine stops.
+    /// Abandons jobs that take too long, until the engine stops.
     fn supervise(&self) {
-        let mut patience = sync::lock(&self.patience);
-        while !patience.stopped {
+        let mut supervisor = sync::lock(&self.supervisor);
+        while !supervisor.stopped {
             self.asleep.store(true, Ordering::SeqCst);
             if self.is_quiet() {
-                let waited = self.noticed.wait(patience);
-                patience = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+                let waited = self.noticed.wait(supervisor);
+                supervisor = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
             }
             self.asleep.store(false, Ordering::SeqCst);
-            if patience.stopped {
+            if supervisor.stopped {
                 return;
             }
-            let waited = self.noticed.wait_timeout(patience, self.timeout / 4);
-            patience = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
-            drop(patience);
+            let waited = self.noticed.wait_timeout(supervisor, self.timeout / 4);
+            supervisor = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            drop(supervisor);
             self.expire(Instant::now());
-            patience = sync::lock(&self.patience);
+            supervisor = sync::lock(&self.supervisor);
         }
     }
 
@@ -358,21 +359,21 @@ impl Shared {
         self.outstanding.load(Ordering::SeqCst) == 0
     }
 
-    /// So many jobs came back, or are given up.
-    pub(super) fn settled(&self, jobs: usize) {
+    /// So many jobs came back, or are abandoned.
+    pub(super) fn count_returned(&self, jobs: usize) {
         self.outstanding.fetch_sub(jobs, Ordering::SeqCst);
     }
 
     fn expire(&self, now: Instant) {
-        // All workers hang: what nobody has taken, or begun, is given up too, though not as soon,
-        // since a long queue is no fault.
-        let queue_patience = self.timeout * QUEUE_PATIENCE;
-        let mut late = self.queue.expire(queue_patience);
+        // All workers hang: jobs that no worker has taken, or begun, are abandoned too, though not
+        // as soon, since a long queue is not a fault.
+        let queue_timeout = self.timeout * QUEUE_TIMEOUTS;
+        let mut late = self.queue.expire(queue_timeout);
         for jobs in &self.in_service {
             sync::lock(jobs).retain(|entry| {
                 let in_time = match entry.begun {
                     Some(begun) => now.duration_since(begun) < self.timeout,
-                    None => now.duration_since(entry.taken) < queue_patience,
+                    None => now.duration_since(entry.taken) < queue_timeout,
                 };
                 if !in_time {
                     late.push(Arc::clone(&entry.job));
@@ -380,8 +381,8 @@ impl Shared {
                 in_time
             });
         }
-        self.settled(late.len());
-        // Counted first: who is woken may look.
+        self.count_returned(late.len());
+        // Counted first: a request that is woken may read the counter.
         add(&self.counters.timeouts, late.len() as u64);
         for job in late {
             job.complete(Err(JobError::TimedOut));

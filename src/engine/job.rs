@@ -34,8 +34,8 @@ impl Work {
     }
 }
 
-/// What a job needs, a copy of its own: nobody changes it while the job, or somebody who does its
-/// work over again, reads it.
+/// What a job needs, a copy of its own: no thread changes it while the job, or a request that does
+/// its work over again, reads it.
 pub struct Job {
     work: Work,
     /// A page, or an object of `length` bytes.
@@ -43,8 +43,8 @@ pub struct Job {
     length: usize,
     /// Where the output goes, until it does.
     room: Mutex<Option<Box<Page>>>,
-    state: Mutex<State>,
-    /// The request went away, and nobody wants the result.
+    state: Mutex<JobState>,
+    /// The request went away, and the result is not wanted.
     unwanted: AtomicBool,
 }
 
@@ -86,8 +86,8 @@ impl Output {
     }
 }
 
-enum State {
-    /// Queued or in work; who is to be woken.
+enum JobState {
+    /// Queued or in work; the waker of the request.
     Waiting(Option<Waker>),
     Done(Result<Output, JobError>),
     /// The result was taken.
@@ -109,7 +109,7 @@ impl Job {
 
     fn new(work: Work, input: Box<Page>, length: usize, spares: &mut Spares) -> Arc<Self> {
         let room = Mutex::new(Some(spares.take()));
-        let (state, unwanted) = (Mutex::new(State::Waiting(None)), AtomicBool::new(false));
+        let (state, unwanted) = (Mutex::new(JobState::Waiting(None)), AtomicBool::new(false));
         Arc::new(Self { work, input, length, room, state, unwanted })
     }
 
@@ -157,18 +157,18 @@ impl Job {
         self.unwanted.load(Ordering::Relaxed)
     }
 
-    /// Delivers the result of work that whoever submits did itself.
+    /// Delivers the result of work that the request did itself.
     pub fn finish(&self, result: Result<Output, JobError>) {
         self.complete(result);
     }
 
-    /// Delivers the result and wakes who waits for it. Only the first one counts: a job that was
-    /// given up by a time-out may still be finished. True if this was the first.
+    /// Delivers the result and wakes the request. Only the first one counts: a job that was
+    /// abandoned by a time-out may still be finished. True if this was the first.
     pub(super) fn complete(&self, result: Result<Output, JobError>) -> bool {
         let mut state = sync::lock(&self.state);
-        let State::Waiting(waker) = &mut *state else { return false };
+        let JobState::Waiting(waker) = &mut *state else { return false };
         let waker = waker.take();
-        *state = State::Done(result);
+        *state = JobState::Done(result);
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
@@ -177,7 +177,7 @@ impl Job {
     }
 }
 
-/// A submitted job from the side of its request. Dropping it gives the result up.
+/// A submitted job from the side of its request. Dropping it abandons the result.
 pub struct Pending {
     job: Arc<Job>,
 }
@@ -195,19 +195,19 @@ impl Pending {
     pub fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Output, JobError>> {
         let mut state = sync::lock(&self.job.state);
         match &mut *state {
-            State::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
-            State::Waiting(waker) => {
+            JobState::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
+            JobState::Waiting(waker) => {
                 *waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            State::Done(_) => match std::mem::replace(&mut *state, State::Over) {
-                State::Done(Ok(output)) if !output.is_whole() => {
+            JobState::Done(_) => match std::mem::replace(&mut *state, JobState::Over) {
+                JobState::Done(Ok(output)) if !output.is_whole() => {
                     Poll::Ready(Err(JobError::Corrupt))
                 }
-                State::Done(result) => Poll::Ready(result),
-                State::Waiting(_) | State::Over => unreachable!("it was done a line ago"),
+                JobState::Done(result) => Poll::Ready(result),
+                JobState::Waiting(_) | JobState::Over => unreachable!("it was done a line ago"),
             },
-            State::Over => panic!("a job was asked again after its result was taken"),
+            JobState::Over => panic!("a job was asked again after its result was taken"),
         }
     }
 
@@ -216,7 +216,7 @@ impl Pending {
         &self.job
     }
 
-    /// Keeps the memory of a job whose result was taken, if nobody else has it any more.
+    /// Keeps the memory of a job whose result was taken, if no other thread has it any more.
     pub fn recycle(self, spares: &mut Spares) {
         let job = Arc::clone(&self.job);
         drop(self);

@@ -8,7 +8,7 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::job::{Job, Output, Spares};
-use super::queue::{Queue, Taken};
+use super::queue::{Queue, TakeResult};
 use super::{JobError, Pending};
 use crate::sync;
 use crate::units::PAGE_SIZE;
@@ -21,7 +21,7 @@ fn output() -> Result<Output, JobError> {
     Ok(Output::new(Box::new([1; PAGE_SIZE]), Some(5)))
 }
 
-/// A result that comes while the request looks is seen by it, or wakes it.
+/// A result that comes while the request polls is seen by it, or wakes it.
 #[test]
 fn a_result_is_never_missed_and_counts_once() {
     loom::model(|| {
@@ -41,7 +41,7 @@ fn a_result_is_never_missed_and_counts_once() {
     });
 }
 
-/// A request that goes away while its job is finished disturbs nobody.
+/// A request that goes away while its job is finished does not disturb the worker.
 #[test]
 fn a_request_may_leave_its_job() {
     loom::model(|| {
@@ -74,10 +74,10 @@ fn a_full_queue_loses_no_job() {
             })
             .collect();
         let mut taken = Vec::new();
-        assert_eq!(queue.take(1, true, &mut taken), Taken::Some);
+        assert_eq!(queue.take(1, true, &mut taken), TakeResult::Jobs);
         let put: usize = submitters.into_iter().map(|submitter| submitter.join().unwrap()).sum();
         queue.close();
-        while queue.take(1, true, &mut taken) == Taken::Some {}
+        while queue.take(1, true, &mut taken) == TakeResult::Jobs {}
         assert_eq!(taken.len(), put);
     });
 }
@@ -92,7 +92,7 @@ fn a_worker_sleeps_through_nothing() {
             let queue = Arc::clone(&queue);
             thread::spawn(move || {
                 let (mut jobs, mut count) = (Vec::new(), 0);
-                while queue.take(1, true, &mut jobs) == Taken::Some {
+                while queue.take(1, true, &mut jobs) == TakeResult::Jobs {
                     count += jobs.drain(..).count();
                 }
                 count

@@ -1,7 +1,7 @@
 //! Asynchronous compression, as on an offload engine: submit, complete, refuse, fail.
 //!
-//! A [`Job`] carries a copy of its input, so the work can always be done over again: whoever
-//! submitted it does so inline, with the same codec, if the engine refuses it, fails, or does not
+//! A [`Job`] carries a copy of its input, so the work can always be done over again: the request
+//! that submitted it does so inline, with the same codec, if the engine refuses it, fails, or does not
 //! come back in time. Completion is a waker's call. Nothing here knows of slots or of requests.
 //!
 //! The engine is a pool of threads behind a bounded queue. What a device would do to it (delays,
@@ -45,7 +45,7 @@ pub use self::model::EngineModel;
 #[cfg(not(loom))]
 pub use self::threads::Cpus;
 #[cfg(not(loom))]
-pub(crate) use self::threads::settle;
+pub(crate) use self::threads::run_in_background;
 
 /// Why a job came back undone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

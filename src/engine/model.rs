@@ -25,7 +25,7 @@ pub struct EngineModel {
     pub hang: f64,
     /// Share of jobs that end their worker.
     pub die: f64,
-    /// A job that was taken so long ago is given up; `None` is the engine's own patience.
+    /// A job that was taken so long ago is abandoned; `None` means the engine's own timeout.
     pub timeout: Option<Duration>,
     /// Start of the random decisions.
     pub seed: u64,

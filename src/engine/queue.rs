@@ -1,5 +1,5 @@
-//! The submission queue: bounded. A queue that is full takes no more, and whoever submits does the
-//! work inline; nobody waits for room, so nobody can be kept out of it.
+//! The submission queue: bounded. A queue that is full takes no more, and the request that submits
+//! does the work inline; no request waits for room, so none can be kept out of it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::sync::{self, AtomicUsize, Condvar, Mutex, Ordering};
 /// Jobs that a worker takes at a time at most.
 const GRAB: usize = 8;
 
-/// Jobs between those who submit and the workers.
+/// Jobs between the requests that submit and the workers.
 pub(super) struct Queue {
     depth: usize,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Workers wait here.
     filled: Condvar,
     /// Workers that wait, and jobs that are queued; read without the mutex as hints.
@@ -26,16 +26,16 @@ pub(super) struct Queue {
 
 /// What a worker got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
-    Some,
-    /// There is nothing now.
-    None,
-    /// There will be nothing any more.
+pub(super) enum TakeResult {
+    Jobs,
+    /// The queue is empty now.
+    Empty,
+    /// The queue is empty and stays so.
     Closed,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     /// Oldest first, each with when it came.
     jobs: VecDeque<(Arc<Job>, Instant)>,
     idle: usize,
@@ -48,7 +48,7 @@ impl Queue {
     pub(super) fn new(depth: usize) -> Self {
         Self {
             depth: depth.max(1),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(QueueState::default()),
             filled: Condvar::new(),
             idle: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
@@ -67,7 +67,7 @@ impl Queue {
         state.jobs.extend(jobs.drain(..count).map(|job| (job, now)));
         self.queued.store(state.jobs.len(), Ordering::Relaxed);
         state.deepest = state.deepest.max(state.jobs.len());
-        // A worker that does not wait looks again by itself, and waking costs a system call.
+        // A worker that does not wait checks again by itself, and waking costs a system call.
         let wake = count.min(state.idle);
         drop(state);
         for _ in 0..wake {
@@ -76,16 +76,16 @@ impl Queue {
         count
     }
 
-    /// Takes some jobs, the oldest first. If there are none it sleeps, or if it is not to sleep
-    /// says so.
-    pub(super) fn take(&self, workers: usize, sleep: bool, into: &mut Vec<Arc<Job>>) -> Taken {
+    /// Takes some jobs, the oldest first. If the queue is empty it sleeps, or returns at once if
+    /// it is not to sleep.
+    pub(super) fn take(&self, workers: usize, sleep: bool, into: &mut Vec<Arc<Job>>) -> TakeResult {
         let mut state = sync::lock(&self.state);
         while state.jobs.is_empty() {
             if !sleep {
-                return Taken::None;
+                return TakeResult::Empty;
             }
             if state.closed {
-                return Taken::Closed;
+                return TakeResult::Closed;
             }
             state.idle += 1;
             self.idle.store(state.idle, Ordering::Relaxed);
@@ -97,7 +97,7 @@ impl Queue {
         let count = (state.jobs.len() / workers.max(1)).clamp(1, GRAB);
         into.extend(state.jobs.drain(..count).map(|(job, _)| job));
         self.queued.store(state.jobs.len(), Ordering::Relaxed);
-        Taken::Some
+        TakeResult::Jobs
     }
 
     /// No more jobs come in. Jobs that are in stay.
@@ -108,7 +108,7 @@ impl Queue {
         self.filled.notify_all();
     }
 
-    /// Takes out all that nobody will do any more.
+    /// Takes out all jobs that no worker will do any more.
     pub(super) fn drain(&self) -> Vec<Arc<Job>> {
         let mut state = sync::lock(&self.state);
         self.queued.store(0, Ordering::Relaxed);
@@ -117,9 +117,9 @@ impl Queue {
 
     /// Takes out what has waited for longer than this.
     #[cfg(not(loom))]
-    pub(super) fn expire(&self, patience: Duration) -> Vec<Arc<Job>> {
+    pub(super) fn expire(&self, timeout: Duration) -> Vec<Arc<Job>> {
         let mut state = sync::lock(&self.state);
-        let late = state.jobs.iter().take_while(|(_, came)| came.elapsed() >= patience).count();
+        let late = state.jobs.iter().take_while(|(_, came)| came.elapsed() >= timeout).count();
         let late = state.jobs.drain(..late).map(|(job, _)| job).collect();
         self.queued.store(state.jobs.len(), Ordering::Relaxed);
         late

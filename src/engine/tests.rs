@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::queue::{Queue, Taken};
+use super::queue::{Queue, TakeResult};
 use super::*;
 use crate::codec::{Codec, CodecError, CodecTable};
 use crate::sync;
@@ -122,7 +122,7 @@ fn a_full_queue_takes_what_fits_and_the_next_when_there_is_room() {
     assert_eq!(queue.put(&mut jobs), 0);
     assert!(jobs.iter().zip(&all[3..]).all(|(left, last)| Arc::ptr_eq(left, last)));
     let mut taken = Vec::new();
-    assert_eq!(queue.take(3, true, &mut taken), Taken::Some);
+    assert_eq!(queue.take(3, true, &mut taken), TakeResult::Jobs);
     assert!(taken.len() == 1 && Arc::ptr_eq(&taken[0], &all[0]), "the oldest first");
     assert_eq!(queue.put(&mut jobs), 1);
     assert_eq!((queue.depths(), jobs.len()), ((3, 3), 1));

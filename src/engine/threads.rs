@@ -5,8 +5,8 @@ use std::str::FromStr;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Nice value of workers and upkeep: whoever serves a queue comes first, and they still get a fifth
-/// of a processor that they share with one of it.
+/// Nice value of workers and upkeep: threads that serve a queue come first, and these still get a
+/// fifth of a processor that they share with one of those.
 const NICE: i32 = 7;
 
 /// Processors by number; none means all.
@@ -38,7 +38,7 @@ impl FromStr for Cpus {
 }
 
 /// Makes the calling thread one that works in the background, on these processors.
-pub(crate) fn settle(cpus: &Cpus) {
+pub(crate) fn run_in_background(cpus: &Cpus) {
     // On Linux this is the thread's own value, not the process's. A daemon that is nicer stays so.
     let own = rustix::process::getpriority_process(None);
     let nicer = own.and_then(|own| rustix::process::setpriority_process(None, NICE.max(own)));
@@ -61,8 +61,8 @@ mod tests {
 
     #[test]
     fn a_background_thread_is_nicer_and_stays_where_it_is_put() {
-        let settled = std::thread::spawn(|| {
-            settle(&Cpus(vec![0]));
+        let thread = std::thread::spawn(|| {
+            run_in_background(&Cpus(vec![0]));
             let nice = rustix::process::getpriority_process(None).unwrap();
             let set = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
             let cpus: Vec<_> =
@@ -70,7 +70,7 @@ mod tests {
             (nice, cpus)
         });
         let own = rustix::process::getpriority_process(None).unwrap();
-        assert_eq!(settled.join().unwrap(), (NICE.max(own), vec![0]));
+        assert_eq!(thread.join().unwrap(), (NICE.max(own), vec![0]));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::figures::add;
 use super::job::{Job, Output};
 use super::model::Fault;
-use super::queue::Taken;
+use super::queue::TakeResult;
 use super::{JobError, Shared};
 use crate::codec::Workspace;
 use crate::sync::{self, Mutex, Ordering};
@@ -26,7 +26,7 @@ pub(super) struct Entry {
 }
 
 /// How long a finished job waits for the next one of those that were taken with it.
-const PATIENCE: Duration = Duration::from_micros(120);
+const MAX_HOLD: Duration = Duration::from_micros(120);
 
 /// A finished job.
 struct Finished {
@@ -45,7 +45,7 @@ pub(super) fn live(shared: &Shared, index: usize, mut workspace: Workspace) {
         }
         add(&shared.counters.deaths, 1);
         log::warn!("engine worker {index} panicked, and another one takes its place");
-        give_up(shared, index);
+        abandon_taken(shared, index);
         match shared.codecs.workspace() {
             Ok(fresh) => workspace = fresh,
             Err(error) => {
@@ -58,9 +58,9 @@ pub(super) fn live(shared: &Shared, index: usize, mut workspace: Workspace) {
 }
 
 /// Gives back undone what a worker had taken.
-fn give_up(shared: &Shared, index: usize) {
+fn abandon_taken(shared: &Shared, index: usize) {
     let lost = std::mem::take(&mut *sync::lock(&shared.in_service[index]));
-    shared.settled(lost.len());
+    shared.count_returned(lost.len());
     for entry in lost {
         entry.job.complete(Err(JobError::Lost));
     }
@@ -73,13 +73,13 @@ fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
         // Nothing is held back while there is nothing else to do.
         let taken = shared.queue.take(shared.workers, held.is_empty(), &mut jobs);
         match taken {
-            Taken::Some => {}
-            Taken::None => {
+            TakeResult::Jobs => {}
+            TakeResult::Empty => {
                 ready.0.append(&mut held);
                 ready.give_back(shared, index);
                 continue;
             }
-            Taken::Closed => return,
+            TakeResult::Closed => return,
         }
         let now = Instant::now();
         let entry = |job: &Arc<Job>| Entry { job: Arc::clone(job), taken: now, begun: None };
@@ -92,7 +92,7 @@ fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
                 }
             }
             let Some(result) = serve(shared, number, &job, workspace) else {
-                // It hangs: it stays in service, and somebody will lose patience.
+                // It hangs: it stays in service, and the supervisor abandons it in time.
                 continue;
             };
             held.push(Finished { job, number, result });
@@ -101,7 +101,7 @@ fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
                 let choice = shared.model.as_ref().map_or(0, |m| m.draw(Fault::Order, number));
                 ready.0.push(held.swap_remove((choice % held.len() as u64) as usize));
             }
-            if now.elapsed() >= PATIENCE {
+            if now.elapsed() >= MAX_HOLD {
                 ready.give_back(shared, index);
             }
         }
@@ -109,8 +109,8 @@ fn run(shared: &Shared, index: usize, workspace: &mut Workspace) {
     }
 }
 
-/// Jobs that are to be given back: some at a time, since who waits for them wakes up for each
-/// time and not for each job.
+/// Jobs that are to be given back: some at a time, since a request that waits for them wakes up for
+/// each time and not for each job.
 #[derive(Default)]
 struct Ready(Vec<Finished>);
 
@@ -119,11 +119,11 @@ impl Ready {
         for finished in self.0.drain(..) {
             let job = Arc::clone(&finished.job);
             give_back(shared, finished);
-            // Afterwards, so that a panic in between leaves it to be given up.
+            // Afterwards, so that a panic in between leaves it to be abandoned.
             let mut in_service = sync::lock(&shared.in_service[index]);
             let before = in_service.len();
             in_service.retain(|entry| !Arc::ptr_eq(&entry.job, &job));
-            shared.settled(before - in_service.len());
+            shared.count_returned(before - in_service.len());
         }
     }
 }

@@ -17,9 +17,9 @@ use crate::engine;
 use crate::{sync, threads};
 
 /// From a change to the work that it makes: what is freed in between is worked off in one go.
-const SETTLE: Duration = Duration::from_millis(200);
+const DELAY: Duration = Duration::from_millis(200);
 
-/// Longest time between two looks at something that could not be had yet.
+/// Longest time between two tries for something that was not available yet.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The upkeep thread of one disk. Dropping it ends the thread.
@@ -30,15 +30,16 @@ pub struct Upkeep {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    signals: Mutex<Signals>,
     changed: Condvar,
 }
 
+/// What other threads want of the upkeep thread.
 #[derive(Default)]
-struct State {
+struct Signals {
     stopped: bool,
     woken: bool,
-    /// Who wants everything compacted now, and is told when that is done.
+    /// The callers that want everything compacted now, and are told when that is done.
     wanted: Vec<Told>,
 }
 
@@ -55,7 +56,7 @@ enum Wakened {
 }
 
 impl Upkeep {
-    /// Starts the thread. What the host has is looked at before this returns, so the first write
+    /// Starts the thread. What the host has is read before this returns, so the first write
     /// is refused already if there is less than the reserve.
     ///
     /// # Errors
@@ -78,17 +79,17 @@ impl Upkeep {
     /// Has all there is compacted, and calls `told` when that is done; not at all if upkeep ends
     /// before.
     pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
-        let mut state = sync::lock(&self.shared.state);
-        state.wanted.push(Box::new(told));
-        state.woken = true;
-        drop(state);
+        let mut signals = sync::lock(&self.shared.signals);
+        signals.wanted.push(Box::new(told));
+        signals.woken = true;
+        drop(signals);
         self.shared.changed.notify_all();
     }
 }
 
 impl Drop for Upkeep {
     fn drop(&mut self) {
-        sync::lock(&self.shared.state).stopped = true;
+        sync::lock(&self.shared.signals).stopped = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -104,42 +105,42 @@ impl Wake for Shared {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        sync::lock(&self.state).woken = true;
+        sync::lock(&self.signals).woken = true;
         self.changed.notify_all();
     }
 }
 
 impl Shared {
-    /// Sleeps until something is to be done; without a time limit if there is none.
+    /// Sleeps until something is to be done, or until `limit` is over.
     fn wait(&self, limit: Option<Duration>) -> Wakened {
-        let idle = |state: &mut State| !state.stopped && !state.woken;
-        let state = sync::lock(&self.state);
-        let mut state = match limit {
+        let idle = |signals: &mut Signals| !signals.stopped && !signals.woken;
+        let signals = sync::lock(&self.signals);
+        let mut signals = match limit {
             None => self
                 .changed
-                .wait_while(state, idle)
+                .wait_while(signals, idle)
                 .unwrap_or_else(std::sync::PoisonError::into_inner),
             Some(limit) => {
-                let waited = self.changed.wait_timeout_while(state, limit, idle);
+                let waited = self.changed.wait_timeout_while(signals, limit, idle);
                 waited.unwrap_or_else(std::sync::PoisonError::into_inner).0
             }
         };
-        match (state.stopped, std::mem::take(&mut state.woken)) {
+        match (signals.stopped, std::mem::take(&mut signals.woken)) {
             (true, _) => Wakened::Stopped,
             (false, true) => Wakened::Rung,
             (false, false) => Wakened::TimeOut,
         }
     }
 
-    /// Sleeps this long, unless the thread is to end or somebody wants something now.
-    fn settle(&self, time: Duration) {
-        let state = sync::lock(&self.state);
-        let idle = |state: &mut State| !state.stopped && state.wanted.is_empty();
-        drop(self.changed.wait_timeout_while(state, time, idle));
+    /// Sleeps this long, unless the thread is to end or a caller wants a compaction now.
+    fn delay(&self, time: Duration) {
+        let signals = sync::lock(&self.signals);
+        let idle = |signals: &mut Signals| !signals.stopped && signals.wanted.is_empty();
+        drop(self.changed.wait_timeout_while(signals, time, idle));
     }
 
     fn is_stopped(&self) -> bool {
-        sync::lock(&self.state).stopped
+        sync::lock(&self.signals).stopped
     }
 }
 
@@ -161,7 +162,7 @@ impl<'d> Rounds<'d> {
     fn begin(&mut self, wakened: Wakened) -> Duration {
         self.device.answer();
         self.device.look_at_host();
-        if wakened == Wakened::Rung { SETTLE } else { Duration::ZERO }
+        if wakened == Wakened::Rung { DELAY } else { Duration::ZERO }
     }
 
     /// Works: on all there is if that `is_wanted`. Returns what it did, and when the next round is
@@ -183,9 +184,9 @@ impl<'d> Rounds<'d> {
             _ if !done.more && !is_wanted => None,
             // Objects in use can keep a page for as long as they are: no reason to spin.
             Some(last) if !progress => Some((last * 2).min(LONGEST_PAUSE)),
-            _ => Some(SETTLE),
+            _ => Some(DELAY),
         };
-        // What went back is for whoever needs it, and no longer part of what the disk may take.
+        // What went back is for any process that needs it, and not part of what the disk may take.
         if done.pages > 0 {
             self.device.look_at_host();
         }
@@ -197,29 +198,29 @@ impl<'d> Rounds<'d> {
 }
 
 fn run(shared: &Shared, device: &Device) {
-    engine::settle(&engine::Cpus::default());
+    engine::run_in_background(&engine::Cpus::default());
     let mut rounds = Rounds::new(device);
     let mut pause = None;
     loop {
         checker::may_not_hold("upkeep sleeps");
         let wakened = shared.wait(pause);
-        let settle = rounds.begin(wakened);
-        if !settle.is_zero() {
-            shared.settle(settle);
+        let delay = rounds.begin(wakened);
+        if !delay.is_zero() {
+            shared.delay(delay);
         }
         if shared.is_stopped() {
             return;
         }
-        let mut looked = Instant::now();
+        let mut checked = Instant::now();
         let go_on = || {
             // A large disk takes its time, and meanwhile the host's memory changes.
-            if looked.elapsed() >= SETTLE {
-                looked = Instant::now();
+            if checked.elapsed() >= DELAY {
+                checked = Instant::now();
                 device.look_at_host();
             }
             !shared.is_stopped()
         };
-        let wanted = std::mem::take(&mut sync::lock(&shared.state).wanted);
+        let wanted = std::mem::take(&mut sync::lock(&shared.signals).wanted);
         let (done, next) = rounds.work(wakened, !wanted.is_empty(), go_on);
         wanted.into_iter().for_each(|told| told(done));
         pause = next;
@@ -412,16 +413,16 @@ mod tests {
         let mut rounds = Rounds::new(&device);
         rounds.begin(Wakened::Rung);
         let (_, first) = rounds.work(Wakened::Rung, false, || true);
-        assert_eq!(first, Some(SETTLE));
+        assert_eq!(first, Some(DELAY));
         let pauses: Vec<_> =
             (0..12).map(|_| rounds.work(Wakened::TimeOut, false, || true).1).collect();
-        assert!(pauses.is_sorted() && pauses.contains(&Some(2 * SETTLE)), "{pauses:?}");
+        assert!(pauses.is_sorted() && pauses.contains(&Some(2 * DELAY)), "{pauses:?}");
         assert_eq!(pauses.last(), Some(&Some(LONGEST_PAUSE)));
         drop(held);
-        assert_eq!(rounds.begin(Wakened::Rung), SETTLE);
+        assert_eq!(rounds.begin(Wakened::Rung), DELAY);
         let (done, next) = rounds.work(Wakened::Rung, false, || true);
         assert!(done.moves >= 200, "{done:?}");
-        assert!(next.is_none_or(|pause| pause == SETTLE), "{next:?}");
+        assert!(next.is_none_or(|pause| pause == DELAY), "{next:?}");
     }
 
     #[test]
@@ -433,7 +434,7 @@ mod tests {
         assert_eq!(done.recv().unwrap().pages, 0);
     }
 
-    /// Others may have what a disk gave back, so it does not take that again without a look.
+    /// Others may have what a disk gave back, so it does not take that again without a check.
     #[test]
     fn a_disk_that_gave_memory_back_has_one_share_of_the_host_and_not_what_it_had() {
         const SHARE: usize = 4 << 20;
@@ -454,20 +455,20 @@ mod tests {
         let mut rounds = Rounds::new(&device);
         rounds.begin(Wakened::Rung);
         let (_, next) = rounds.work(Wakened::Rung, false, || true);
-        assert_eq!(next, Some(SETTLE));
+        assert_eq!(next, Some(DELAY));
         let left = device.report().mem_used_total;
         assert!(full - left >= 2 * SHARE as u64, "{full} {left}");
-        // Somebody else takes it all.
+        // Another process takes it all.
         spare.store(0, Ordering::Relaxed);
         let stored =
             (4096..16384).take_while(|page| request(&device, &mut context, Op::Write, *page, 1));
         let stored = stored.count() * PAGE_SIZE;
         // What the objects that stayed leave free on their pages costs nothing.
-        assert!(stored <= SHARE + SHARE / 2, "{stored} bytes were stored without a look");
+        assert!(stored <= SHARE + SHARE / 2, "{stored} bytes were stored without a check");
         drop(held);
     }
 
-    /// Also on a disk where nothing happens meanwhile: who is refused has looked first.
+    /// Also on a disk where nothing happens meanwhile: a writer that is refused has checked first.
     #[test]
     fn a_host_that_has_memory_again_gets_writes_again() {
         let device = device();
