@@ -12,21 +12,21 @@ use crate::slot::{GivenBack, Reader};
 use crate::store::HOST_PAGE;
 use crate::sync::{self, AtomicBool, Ordering};
 
-/// Bytes that a writer who meets a limit gives back at least, before it stores its own page.
+/// Bytes that a writer that meets a limit gives back at least, before it stores its own page.
 const RECLAIM_BYTES: u64 = 64 * 1024;
 
-/// Objects that it looks at for that at most: some hundred microseconds.
+/// Objects that it tries for that at most: some hundred microseconds.
 const RECLAIM_MOVES: u64 = 1024;
 
-/// How long upkeep waits for threads to leave the slots they look at, before it takes no part of the
+/// How long upkeep waits for threads to leave the slots they read, before it takes no part of the
 /// table away; and how long a writer that meets a limit does.
 const UPKEEP_WAITS: Duration = Duration::from_millis(50);
 const WRITER_WAITS: Duration = Duration::from_millis(2);
 
-/// Times that it tries, as long as anybody gives memory back.
+/// Times that it tries, as long as any thread gives memory back.
 const RECLAIM_ROUNDS: usize = 4;
 
-/// Least time between two looks at a host that had nothing to spare.
+/// Least time between two readings of a host that had nothing to spare.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The mutexes of writers that reclaim, to the lock checker.
@@ -56,8 +56,8 @@ pub(super) struct HostWatch {
 
 impl Device {
     /// Moves objects out of sparse pages and gives the pages back to the host, and parts of the table
-    /// without content, while requests go on. Slots in use are passed over, not waited for. `go_on` is
-    /// asked every now and then.
+    /// without content, while requests continue. Slots in use are passed over, not waited for.
+    /// `go_on` is asked every now and then.
     pub fn compact(
         &self,
         compactor: &mut Compactor,
@@ -84,7 +84,8 @@ impl Device {
         given
     }
 
-    /// Who is woken when something was stored or freed, once for each [`Device::answer`].
+    /// Sets the waker that is woken when something was stored or freed, once for each
+    /// [`Device::answer`].
     pub fn set_upkeep_waker(&self, waker: Waker) {
         self.pool.set_waker(waker);
     }
@@ -104,7 +105,7 @@ impl Device {
         }
     }
 
-    /// Looks what the host can bear.
+    /// Reads what the host can spare.
     pub fn look_at_host(&self) {
         let Some(host) = self.host.get() else { return };
         *sync::lock(&host.looked) = Instant::now();
@@ -117,13 +118,13 @@ impl Device {
     }
 
     /// Nothing is stored at present. Others may take what the host can spare, so the disk's share
-    /// shrinks to what it may take without a look.
+    /// shrinks to what it may take without a check.
     pub fn rest(&self) {
         self.pool.rest();
     }
 
-    /// Looks again, since the disk has taken its share, or there was none when somebody last looked
-    /// and that was not just now. False if it did not look.
+    /// Reads it again, since the disk has taken its share, or there was none at the last reading
+    /// and that was not just now. False if it did not read it.
     fn look_again(&self) -> bool {
         let due = |host: &HostWatch| {
             host.roomy.load(Ordering::Relaxed) || sync::lock(&host.looked).elapsed() >= LOOK_AGAIN

@@ -50,8 +50,9 @@ impl Device {
         &'g self,
         guard: &'g SlotGuard<'_>,
     ) -> Result<(Content, &'g [u8]), IoError> {
-        // SAFETY: the slot owns the object. It is locked while the guard lives, which the slice borrows, so nobody
-        // frees or moves the object. The table checks that the guard is its own.
+        // SAFETY: the slot owns the object. It is locked while the guard lives, which the slice
+        // borrows, so no thread frees or moves the object. The table checks that the guard is its
+        // own.
         let bytes = |object: Object| unsafe { self.pool.bytes(object.place, object.length) };
         let index = guard.index();
         self.table.held(guard, bytes).map_err(|Damaged| IoError::Damaged { index })
@@ -84,13 +85,13 @@ impl Device {
     ///
     /// The tag that named the owner was read without any lock, so it may be of an object that was
     /// freed since, or be overwritten just now. The slot's word decides: while the slot is locked
-    /// nobody changes or frees what it names.
+    /// no other thread changes or frees what it names.
     pub(super) fn relocate(&self, owner: u32, from: Place) -> Move {
         let Some(guard) = self.table.try_lock(u64::from(owner)) else { return Move::Busy };
         let object = guard.word().content().object().filter(|object| object.place == from);
         let Some(Object { place, length }) = object else { return Move::Busy };
         // Not verified: what was damaged stays so.
-        // SAFETY: the slot owns the object and is locked, so nobody else frees or moves it.
+        // SAFETY: the slot owns the object and is locked, so no other thread frees or moves it.
         let bytes = unsafe { self.pool.bytes(place, length) };
         let Some(copy) = self.pool.copy_below(place, bytes, owner) else { return Move::NoPlace };
         // The bytes are complete at the new place before the word names it.
@@ -107,6 +108,6 @@ impl Device {
 
 /// Takes over the table of a process that is gone, of whose objects `pool` was rebuilt.
 pub(super) fn take_over(table: &mut SlotTable, pool: &Pool) {
-    // SAFETY: the slots own the objects, and nobody has either but this function.
+    // SAFETY: the slots own the objects, and only this function has either.
     table.take_over(|object| unsafe { pool.bytes(object.place, object.length) });
 }

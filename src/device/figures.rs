@@ -167,7 +167,7 @@ impl Figures {
         if op == Op::Read { &self.failed_reads } else { &self.failed_writes }.inc();
     }
 
-    /// Counts a request that was given up while it waited.
+    /// Counts a request that was abandoned while it waited.
     pub fn expired(&self, op: Op) {
         self.expired_requests.inc();
         self.failed(op);

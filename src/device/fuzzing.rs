@@ -2,8 +2,8 @@
 //! and of a test with random inputs.
 //!
 //! An input says where a state of known contents is damaged, and how. What the bytes are changed to
-//! is not up to it: check sums find damage, and no more than that; whoever can write to a state can
-//! also write sums that match.
+//! is not up to it: check sums find damage, and no more than that; a process that can write to a state
+//! can also write sums that match.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -329,7 +329,7 @@ fn is_zero(file: &File, at: u64) -> bool {
     file.read_exact_at(&mut sum, at).is_err() || sum == [0; 4]
 }
 
-/// Makes the superblock's check sum match, so that what it says is looked at.
+/// Makes the superblock's check sum match, so that what it says is read.
 fn sum_again(superblock: &File) {
     let mut header = vec![0; HEADER as usize];
     if superblock.read_exact_at(&mut header, 0).is_err() {

@@ -18,7 +18,7 @@ const PAGES_PER_POLL: u32 = 256;
 
 /// Time after which it does so with fewer pages.
 const TIME_PER_POLL: Duration = Duration::from_millis(1);
-/// Bytes of a poll before the clock is looked at: small requests never do.
+/// Bytes of a poll before the clock is read: small requests never read it.
 const FIRST_LOOK: u64 = 4 * PAGE;
 
 /// Pages of one request that may be with the engine at once: what a request of 128 KiB has. Each takes
@@ -46,7 +46,7 @@ pub struct Io<'d, P> {
     /// Jobs of these pages that are still to be submitted, oldest first.
     jobs: VecDeque<Arc<Job>>,
     plan: Plan,
-    /// Who holds its guards, to the lock checker. Dropped last.
+    /// The owner of its guards, to the lock checker. Dropped last.
     task: checker::Task,
 }
 
@@ -148,7 +148,7 @@ impl<'d, P: Payload> Io<'d, P> {
     /// Works the request off as far as it goes without waiting.
     ///
     /// `Pending` means that it waits for a slot or for the engine, or gave the thread back after a
-    /// fair share of work; the waker of `cx` fires when it can go on. Not to be called again once
+    /// fair share of work; the waker of `cx` fires when it can continue. Not to be called again once
     /// ready.
     ///
     /// # Errors
@@ -228,7 +228,7 @@ impl<'d, P: Payload> Io<'d, P> {
         Ok(true)
     }
 
-    /// Begins pages until there are none left, one has to wait, or the engine has as many of them as it may.
+    /// Begins pages until all are begun, one has to wait, or the engine has as many of them as it may.
     fn begin_pages(
         &mut self,
         slice: &mut TimeSlice,
@@ -275,7 +275,7 @@ impl<'d, P: Payload> Io<'d, P> {
         }
         let Device { engine, codecs, .. } = self.device;
         engine.submit(&mut self.jobs);
-        // One at a time: whoever polls counts the time that it takes.
+        // One at a time: the thread that polls counts the time that it takes.
         let Some(job) = self.jobs.pop_front() else { return false };
         engine.count_fallback(None);
         job.finish(job.run(codecs, &mut context.workspace));

@@ -1,7 +1,7 @@
 //! A zram device: sectors of a disk, kept as compressed pages.
 //!
-//! The device knows slots, objects and codecs, and nothing of who asks. Its requests are [`Io`]s,
-//! which are polled: a step that would have to wait (for a slot that somebody else holds) returns
+//! The device knows slots, objects and codecs, and nothing of its callers. Its requests are [`Io`]s,
+//! which are polled: a step that would have to wait (for a slot that is held) returns
 //! `Pending` and has arranged to be woken. Nothing here blocks.
 
 mod codecs;
@@ -51,7 +51,7 @@ pub struct DeviceConfig {
     pub mem_limit: u64,
     /// Where the memory of table and arena comes from.
     pub memory: MemoryKind,
-    /// Who does the codec's work, and when.
+    /// Which thread does the codec's work, and when.
     pub engine: EngineConfig,
 }
 
@@ -117,7 +117,7 @@ pub enum DeviceError {
 impl From<RebuildError> for DeviceError {
     fn from(error: RebuildError) -> Self {
         match error {
-            // The host's fault: who is told of damage may throw the disk away.
+            // The host's fault: a user that is told of damage may throw the disk away.
             RebuildError::Store(error) => Self::Store(error),
             damage => Self::Contradiction(damage),
         }
@@ -281,7 +281,7 @@ impl Device {
     }
 
     /// Compares the counters with the table, slot by slot, and the pool with both;
-    /// nobody may be writing. Returns the first difference.
+    /// no thread may be writing. Returns the first difference.
     #[cfg(test)]
     fn check(&self) -> Result<(), String> {
         let mut expected = figures::Expected::default();

@@ -138,7 +138,7 @@ impl Device {
 /// The 8-byte word that the page repeats, if it does.
 fn same_filled(page: &Page) -> Option<[u8; 8]> {
     let (first, rest) = page.split_first_chunk::<8>()?;
-    // The last word first: it settles most pages for the price of one comparison.
+    // The last word first: it decides most pages for the price of one comparison.
     (rest.last_chunk::<8>() == Some(first) && page[..PAGE_SIZE - 8] == *rest).then_some(*first)
 }
 

@@ -11,8 +11,9 @@
 //! has to wait keeps all that it needs in [`Step`]: the request may be polled by any thread then, and
 //! another page of it may be begun meanwhile.
 //!
-//! Nobody waits in a circle: a page holds its slot while it waits only if it is a *modify*, and then it waits
-//! for the engine, which needs no slot. A place in a slot's queue is the page's own and ends with it.
+//! No waits form a circle: a page holds its slot while it waits only if it is a *modify*, and then
+//! it waits for the engine, which needs no slot. A place in a slot's queue is the page's own and
+//! ends with it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -271,7 +272,7 @@ impl<'d> PageOp<'d> {
                 }
             } else if turn.hands_over(self, Work::Decompress { codec }) {
                 let job = Job::decompress(bytes, codec, &mut turn.context.spares);
-                // A read has a copy of the object, so that nobody waits for the slot meanwhile.
+                // A read has a copy of the object, so that no task waits for the slot meanwhile.
                 return self.submit(turn, cx, job, (!is_read).then_some(guard));
             }
         }

@@ -87,7 +87,7 @@ pub enum IoError {
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitReason {
-    /// The slot of this number, which somebody else holds.
+    /// The slot of this number, which another owner holds.
     Slot(u64),
     /// The engine.
     Engine,

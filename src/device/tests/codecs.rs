@@ -24,7 +24,7 @@ fn set_codec(home: &mut Home, codec: &str) {
 
 fn expect_all(device: &Device, context: &mut WorkerContext) {
     for page in 0..PAGES {
-        // Twice: with a look at its check sum, and without.
+        // Twice: with a check of its sum, and without.
         for _ in 0..2 {
             assert_eq!(read(device, context, page * 8, 8), bytes_of(page), "page {page}");
         }
@@ -156,7 +156,7 @@ fn a_codec_of_another_program_is_refused_where_pages_need_it() {
             format!("the state has pages compressed by {name}, which this program does not know");
         assert_eq!(error, text);
         assert!(Image::of(home.dir.path()) == before, "a refused state was changed");
-        // The other entry has no pages, so what it says is nobody's concern.
+        // The other entry has no pages, so what it says does not matter.
         let mut home = two();
         edit_entry(&home, 0, change);
         for codec in ["zstd", "lz4"] {

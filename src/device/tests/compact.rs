@@ -43,7 +43,7 @@ fn some_page(seed: u64) -> Vec<u8> {
 }
 
 /// Two threads change and check pages of their own, while a third one compacts all the time; then
-/// the pool is made anew, and all goes on.
+/// the pool is made anew, and all continues.
 #[test]
 fn compaction_beside_requests_loses_and_mixes_up_nothing() {
     const PAGES: u64 = 512;

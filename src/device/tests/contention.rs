@@ -20,7 +20,7 @@ const UNTOUCHED: u8 = 0xee;
 /// Steps of each thread.
 const ROUNDS: u64 = 6_000;
 
-/// Says which of a thread's requests can go on.
+/// Says which of a thread's requests can continue.
 struct Bell(usize, Sender<usize>);
 
 impl Wake for Bell {
@@ -39,7 +39,7 @@ struct Tally {
     freed: u64,
     /// Requests that had to wait.
     slept: u64,
-    /// Requests that were given up while they waited.
+    /// Requests that were abandoned while they waited.
     dropped: u64,
 }
 
@@ -225,7 +225,7 @@ fn stamp(thread: u64, version: u64) -> Vec<u8> {
 }
 
 /// Requests of all kinds, whole pages and parts, several of each thread at a time, some of them
-/// given up while they wait, with owners that keep a slot for long, and compaction beside.
+/// abandoned while they wait, with owners that keep a slot for long, and compaction beside.
 #[test]
 fn many_requests_on_few_slots_leak_nothing_lose_nothing_and_are_counted() {
     contend(&device(PAGES));
@@ -272,7 +272,7 @@ fn contend(device: &Device) {
     assert_eq!(report.write_zeroes, sum(|tally| tally.write_zeroes));
     assert_eq!(report.notify_free, sum(|tally| tally.freed));
     assert_eq!((report.failed_reads, report.failed_writes), (0, 0));
-    // It was what it says: requests met, and some were given up.
+    // It was what it says: requests met, and some were abandoned.
     assert!(sum(|tally| tally.slept) > 0 && sum(|tally| tally.dropped) > 0, "{tallies:?}");
     // No slot is locked or waited for, and no object is there that no slot names.
     let mut context = device.worker_context().unwrap();

@@ -214,7 +214,7 @@ fn any_flipped_bit_of_a_sum_or_an_object_is_that_pages_error() {
             base.edit("arena", place + 4 + at, 1, |byte| byte[0] ^= 1 << (index % 8));
             assert_eq!(base.judge(), Outcome::of([index]), "byte {at} of {length}");
         }
-        // The tag that says whose it is only serves to move it.
+        // The tag that names its owner only serves to move it.
         base.restore();
         base.edit("arena", place + index % 4, 1, |byte| byte[0] ^= 1 << (index % 8));
         assert_eq!(base.judge(), Outcome::of([]));
@@ -426,7 +426,7 @@ fn a_change_that_was_cut_short_is_the_old_page_or_the_new_one() {
     }
 }
 
-/// Damage that nobody has seen yet is not lost when the object is moved.
+/// Damage that was not found yet is not lost when the object is moved.
 #[test]
 fn a_damaged_page_that_is_moved_stays_damaged() {
     let home = Home::new(512, "lz4");

@@ -100,7 +100,7 @@ fn an_engine_that_does_everything_wrong_costs_no_request_and_no_byte() {
 fn jobs_that_hang_are_done_over() {
     let device = offloading(600, "lz4", "hang=0.5%,timeout=30ms,seed=5", 256);
     let done = walk(&device, 100);
-    // On a busy machine a job may be given up just as it is done, and then nobody does it over.
+    // On a busy machine a job may be abandoned just as it is done, and then it is not done over.
     assert!(done.timeouts > 0 && done.fallbacks > 0, "{done:?}");
 }
 
@@ -138,7 +138,7 @@ fn a_request_that_is_dropped_takes_its_pages_with_it() {
     assert_eq!(read(&device, &mut context, 21 * 8, 8), text(1, 64 * PAGE_SIZE)[21 << 12..22 << 12]);
 }
 
-/// While a slot is held by a request that waits for the engine, others of other slots go on.
+/// While a slot is held by a request that waits for the engine, others of other slots continue.
 #[test]
 fn an_owner_that_sleeps_keeps_its_slot_and_no_other() {
     let device = offloading(4, "lz4", "latency=50ms", 256);

@@ -37,7 +37,7 @@ fn is_stored(device: &Device, context: &mut WorkerContext, page: u64) -> bool {
     run(device, context, Op::Write, page * 8, noise(page, PAGE_SIZE)).is_ok()
 }
 
-/// Whoever looks sees what all have taken, and not what the others may take as well.
+/// A reading of the host shows what all have taken, and not what the others may take as well.
 #[test]
 fn disks_that_fill_one_group_leave_it_its_reserve() {
     for (disks, spare) in [(1, 12 * MIB), (4, 40 * MIB), (24, 40 * MIB)] {
@@ -78,7 +78,7 @@ fn a_disk_at_rest_keeps_no_share_of_what_others_may_take_meanwhile() {
     // As long as it is in use, it takes what it was told that it may.
     assert_eq!(stored(false), 512);
     assert!((8..16).contains(&stored(true)));
-    // Where nothing is watched there is nothing to be given up.
+    // Where the host is not watched, no share is to be given back.
     let device = device(64);
     device.rest();
     let mut context = device.worker_context().unwrap();

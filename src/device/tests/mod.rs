@@ -26,7 +26,7 @@ fn device_with(pages: u64, codec: &str, mem_limit: u64) -> Device {
     let size = pages * PAGE_SIZE as u64;
     let codec = codec.parse().unwrap();
     let memory = MemoryKind::default();
-    // Whatever the codec costs here and now, who polls does the work.
+    // Whatever the codec costs here and now, the thread that polls does the work.
     let engine = EngineConfig { policy: Policy::Inline, ..EngineConfig::default() };
     let block_size = BlockChoice::default();
     Device::new(&DeviceConfig { size, block_size, codec, mem_limit, memory, engine }).unwrap()

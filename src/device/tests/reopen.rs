@@ -44,7 +44,7 @@ impl Home {
         Device::with_state(&self.config, state)
     }
 
-    /// The state as it is at this moment, with nobody who has it open.
+    /// The state as it is at this moment, with no process that has it open.
     pub(super) fn died(self) -> Self {
         let dir = Scratch::new();
         Image::of(self.dir.path()).restore(dir.path());
@@ -125,7 +125,7 @@ fn each_kind_of_page_is_found_again() {
                     Some(bytes) if page % 130 == 0 => bytes.clone(),
                     _ => vec![0; PAGE_SIZE],
                 };
-                // Twice: with a look at its check sum, and without.
+                // Twice: with a check of its sum, and without.
                 for _ in 0..2 {
                     let got = read(&device, &mut context, page as u64 * 8, 8);
                     assert_eq!(got, expected, "{codec}, {page}");
@@ -181,7 +181,7 @@ proptest! {
                     prop_assert_eq!(kept(&device), before);
                 }
                 11 | 12 => {
-                    // Somebody holds a slot; a request has stored an object, and waits for it.
+                    // A slot is held; a request has stored an object, and waits for it.
                     let index = sector / 8;
                     let bytes = noise(seed, PAGE_SIZE);
                     let mut io =
@@ -250,7 +250,7 @@ fn locks_of_a_process_that_is_gone_are_nobodys() {
         let mut context = device.worker_context().unwrap();
         assert_eq!(read(&device, &mut context, 0, 64), model);
     }
-    // Nor is anybody waited for who would have released them.
+    // Nor is there a wait for owners that would have released them.
     for index in 0..8 {
         home.set_word(index, clean[index as usize] | 3);
     }
@@ -342,7 +342,7 @@ fn memory_that_nobody_names_is_given_back() {
     }
 }
 
-/// Pages that nobody read since the state was opened are moved like others, and stay what they were.
+/// Pages that were not read since the state was opened are moved like others, and stay what they were.
 #[test]
 fn what_was_not_read_yet_can_be_moved_and_die_again() {
     let mut home = Home::new(512, "lz4");
@@ -393,7 +393,7 @@ fn requests_that_the_engine_works_for_are_found_again() {
     for round in 0..4_u64 {
         let device = home.open().unwrap();
         let mut context = device.worker_context().unwrap();
-        // Parts of pages that were not read yet, so that they are looked at before they change.
+        // Parts of pages that were not read yet, so that they are checked before they change.
         let (at, sectors) = (round as usize * 100 + 3, 37);
         let bytes = noise(round, sectors * SECTOR);
         model[at * SECTOR..][..bytes.len()].copy_from_slice(&bytes);

@@ -40,7 +40,7 @@ struct Listed(usize, Sender<usize>);
 
 impl Wake for Listed {
     fn wake(self: Arc<Self>) {
-        // Nobody listens any more when the last request is done.
+        // No thread receives any more when the last request is done.
         let _ = self.1.send(self.0);
     }
 }
@@ -158,7 +158,7 @@ fn a_job_that_hangs_on_an_idle_engine_is_given_up() {
         let mut io = device.request(Op::Write, 0, 4096, Buffer::new(text(1, 4096))).unwrap();
         let cx = Context::from_waker(&waker);
         assert!(io.poll(&mut context, &cx).is_pending());
-        woken.recv_timeout(LIMIT).expect("a hung job is given up");
+        woken.recv_timeout(LIMIT).expect("a hung job is abandoned");
         assert!(io.poll(&mut context, &cx).is_ready());
     }
 }

@@ -194,7 +194,7 @@ fn a_write_that_fails_leaves_no_table() {
     assert_eq!(device.report().table_bytes, 4096);
 }
 
-/// Slots that are held, or whose lock somebody waits for, keep their part of the table, empty or not.
+/// Slots that are held, or whose lock a task waits for, keep their part of the table, empty or not.
 #[test]
 fn slots_in_use_keep_their_part_of_the_table() {
     let device = device(1 << 20);
@@ -224,7 +224,7 @@ fn slots_in_use_keep_their_part_of_the_table() {
 }
 
 /// Threads write, discard and read pages of a few parts of the table, most of them empty at most times,
-/// while two others take the parts away; all that they know of is there. It goes on until some went.
+/// while two others take the parts away; all that they know of is there. It continues until some went.
 fn beside_each_other(device: &Device, rounds: u64) {
     const PARTS: u64 = 8;
     const ENOUGH: u64 = 100;
@@ -261,7 +261,7 @@ fn beside_each_other(device: &Device, rounds: u64) {
                                 *known = None;
                             }
                             1 => {
-                                // With the neighbours, which nobody uses.
+                                // With the neighbours, which are not used.
                                 free(device, &mut context, Op::WriteZeroes, page * 8 + 2, 1);
                                 if let Some(bytes) = known.as_mut() {
                                     let bytes: &mut Vec<u8> = bytes;
