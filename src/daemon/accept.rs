@@ -17,7 +17,7 @@ use crate::ratelimit::Kind;
 use crate::stop::Stop;
 use crate::vhost_user::SessionEnd;
 
-/// The pause after a front end was refused, which may retry at once, if no other one waits.
+/// The pause after a front end was refused, if no other one waits: it may reconnect at once.
 const REST: Duration = Duration::from_millis(100);
 /// Where connections come from, before and after the socket exists.
 pub(super) enum Source {
@@ -28,8 +28,8 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Reports a mistake of the user, before a long load. Waits for `time` at most for the socket of a
-    /// daemon that ends.
+    /// Reports a mistake of the user before a long load. Waits at most `time` until a daemon that ends has
+    /// left the socket.
     pub(super) fn prepare(
         endpoint: &Endpoint,
         time: Duration,
@@ -76,7 +76,7 @@ pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), Daem
             };
         }
         Source::Listening(listener) => listener,
-        // `open` comes before.
+        // The caller has called `open`.
         Source::Unbound(..) => return Ok(()),
     };
     let mut lobby = Lobby::new(listener, Arc::clone(disk.log())).map_err(DaemonError::Setup)?;
@@ -100,8 +100,8 @@ pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), Daem
                 let line = format_args!("the front end ({peer}) is disconnected: {why}");
                 disk.log().warn(Kind::Disconnections, line);
                 drop(stream);
-                if !lobby.has_spoken() {
-                    // If the daemon is to stop, `lobby.next` finds out.
+                if !lobby.any_ready() {
+                    // If the daemon is to stop, `lobby.next` returns `None`.
                     let _ = stop.pause(REST);
                 }
             }

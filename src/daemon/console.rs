@@ -1,9 +1,9 @@
-//! What the daemon says: its log on stderr, and lines for scripts on stdout.
+//! The daemon's output: its log on stderr, and lines for scripts on stdout.
 //!
-//! No caller ever waits for a reader. A line goes into a queue of bounded size, and a thread of its
-//! stream writes it with blocking calls. `O_NONBLOCK` would do without the thread, but it belongs to
-//! the open file, which other processes share. Lines that find the queue full are counted, and the
-//! count takes their place in the stream as soon as that moves again.
+//! No caller ever waits for a reader. A line goes into a queue of bounded size, and each stream has a
+//! thread that writes its queue with blocking calls. `O_NONBLOCK` would need no thread, but it belongs to
+//! the open file, which other processes share. Lines that find the queue full are counted. The count
+//! takes their place in the stream as soon as the stream accepts data again.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
@@ -19,17 +19,17 @@ use nix::unistd::write;
 
 use crate::sync;
 
-/// Most bytes that wait in a stream's queue. As many again may be in its thread's hands.
+/// Most bytes that wait in a stream's queue. Its thread may be writing as many again.
 const ROOM: usize = 64 << 10;
-/// Bytes that a queue keeps allocated when it is empty.
+/// Bytes that an empty queue keeps allocated.
 const KEPT: usize = 1 << 10;
-/// How long a daemon that ends waits until what it said is written. It is less than the time for
-/// which the next daemon waits for the socket and the state.
+/// The longest time that a daemon that ends waits until its output is written. The next daemon waits
+/// longer than that for the socket and the state.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// The daemon's stdout and stderr.
 ///
-/// Dropping it waits until what was said is written, two seconds at most.
+/// Dropping it waits until the queued lines are written, two seconds at most.
 #[derive(Debug)]
 pub struct Console {
     lines: Lines,
@@ -41,14 +41,14 @@ pub struct Console {
 pub(super) struct Lines(Arc<Stream>);
 
 impl Lines {
-    /// Says a line.
+    /// Writes a line.
     pub(super) fn say(&self, line: Arguments<'_>) {
         self.0.push(format!("{line}\n").as_bytes());
     }
 }
 
 impl Console {
-    /// Starts the threads that write to stdout and stderr. They take no signals.
+    /// Starts the threads that write to stdout and stderr. They block all signals.
     ///
     /// # Errors
     /// A thread cannot be started.
@@ -66,17 +66,17 @@ impl Console {
         self.lines.clone()
     }
 
-    /// Says a line on stderr, beside the log.
+    /// Writes a line to stderr, beside the log.
     pub fn complain(&self, line: Arguments<'_>) {
         self.log.push(format!("{line}\n").as_bytes());
     }
 
-    /// Where a logger writes its lines, each with one call.
+    /// A writer for a logger, which writes each line with one call.
     pub fn log(&self) -> impl Write + Send + 'static {
         LogWriter(Arc::clone(&self.log))
     }
 
-    /// Has panics logged. The standard library writes them to stderr, and would wait for its reader.
+    /// Sends panics to the log. The standard library would write them to stderr and wait for its reader.
     pub fn log_panics() {
         std::panic::set_hook(Box::new(|panic| {
             let text = panic.to_string().replace('\n', " ");
@@ -98,7 +98,7 @@ impl Drop for Console {
     }
 }
 
-/// One call is one line or several, which are kept or dropped together.
+/// One call writes one line or several, which are kept or dropped together.
 struct LogWriter(Arc<Stream>);
 
 impl Write for LogWriter {
@@ -122,10 +122,10 @@ struct Stream {
 #[derive(Debug, Default)]
 struct Queue {
     text: Vec<u8>,
-    /// Lines behind `text` that found no room. While there are such, none is let in: the count
-    /// stands where they would stand.
+    /// Lines after `text` that found no room. While it is not 0, no line is queued: the count takes
+    /// their place.
     dropped: u64,
-    /// The thread has something in its hands.
+    /// The thread is writing what it took from the queue.
     writing: bool,
 }
 
@@ -136,8 +136,8 @@ impl Queue {
 }
 
 impl Stream {
-    /// A stream to `file`, with a thread that lives as long as the process. `note` says how many
-    /// lines were dropped.
+    /// A stream to `file`, with a thread that lives as long as the process. `note` formats the number
+    /// of lines that were dropped.
     fn start(
         name: &str,
         file: impl AsFd + Send + 'static,
@@ -202,7 +202,7 @@ impl Stream {
     }
 }
 
-/// Writes all of it, unless that fails: nothing can be said about it then.
+/// Writes all of it. An error is ignored: there is no other stream to report it on.
 fn write_all(file: &impl AsFd, mut text: &[u8]) {
     while !text.is_empty() {
         match write(file, text) {
@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// Longest time that anything takes.
+    /// Longest time that any step takes.
     const LIMIT: Duration = Duration::from_secs(60);
 
     fn stream() -> (Arc<Stream>, BufReader<PipeReader>) {
@@ -233,7 +233,7 @@ mod tests {
         (stream, BufReader::new(reader))
     }
 
-    /// Waits until the thread has in its hands what was pushed.
+    /// Waits until the thread has taken what was pushed.
     fn wait_until_taken(stream: &Stream) {
         while !sync::lock(&stream.queue).is_empty() {
             thread::sleep(Duration::from_millis(1));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_written_in_order() {
+    fn lines_are_written_in_order() {
         let (stream, mut reader) = stream();
         for number in 0..100 {
             stream.push(format!("line {number}\n").as_bytes());
@@ -260,7 +260,7 @@ mod tests {
 
     /// With blocking writes the pushes would never end.
     #[test]
-    fn lines_that_nothing_reads_are_dropped_and_counted_in_their_place() {
+    fn lines_that_are_not_read_are_dropped_and_counted_in_their_place() {
         const LINES: u64 = 5000;
         let (stream, mut reader) = stream();
         for number in 0..LINES {
@@ -279,7 +279,7 @@ mod tests {
             }
         }
         assert_eq!(number, LINES);
-        // A pipe's 64 KiB, and twice the room.
+        // A pipe's 64 KiB, and twice the queue's size.
         assert!(dropped > LINES / 2, "{dropped}");
         stream.flush(Instant::now() + LIMIT);
         stream.push(b"after\n");
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_ends_although_nothing_reads() {
+    fn a_flush_ends_without_a_reader() {
         let (stream, _reader) = stream();
         // One for the pipe, one for the thread, one for the queue.
         for _ in 0..3 {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_went_away_keeps_nothing_back() {
+    fn a_reader_that_has_closed_its_end_blocks_no_line() {
         let (stream, reader) = stream();
         drop(reader);
         for _ in 0..10 {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_file_that_does_not_block_is_waited_for() {
+    fn the_thread_waits_for_a_non_blocking_file() {
         let (mut reader, writer) = pipe().unwrap();
         let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
         nix::fcntl::fcntl(&writer, flags).unwrap();

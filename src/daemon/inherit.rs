@@ -24,11 +24,11 @@ pub enum Inherited {
     Connected(UnixStream),
 }
 
-/// Takes over descriptor `fd`: a stream socket of the Unix domain, told by `SO_ACCEPTCONN`
-/// whether it listens (conventions of vhost-user back ends differ on which one `--fd` means).
+/// Takes over descriptor `fd`, a stream socket of the Unix domain. `SO_ACCEPTCONN` tells whether it
+/// listens: the conventions of vhost-user back ends differ on which one `--fd` means.
 ///
 /// # Errors
-/// The descriptor is not open, or not such a socket; it stays open then.
+/// The descriptor is not open, or is not such a socket. It is not closed then.
 pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
     let refused = |why| SocketError::Inherited { fd, why };
     if fd < 0 {
@@ -55,7 +55,7 @@ pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(owned.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
         .map_err(|_| refused("its flags cannot be set"))?;
-    // The parent may have polled it; replies are written with blocking calls.
+    // The parent may have made it non-blocking; replies are written with blocking calls.
     let flags = fcntl(owned.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     flags
         .and_then(|flags| fcntl(owned.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)))
@@ -69,9 +69,9 @@ pub(super) fn adopt(fd: RawFd) -> Result<Inherited, SocketError> {
 
 /// Whether the parent process had this signal ignored, as nohup(1) does with SIGHUP.
 pub(super) fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: a sigaction is plain data, of which all zeroes are a valid value.
+    // SAFETY: a sigaction is plain data, and all zeroes are a valid value of it.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: without a new action the call only stores the present one where it is told to.
+    // SAFETY: without a new action the call only stores the present one in `action`.
     let asked =
         unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
@@ -80,7 +80,7 @@ pub(super) fn is_ignored(signal: Signal) -> bool {
 /// Takes over descriptors of files, which the process owns.
 ///
 /// # Errors
-/// One is not open, or not a file; none is taken over then.
+/// A descriptor is not open, or is not a file. No descriptor is taken over then.
 pub(super) fn files(fds: impl Iterator<Item = RawFd>) -> io::Result<Vec<File>> {
     let fds: Vec<RawFd> = fds.collect();
     for fd in &fds {

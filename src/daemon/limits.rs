@@ -2,18 +2,18 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Descriptors of a daemon that serves a front end, without its queues: three standard streams, what
-/// its disk, its signals and its socket need (some twenty), eight regions of guest memory, and the
-/// eight of the largest message.
+/// Descriptors of a daemon that serves a front end, without its queues: three standard streams, about
+/// twenty of its disk, its signals and its socket, eight regions of guest memory, and the eight of the
+/// largest message.
 const OTHERS: u64 = 48;
-/// Descriptors of a queue: for kicks, calls and errors, and those of kicks and errors again for its
-/// thread.
+/// Descriptors of a queue: for kicks, calls and errors, and a second one for kicks and for errors in
+/// its thread.
 const A_QUEUE: u64 = 5;
-/// Descriptors of a queue thread: what wakes it up, what it waits with, and what it tells of its end.
+/// Descriptors of a queue thread: one that wakes it up, its epoll, and one that reports its end.
 const A_THREAD: u64 = 3;
 
-/// Raises the limit as far as it may be raised, and says so if it is too low for a front end that uses
-/// all `queues` with `threads` threads.
+/// Raises the limit as far as it may be raised. Logs a warning if it is too low for a front end that
+/// uses all `queues` with `threads` threads.
 pub(super) fn raise_open_files(queues: u16, threads: u16) {
     let needed = OTHERS + A_QUEUE * u64::from(queues) + A_THREAD * u64::from(threads);
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {

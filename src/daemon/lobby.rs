@@ -1,5 +1,5 @@
-//! Front ends that wait to be served. All are accepted and polled together, so that a silent one delays no
-//! other, and one that waits is logged. The work of a poll is bounded, however many connect.
+//! Front ends that wait to be served. All are accepted and polled together, so a silent one delays no
+//! other. The log names each one that waits. The work of a poll is bounded, however many connect.
 
 use std::fmt;
 use std::io;
@@ -20,27 +20,27 @@ use super::socket::Bound;
 use crate::ratelimit::{Kind, Limiter};
 use crate::vhost_user::Others;
 
-/// Most front ends that wait in here. When one more comes, one that has said nothing for [`SILENCE`] makes
-/// room. If there is none, the newcomer stays in the socket's own queue, which the kernel bounds by its
-/// backlog: a connection there costs no descriptor and loses nothing, and a front end that is cut off may
-/// give its disk up, as QEMU 7.2 does.
-const MOST: usize = 128;
+/// Most front ends that wait in the lobby. When one more connects, one that has been silent for [`SILENCE`]
+/// is disconnected to make room. If there is no such one, the new connection stays in the socket's own
+/// queue, which the kernel bounds by its backlog. A connection there costs no descriptor and loses nothing,
+/// whereas a front end that is disconnected may abandon its disk, as QEMU 7.2 does.
+const MAX_WAITING: usize = 128;
 /// Most front ends that one poll accepts. They may connect as fast as they are accepted, and the caller has
-/// more to do: a signal to end at, a guest's memory, a front end that is served.
-const AT_ONCE: usize = 16;
-/// For how long a front end may say nothing before it makes room for another.
+/// other work: signals, a guest's memory, the front end that is served.
+const MAX_ACCEPTED: usize = 16;
+/// For how long a front end may be silent before it is disconnected to make room for another.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Bytes of a message's header. A front end that has sent as many has spoken.
-const WORD: usize = 12;
+/// Bytes of a message's header. A front end that has sent as many can be served.
+const HEADER: usize = 12;
 /// The time between two attempts to accept, in milliseconds, when the process has no free descriptor.
-const DEAF: u16 = 100;
+const ACCEPT_RETRY: u16 = 100;
 /// Token of the listening socket.
 const LISTENER: u64 = 0;
 /// Token of the timer; those of front ends come after it.
 const TIMER: u64 = 1;
 
-/// The events of the listening socket. One that was shut down, as the process that passed it on can do,
-/// stays readable, and no connection comes.
+/// The events of the listening socket. The process that passed it on can shut it down: it stays readable
+/// then, and no connection arrives.
 const LISTENING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 
 /// The process at the other end of a connection.
@@ -51,7 +51,7 @@ impl Peer {
     /// Asks the kernel which process has connected (`SO_PEERCRED`).
     pub(super) fn of(stream: &UnixStream) -> Self {
         let pid = getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid());
-        // 0 is one of another namespace.
+        // 0 is a process of another PID namespace.
         Self(pid.filter(|pid| *pid != 0))
     }
 }
@@ -70,39 +70,39 @@ struct Waiting {
     stream: UnixStream,
     peer: Peer,
     since: Instant,
-    /// When it was seen to have said something.
-    spoke: Option<Instant>,
-    /// It came while another one was served, and that was logged.
+    /// When a poll first found a whole header.
+    ready_since: Option<Instant>,
+    /// It connected while another one was served, and that was logged.
     behind: bool,
 }
 
-/// Whether new front ends are waited for.
+/// Whether the lobby accepts new front ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
-    /// They are.
+enum Accepting {
+    /// It does.
     Open,
-    /// They stay in the socket's queue until there is room.
+    /// Not until there is room: they stay in the socket's queue.
     Full,
-    /// The process has no free descriptor, or the socket fails: not until the session has ended.
-    Shut,
+    /// Not until the session has ended: the process has no free descriptor, or the socket fails.
+    Suspended,
 }
 
 /// The listening socket, and the front ends that connected to it and are not served yet.
 pub(super) struct Lobby {
-    // First: a front end whose connection is closed must not be accepted again by a daemon that ends.
+    // Dropped first: a front end whose connection is closed must not reconnect to a daemon that ends.
     listener: Bound,
     waiting: Vec<Waiting>,
     epoll: Epoll,
-    /// The listening socket is in `epoll` only while it is open: it stays readable as long as its queue is
-    /// not empty, so that a wait for it would spin.
-    door: Door,
-    /// Expires when a waiting front end has been silent for long enough to make room. Set while full.
+    /// The listening socket is in `epoll` only in state `Open`. It stays readable as long as its queue is
+    /// not empty, so a wait for it would spin.
+    accepting: Accepting,
+    /// Expires when a waiting front end has been silent for long enough to make room. Set while `Full`.
     timer: TimerFd,
     /// [`SILENCE`], except in tests.
     silence: Duration,
-    /// That the socket fails was said.
+    /// The failure of the socket was logged.
     failed: bool,
-    /// Closed to have a descriptor for a front end that is refused because there is no other.
+    /// Closed to accept, and so refuse, a front end when the process has no other free descriptor.
     spare: Option<EventFd>,
     tokens: u64,
     /// The front end that is served.
@@ -122,7 +122,7 @@ impl Lobby {
             listener,
             waiting,
             epoll,
-            door: Door::Open,
+            accepting: Accepting::Open,
             timer,
             silence: SILENCE,
             failed: false,
@@ -133,20 +133,20 @@ impl Lobby {
         })
     }
 
-    /// The next front end, which is the first one that has said something, or `None` when the daemon
-    /// is to stop.
+    /// The next front end: the first one that has sent a message header. `None` when the daemon is to
+    /// stop.
     pub(super) fn next(&mut self, stop: BorrowedFd<'_>) -> Option<(UnixStream, Peer)> {
         self.served = None;
         loop {
-            self.listen_again();
+            self.resume_listening();
             let mut fds = [
                 PollFd::new(stop, PollFlags::POLLIN),
                 PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN),
             ];
-            let timeout = match (self.has_spoken(), self.door) {
+            let timeout = match (self.any_ready(), self.accepting) {
                 (true, _) => PollTimeout::ZERO,
-                (false, Door::Open | Door::Full) => PollTimeout::NONE,
-                (false, Door::Shut) => PollTimeout::from(DEAF),
+                (false, Accepting::Open | Accepting::Full) => PollTimeout::NONE,
+                (false, Accepting::Suspended) => PollTimeout::from(ACCEPT_RETRY),
             };
             if let Err(errno) = poll(&mut fds, timeout) {
                 log::debug!("poll: {errno}");
@@ -155,8 +155,8 @@ impl Lobby {
             if fds[0].any().unwrap_or(true) {
                 return None;
             }
-            self.look();
-            if let Some(first) = self.waiting.iter().position(|one| one.spoke.is_some()) {
+            self.poll();
+            if let Some(first) = self.waiting.iter().position(|one| one.ready_since.is_some()) {
                 let one = self.remove(first);
                 self.served = Some(one.peer);
                 return Some((one.stream, one.peer));
@@ -164,9 +164,9 @@ impl Lobby {
         }
     }
 
-    /// Whether a front end waits that has spoken.
-    pub(super) fn has_spoken(&self) -> bool {
-        self.waiting.iter().any(|one| one.spoke.is_some())
+    /// Whether a waiting front end has sent a message header.
+    pub(super) fn any_ready(&self) -> bool {
+        self.waiting.iter().any(|one| one.ready_since.is_some())
     }
 
     fn remove(&mut self, at: usize) -> Waiting {
@@ -178,20 +178,20 @@ impl Lobby {
         one
     }
 
-    /// Accepts some of the front ends in the socket's queue. False if there may be more.
-    fn let_in(&mut self) -> bool {
-        for _ in 0..AT_ONCE {
-            if self.waiting.len() >= MOST {
+    /// Accepts some of the front ends in the socket's queue. Returns false if there may be more.
+    fn accept_some(&mut self) -> bool {
+        for _ in 0..MAX_ACCEPTED {
+            if self.waiting.len() >= MAX_WAITING {
                 let mut came = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
                 if poll(&mut came, PollTimeout::ZERO) == Ok(0) {
                     return true;
                 }
                 if !self.make_room() {
                     let line = format_args!(
-                        "{MOST} front ends wait: further ones stay in the socket's queue"
+                        "{MAX_WAITING} front ends wait: further ones stay in the socket's queue"
                     );
                     self.log.warn(Kind::Connections, line);
-                    self.close(Door::Full);
+                    self.close(Accepting::Full);
                     return false;
                 }
             }
@@ -204,7 +204,7 @@ impl Lobby {
                             return true;
                         }
                     }
-                    // The peer was faster to leave.
+                    // The peer has already disconnected.
                     Some(Errno::ECONNABORTED | Errno::EINTR) => {}
                     _ => {
                         self.stop_listening(&error);
@@ -216,16 +216,16 @@ impl Lobby {
         false
     }
 
-    /// Lets one go that has left, or that has been silent for long enough. False if there is none.
+    /// Removes a front end that has hung up, or was silent for long enough. Returns false without one.
     fn make_room(&mut self) -> bool {
         let mut at = 0;
         while at < self.waiting.len() {
-            // It may have said something since epoll was asked.
-            if self.waiting[at].spoke.is_none() && !self.is_here(at, false) {
+            // It may have sent something since the last poll.
+            if self.waiting[at].ready_since.is_none() && !self.is_connected(at, false) {
                 return true;
             }
             let one = &self.waiting[at];
-            if one.spoke.is_none() && one.since.elapsed() >= self.silence {
+            if one.ready_since.is_none() && one.since.elapsed() >= self.silence {
                 let one = self.remove(at);
                 let waited = one.since.elapsed().as_secs_f64();
                 let line = format_args!(
@@ -241,16 +241,16 @@ impl Lobby {
         false
     }
 
-    /// Listens again when there is room, or when a front end can make room; else sets the timer to when
-    /// one can.
+    /// Listens again when there is room, or when a silent front end can be disconnected. Otherwise sets
+    /// the timer to the time when one can be.
     fn open_if_due(&mut self) {
-        if self.door != Door::Full {
+        if self.accepting != Accepting::Full {
             return;
         }
-        let silent = self.waiting.iter().filter(|one| one.spoke.is_none());
+        let silent = self.waiting.iter().filter(|one| one.ready_since.is_none());
         let left = silent.map(|one| self.silence.saturating_sub(one.since.elapsed())).min();
-        let room = self.waiting.len() < MOST;
-        // Both make the timer unreadable, if it has expired.
+        let room = self.waiting.len() < MAX_WAITING;
+        // Either call makes an expired timer unreadable.
         let set = match left.filter(|left| !room && !left.is_zero()) {
             Some(left) => {
                 let left = Expiration::OneShot(TimeSpec::from_duration(left));
@@ -269,12 +269,12 @@ impl Lobby {
     fn open(&mut self) {
         let event = EpollEvent::new(LISTENING, LISTENER);
         let open = self.epoll.add(&self.listener, event).is_ok();
-        self.door = if open { Door::Open } else { Door::Shut };
+        self.accepting = if open { Accepting::Open } else { Accepting::Suspended };
     }
 
-    fn close(&mut self, door: Door) {
-        if self.door == Door::Open && self.epoll.delete(&self.listener).is_ok() {
-            self.door = door;
+    fn close(&mut self, accepting: Accepting) {
+        if self.accepting == Accepting::Open && self.epoll.delete(&self.listener).is_ok() {
+            self.accepting = accepting;
         }
     }
 
@@ -282,7 +282,7 @@ impl Lobby {
         let peer = Peer::of(&stream);
         self.tokens += 1;
         let token = self.tokens;
-        // Edges alone: what it says stays where it is until it is served.
+        // Edge-triggered: what it has sent stays in the socket until it is served.
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         if let Err(errno) = self.epoll.add(&stream, EpollEvent::new(events, token)) {
             let line = format_args!("a front end ({peer}) is refused: {errno}");
@@ -294,12 +294,12 @@ impl Lobby {
             self.log.warn(Kind::Connections, line);
         }
         let (since, behind) = (Instant::now(), self.served.is_some());
-        self.waiting.push(Waiting { token, stream, peer, since, spoke: None, behind });
+        self.waiting.push(Waiting { token, stream, peer, since, ready_since: None, behind });
     }
 
-    /// Accepts a front end for which there is no descriptor, and closes it. False if the queue is empty (the
-    /// kernel allocates a descriptor first), or if there is none left even for that; then the socket is
-    /// not polled until the session has ended.
+    /// Accepts a front end for which the process has no descriptor, and closes it. Returns false if the queue
+    /// is empty (the kernel allocates a descriptor first), or if even the spare descriptor is used up. In the
+    /// second case the socket is not polled until the session has ended.
     fn refuse(&mut self, error: &io::Error) -> bool {
         drop(self.spare.take());
         let accepted = self.listener.accept();
@@ -312,7 +312,7 @@ impl Lobby {
         }
         self.spare = EventFd::new().ok();
         if !empty && (!refused || self.spare.is_none()) {
-            self.close(Door::Shut);
+            self.close(Accepting::Suspended);
             return false;
         }
         refused
@@ -323,28 +323,28 @@ impl Lobby {
         if !std::mem::replace(&mut self.failed, true) {
             log::error!("cannot accept front ends: {why}");
         }
-        self.close(Door::Shut);
+        self.close(Accepting::Suspended);
     }
 
-    fn listen_again(&mut self) {
+    fn resume_listening(&mut self) {
         if self.spare.is_none() {
             self.spare = EventFd::new().ok();
         }
-        if self.door == Door::Shut {
+        if self.accepting == Accepting::Suspended {
             self.open();
         }
     }
 
-    /// Looks whether a front end has left, which lets it go, or has said something. True if it is here.
-    fn is_here(&mut self, at: usize, hung_up: bool) -> bool {
+    /// Removes a front end that has hung up, and returns false then. Notes whether it has sent a header.
+    fn is_connected(&mut self, at: usize, hung_up: bool) -> bool {
         let one = &mut self.waiting[at];
-        let mut word = [0; WORD];
+        let mut word = [0; HEADER];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         let here = recv(one.stream.as_raw_fd(), &mut word, flags);
         let gone = hung_up || matches!(here, Ok(0) | Err(Errno::ECONNRESET));
         if !gone {
-            if here == Ok(WORD) {
-                one.spoke.get_or_insert_with(Instant::now);
+            if here == Ok(HEADER) {
+                one.ready_since.get_or_insert_with(Instant::now);
             }
             return true;
         }
@@ -366,21 +366,21 @@ impl Others for Lobby {
         self.epoll.0.as_fd()
     }
 
-    fn look(&mut self) {
-        let mut events = [EpollEvent::empty(); MOST + 2];
+    fn poll(&mut self) {
+        let mut events = [EpollEvent::empty(); MAX_WAITING + 2];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or_else(|errno| {
             log::debug!("epoll: {errno}");
             0
         });
-        // First those that left: they make room for new ones.
+        // First the connections that were closed: they make room for new ones.
         for event in &events[..count] {
             let token = event.data();
             if let Some(at) = self.waiting.iter().position(|one| one.token == token) {
-                self.is_here(at, event.events().contains(EpollFlags::EPOLLHUP));
+                self.is_connected(at, event.events().contains(EpollFlags::EPOLLHUP));
             }
         }
         if let Some(event) = events[..count].iter().find(|event| event.data() == LISTENER) {
-            let all = self.let_in();
+            let all = self.accept_some();
             let shut = EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR;
             if all && event.events().intersects(shut) {
                 self.stop_listening(&"the socket was shut down");
@@ -390,7 +390,7 @@ impl Others for Lobby {
     }
 
     fn waiting_since(&self) -> Option<Instant> {
-        self.waiting.iter().filter_map(|one| one.spoke).min()
+        self.waiting.iter().filter_map(|one| one.ready_since).min()
     }
 }
 

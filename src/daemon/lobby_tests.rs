@@ -9,7 +9,7 @@ use super::*;
 /// More than any test takes.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
-/// Whether the daemon has not cut it off.
+/// Whether the daemon has not closed the connection.
 fn is_open(stream: &mut UnixStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let read = stream.read(&mut [0]);
@@ -17,13 +17,13 @@ fn is_open(stream: &mut UnixStream) -> bool {
 }
 
 /// A lobby at a path of its own, and a way to stop it.
-struct House {
+struct Rig {
     path: PathBuf,
     lobby: Lobby,
     stop: EventFd,
 }
 
-impl House {
+impl Rig {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("lobby.{}.{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
@@ -32,215 +32,214 @@ impl House {
         Self { path, lobby, stop: EventFd::new().unwrap() }
     }
 
-    fn connects(&self) -> UnixStream {
+    fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.path).unwrap()
     }
 
-    fn comes(&mut self) -> UnixStream {
-        let stream = self.connects();
-        self.lobby.look();
+    fn connect_and_poll(&mut self) -> UnixStream {
+        let stream = self.connect();
+        self.lobby.poll();
         stream
     }
 
-    /// Whether whoever waits for something to look at would wake up.
-    fn is_to_look(&self) -> bool {
+    /// Whether a thread that waits for the lobby's event would wake up.
+    fn has_events(&self) -> bool {
         let mut event = [PollFd::new(self.lobby.event(), PollFlags::POLLIN)];
         poll(&mut event, PollTimeout::ZERO) == Ok(1)
     }
 
-    /// What the next one that is served has said.
-    fn next(&mut self) -> [u8; WORD] {
+    /// The header of the front end that is served next.
+    fn next(&mut self) -> [u8; HEADER] {
         let (mut stream, peer) = self.lobby.next(self.stop.as_fd()).unwrap();
         assert_eq!(peer, Peer(Some(std::process::id() as i32)));
-        let mut word = [0; WORD];
+        let mut word = [0; HEADER];
         stream.read_exact(&mut word).unwrap();
         word
     }
 }
 
-impl Drop for House {
+impl Drop for Rig {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 #[test]
-fn the_first_that_has_said_something_is_next() {
-    let mut house = House::new("first");
-    let silent: Vec<_> = (0..20).map(|_| house.comes()).collect();
-    let (mut early, mut late) = (house.comes(), house.comes());
+fn the_first_that_has_sent_a_header_is_next() {
+    let mut rig = Rig::new("first");
+    let silent: Vec<_> = (0..20).map(|_| rig.connect_and_poll()).collect();
+    let (mut early, mut late) = (rig.connect_and_poll(), rig.connect_and_poll());
     // Not all of a header yet.
-    (&silent[3]).write_all(&[3; WORD - 1]).unwrap();
-    assert!(!house.lobby.has_spoken());
-    late.write_all(&[2; WORD]).unwrap();
-    assert_eq!(house.next(), [2; WORD]);
-    early.write_all(&[1; WORD]).unwrap();
+    (&silent[3]).write_all(&[3; HEADER - 1]).unwrap();
+    assert!(!rig.lobby.any_ready());
+    late.write_all(&[2; HEADER]).unwrap();
+    assert_eq!(rig.next(), [2; HEADER]);
+    early.write_all(&[1; HEADER]).unwrap();
     (&silent[3]).write_all(&[3]).unwrap();
-    // In the order in which they came.
-    assert_eq!(house.next(), [3; WORD]);
-    assert_eq!(house.next(), [1; WORD]);
-    house.stop.write(1).unwrap();
-    assert!(house.lobby.next(house.stop.as_fd()).is_none());
+    // In the order in which they connected.
+    assert_eq!(rig.next(), [3; HEADER]);
+    assert_eq!(rig.next(), [1; HEADER]);
+    rig.stop.write(1).unwrap();
+    assert!(rig.lobby.next(rig.stop.as_fd()).is_none());
 }
 
 #[test]
 fn one_that_has_left_is_not_served() {
-    let mut house = House::new("left");
-    let (mut asks, says_nothing, mut stays) = (house.comes(), house.comes(), house.comes());
-    asks.write_all(&[1; WORD]).unwrap();
-    stays.write_all(&[2; WORD]).unwrap();
+    let mut rig = Rig::new("left");
+    let (mut asks, says_nothing, mut stays) =
+        (rig.connect_and_poll(), rig.connect_and_poll(), rig.connect_and_poll());
+    asks.write_all(&[1; HEADER]).unwrap();
+    stays.write_all(&[2; HEADER]).unwrap();
     drop((asks, says_nothing));
-    assert_eq!(house.next(), [2; WORD]);
-    assert!(house.lobby.waiting.is_empty());
+    assert_eq!(rig.next(), [2; HEADER]);
+    assert!(rig.lobby.waiting.is_empty());
 }
 
-/// A look ends although there is always somebody to accept, and the next one goes on from there.
+/// A poll ends although further front ends wait to be accepted, and the next poll continues there.
 #[test]
-fn a_look_accepts_a_bounded_number() {
-    let mut house = House::new("bounded");
-    let stays: Vec<_> = (0..2 * AT_ONCE + 1).map(|_| house.connects()).collect();
-    for let_in in [AT_ONCE, 2 * AT_ONCE, stays.len()] {
-        assert!(house.is_to_look());
-        house.lobby.look();
-        assert_eq!(house.lobby.waiting.len(), let_in);
+fn a_poll_accepts_a_bounded_number() {
+    let mut rig = Rig::new("bounded");
+    let stays: Vec<_> = (0..2 * MAX_ACCEPTED + 1).map(|_| rig.connect()).collect();
+    for accepted in [MAX_ACCEPTED, 2 * MAX_ACCEPTED, stays.len()] {
+        assert!(rig.has_events());
+        rig.lobby.poll();
+        assert_eq!(rig.lobby.waiting.len(), accepted);
     }
-    assert!(!house.is_to_look());
-    // Those who leave at once count as well: some are still to be accepted after the look.
-    for _ in 0..2 * AT_ONCE + 1 {
-        drop(house.connects());
+    assert!(!rig.has_events());
+    // Front ends that hang up at once count as well: some are still to be accepted after the poll.
+    for _ in 0..2 * MAX_ACCEPTED + 1 {
+        drop(rig.connect());
     }
-    assert!(!house.lobby.let_in());
-    assert!(!house.lobby.let_in());
-    assert!(house.lobby.let_in());
-    // Whoever is to stop looks at that first.
-    drop(house.connects());
-    house.stop.write(1).unwrap();
-    assert!(house.lobby.next(house.stop.as_fd()).is_none());
-    assert!(house.is_to_look());
+    assert!(!rig.lobby.accept_some());
+    assert!(!rig.lobby.accept_some());
+    assert!(rig.lobby.accept_some());
+    // A daemon that is to stop checks that first.
+    drop(rig.connect());
+    rig.stop.write(1).unwrap();
+    assert!(rig.lobby.next(rig.stop.as_fd()).is_none());
+    assert!(rig.has_events());
 }
 
-/// Those who say nothing make room when they had their time, and not before.
+/// A silent front end is disconnected when its time has expired, and not before.
 #[test]
-fn one_that_says_nothing_makes_room_when_it_had_its_time() {
-    let mut house = House::new("room");
-    house.lobby.silence = FOR_EVER;
-    let mut silent: Vec<_> = (0..MOST).map(|_| house.comes()).collect();
-    let mut late = house.comes();
-    house.lobby.look();
+fn a_silent_one_makes_room_when_its_time_has_expired() {
+    let mut rig = Rig::new("room");
+    rig.lobby.silence = FOR_EVER;
+    let mut silent: Vec<_> = (0..MAX_WAITING).map(|_| rig.connect_and_poll()).collect();
+    let mut late = rig.connect_and_poll();
+    rig.lobby.poll();
     assert!(silent.iter_mut().all(is_open));
-    assert_eq!((house.lobby.waiting.len(), house.lobby.door), (MOST, Door::Full));
-    // The newcomer is in the socket's queue: not cut off, and nothing spins for it.
-    assert!(is_open(&mut late) && !house.is_to_look());
-    // The first has had its time.
-    house.lobby.silence = Duration::ZERO;
-    house.lobby.open_if_due();
-    house.lobby.look();
+    assert_eq!((rig.lobby.waiting.len(), rig.lobby.accepting), (MAX_WAITING, Accepting::Full));
+    // The new connection is in the socket's queue: it is not closed, and no thread spins for it.
+    assert!(is_open(&mut late) && !rig.has_events());
+    // The time of the first one has expired.
+    rig.lobby.silence = Duration::ZERO;
+    rig.lobby.open_if_due();
+    rig.lobby.poll();
     assert!(!is_open(&mut silent[0]));
     assert!(silent[1..].iter_mut().all(is_open));
-    assert!(is_open(&mut late) && !house.is_to_look());
-    late.write_all(&[9; WORD]).unwrap();
-    assert_eq!(house.next(), [9; WORD]);
+    assert!(is_open(&mut late) && !rig.has_events());
+    late.write_all(&[9; HEADER]).unwrap();
+    assert_eq!(rig.next(), [9; HEADER]);
 }
 
-/// Nothing has to happen for that but time.
+/// The timer alone makes the lobby accept again.
 #[test]
-fn a_full_house_is_looked_at_when_somebody_has_had_its_time() {
-    let mut house = House::new("timer");
-    house.lobby.silence = FOR_EVER;
-    let _silent: Vec<_> = (0..MOST).map(|_| house.comes()).collect();
-    let mut late = house.comes();
-    late.write_all(&[9; WORD]).unwrap();
-    assert_eq!(house.lobby.door, Door::Full);
-    // Longer than all have been here, so that the timer is what ends the wait.
-    let oldest = house.lobby.waiting[0].since.elapsed();
-    house.lobby.silence = oldest + Duration::from_millis(50);
-    house.lobby.look();
-    assert_eq!(house.next(), [9; WORD]);
+fn a_full_lobby_is_polled_when_the_time_of_a_silent_one_has_expired() {
+    let mut rig = Rig::new("timer");
+    rig.lobby.silence = FOR_EVER;
+    let _silent: Vec<_> = (0..MAX_WAITING).map(|_| rig.connect_and_poll()).collect();
+    let mut late = rig.connect_and_poll();
+    late.write_all(&[9; HEADER]).unwrap();
+    assert_eq!(rig.lobby.accepting, Accepting::Full);
+    // Longer than every front end has waited, so it is the timer that ends the wait.
+    let oldest = rig.lobby.waiting[0].since.elapsed();
+    rig.lobby.silence = oldest + Duration::from_millis(50);
+    rig.lobby.poll();
+    assert_eq!(rig.next(), [9; HEADER]);
 }
 
-/// What it has sent may not have been looked at yet when another one needs its place.
+/// Its header may not have been read yet when another front end needs its place.
 #[test]
-fn one_that_has_spoken_makes_no_room() {
-    let mut house = House::new("spoken");
-    house.lobby.silence = Duration::ZERO;
-    let mut asks: Vec<_> = (0..MOST).map(|_| house.comes()).collect();
+fn one_that_has_sent_a_header_makes_no_room() {
+    let mut rig = Rig::new("ready");
+    rig.lobby.silence = Duration::ZERO;
+    let mut asks: Vec<_> = (0..MAX_WAITING).map(|_| rig.connect_and_poll()).collect();
     for (at, stream) in asks.iter_mut().enumerate() {
-        stream.write_all(&[at as u8; WORD]).unwrap();
+        stream.write_all(&[at as u8; HEADER]).unwrap();
     }
-    let mut late = house.connects();
-    // As if they had sent it between what epoll said and now.
-    assert!(!house.lobby.let_in());
-    house.lobby.look();
-    assert_eq!((house.lobby.waiting.len(), house.lobby.door), (MOST, Door::Full));
-    assert!(asks.iter_mut().all(is_open) && is_open(&mut late) && !house.is_to_look());
-    late.write_all(&[MOST as u8; WORD]).unwrap();
-    for at in 0..=MOST {
-        assert_eq!(house.next(), [at as u8; WORD]);
+    let mut late = rig.connect();
+    // As if they had sent it after epoll was asked.
+    assert!(!rig.lobby.accept_some());
+    rig.lobby.poll();
+    assert_eq!((rig.lobby.waiting.len(), rig.lobby.accepting), (MAX_WAITING, Accepting::Full));
+    assert!(asks.iter_mut().all(is_open) && is_open(&mut late) && !rig.has_events());
+    late.write_all(&[MAX_WAITING as u8; HEADER]).unwrap();
+    for at in 0..=MAX_WAITING {
+        assert_eq!(rig.next(), [at as u8; HEADER]);
     }
 }
 
-/// One that leaves makes room while another one is served, which is when nobody calls `next`.
+/// A front end that hangs up makes room also while another one is served, when no thread calls `next`.
 #[test]
-fn a_full_house_has_room_when_somebody_leaves() {
-    let mut house = House::new("leaves");
-    house.lobby.silence = FOR_EVER;
-    let mut waits: Vec<_> = (0..MOST).map(|_| house.comes()).collect();
-    let _late = house.comes();
-    assert_eq!(house.lobby.door, Door::Full);
+fn a_full_lobby_has_room_when_one_hangs_up() {
+    let mut rig = Rig::new("leaves");
+    rig.lobby.silence = FOR_EVER;
+    let mut waits: Vec<_> = (0..MAX_WAITING).map(|_| rig.connect_and_poll()).collect();
+    let _late = rig.connect_and_poll();
+    assert_eq!(rig.lobby.accepting, Accepting::Full);
     drop(waits.pop());
     for _ in 0..2 {
-        assert!(house.is_to_look());
-        house.lobby.look();
+        assert!(rig.has_events());
+        rig.lobby.poll();
     }
-    assert_eq!(house.lobby.waiting.len(), MOST);
-    let _later = house.comes();
-    assert_eq!(house.lobby.door, Door::Full);
-    waits[7].write_all(&[7; WORD]).unwrap();
-    assert_eq!(house.next(), [7; WORD]);
-    assert!(house.is_to_look());
-    house.lobby.look();
-    assert_eq!(house.lobby.waiting.len(), MOST);
+    assert_eq!(rig.lobby.waiting.len(), MAX_WAITING);
+    let _later = rig.connect_and_poll();
+    assert_eq!(rig.lobby.accepting, Accepting::Full);
+    waits[7].write_all(&[7; HEADER]).unwrap();
+    assert_eq!(rig.next(), [7; HEADER]);
+    assert!(rig.has_events());
+    rig.lobby.poll();
+    assert_eq!(rig.lobby.waiting.len(), MAX_WAITING);
 }
 
 #[test]
-fn a_session_knows_since_when_somebody_waits() {
-    let mut house = House::new("since");
-    let mut waits = house.comes();
-    assert_eq!(house.lobby.waiting_since(), None);
+fn a_session_knows_since_when_another_one_waits() {
+    let mut rig = Rig::new("since");
+    let mut waits = rig.connect_and_poll();
+    assert_eq!(rig.lobby.waiting_since(), None);
     let before = Instant::now();
-    waits.write_all(&[1; WORD]).unwrap();
+    waits.write_all(&[1; HEADER]).unwrap();
     assert!(
-        poll(&mut [PollFd::new(house.lobby.event(), PollFlags::POLLIN)], PollTimeout::ZERO)
-            == Ok(1)
+        poll(&mut [PollFd::new(rig.lobby.event(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
     );
-    house.lobby.look();
-    assert!(house.lobby.waiting_since().unwrap() >= before);
-    // What it has said stays where it is, and is not looked at again and again.
+    rig.lobby.poll();
+    assert!(rig.lobby.waiting_since().unwrap() >= before);
+    // What it has sent stays in the socket, and is not reported again.
     assert!(
-        poll(&mut [PollFd::new(house.lobby.event(), PollFlags::POLLIN)], PollTimeout::ZERO)
-            == Ok(0)
+        poll(&mut [PollFd::new(rig.lobby.event(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(0)
     );
     drop(waits);
-    house.lobby.look();
-    assert_eq!(house.lobby.waiting_since(), None);
+    rig.lobby.poll();
+    assert_eq!(rig.lobby.waiting_since(), None);
 }
 
-/// A socket that was handed down may be shut down by whoever did: it is readable for ever, and nobody comes.
+/// The process that handed down a socket may shut it down: it is readable for ever, and no connection arrives.
 #[test]
 fn a_listening_socket_that_fails_hangs_nothing() {
-    let mut house = House::new("fails");
-    let mut waits = house.comes();
+    let mut rig = Rig::new("fails");
+    let mut waits = rig.connect_and_poll();
     nix::sys::socket::shutdown(
-        house.lobby.listener.as_fd().as_raw_fd(),
+        rig.lobby.listener.as_fd().as_raw_fd(),
         nix::sys::socket::Shutdown::Both,
     )
     .unwrap();
-    house.lobby.look();
-    assert_eq!(house.lobby.door, Door::Shut);
-    let mut event = [PollFd::new(house.lobby.event(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut event, PollTimeout::ZERO), Ok(0), "it would be looked at for ever");
-    waits.write_all(&[1; WORD]).unwrap();
-    assert_eq!(house.next(), [1; WORD]);
-    house.stop.write(1).unwrap();
-    assert!(house.lobby.next(house.stop.as_fd()).is_none());
+    rig.lobby.poll();
+    assert_eq!(rig.lobby.accepting, Accepting::Suspended);
+    let mut event = [PollFd::new(rig.lobby.event(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut event, PollTimeout::ZERO), Ok(0), "it would be polled for ever");
+    waits.write_all(&[1; HEADER]).unwrap();
+    assert_eq!(rig.next(), [1; HEADER]);
+    rig.stop.write(1).unwrap();
+    assert!(rig.lobby.next(rig.stop.as_fd()).is_none());
 }

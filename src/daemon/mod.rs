@@ -70,7 +70,7 @@ pub struct Settings {
     pub keep: Keep,
     /// Create the state if it does not exist.
     pub create: bool,
-    /// A raw image that is loaded into the disk at the start, or when its state is created.
+    /// A raw image that is loaded into a new disk: at each start, or when the state is created.
     pub load: Option<PathBuf>,
     /// Which formats that image may have.
     pub load_format: ImageFormat,
@@ -88,7 +88,7 @@ pub enum DaemonError {
     /// The service manager.
     #[error(transparent)]
     ServiceManager(#[from] ServiceManagerError),
-    /// The host refuses a resource that the daemon needs.
+    /// The host does not provide a resource that the daemon needs.
     #[error("cannot set up signals or sockets")]
     Setup(#[source] nix::Error),
     /// A thread could not be started.
@@ -103,7 +103,7 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// Whether nothing failed, but the daemon was told to end while it started.
+    /// Whether it is not a failure, but the request to end while the daemon started.
     fn is_stop(&self) -> bool {
         matches!(
             self,
@@ -117,13 +117,12 @@ impl DaemonError {
 
 /// Runs the daemon to its end: SIGTERM, SIGINT or SIGHUP, or the hang-up of an inherited connection.
 ///
-/// Prints one `ready:` line when front ends can come, one `stats:` line at each SIGUSR1, one
-/// `compacted:` line when the compaction is done that SIGUSR2 asks for, and one `summary:` line at
-/// the end, if there was a disk by then, all to stdout. A signal ends the start, too: there is no
-/// `ready:` then.
+/// Prints to stdout one `ready:` line when front ends can connect, one `stats:` line at each SIGUSR1,
+/// one `compacted:` line when a compaction that SIGUSR2 requested is done, and one `summary:` line at
+/// the end, if there was a disk by then. A signal ends the start, too: there is no `ready:` line then.
 ///
 /// # Errors
-/// The daemon cannot start; it leaves nothing behind.
+/// The daemon cannot start. It leaves no file behind.
 pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     let _entered = settings.disk.name.enter();
     let guest = &settings.disk.guest;
@@ -144,8 +143,8 @@ fn start_and_serve(
     stop: &Stop,
 ) -> Result<(), DaemonError> {
     // A mistake of the user is reported before a long load, not after it.
-    let patience = if settings.keep == Keep::Process { Duration::ZERO } else { disk::GRACE };
-    let source = Source::prepare(&settings.endpoint, patience, stop)?;
+    let longest_wait = if settings.keep == Keep::Process { Duration::ZERO } else { disk::GRACE };
+    let source = Source::prepare(&settings.endpoint, longest_wait, stop)?;
     let disk = Arc::new(open(settings, stop)?);
     signals.answer(Arc::downgrade(&disk), console.lines()).map_err(DaemonError::Thread)?;
     let ended = serve(settings, source, &disk, console, stop);
@@ -153,7 +152,7 @@ fn start_and_serve(
     let failed =
         |error: &DaemonError| !error.is_stop() && !matches!(error, DaemonError::Session(_));
     if !ended.as_ref().is_err_and(failed) {
-        // Of debug builds only.
+        // There are such figures in debug builds only.
         for class in checker::figures() {
             log::debug!("locks: {class}");
         }
@@ -220,7 +219,7 @@ fn serve(
     }
     disk.set_complete();
     let source = source.open(stop)?;
-    // So may the socket. No front end was accepted yet.
+    // So may opening the socket. No front end was accepted yet.
     stop.check()?;
     console.lines().say(format_args!(
         "ready: socket={} size={} block={} algorithm={} queues={} state={origin} name={}",

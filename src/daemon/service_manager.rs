@@ -1,5 +1,5 @@
-//! The service manager: it is told when the daemon is ready, and stores a state's descriptors from one
-//! process to the next (systemd's sd_notify(3), sd_listen_fds(3), `FileDescriptorStoreMax=`).
+//! The service manager. The daemon notifies it when it is ready, and has it store a state's descriptors
+//! from one process to the next (systemd's sd_notify(3), sd_listen_fds(3), `FileDescriptorStoreMax=`).
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -22,15 +22,15 @@ use crate::causes::with_causes;
 use crate::failpoint;
 use crate::stop::{Stop, Stopped};
 
-/// The name under which it stores them.
+/// The name under which the service manager stores a state's descriptors.
 const NAME: &str = "vhost-user-zram";
 /// Descriptors of a state.
 const DESCRIPTORS: u32 = 3;
-/// The longest wait for it to receive a message that matters, and to act on it.
+/// The longest wait until the service manager has received a message that matters, and has acted on it.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// The longest wait for it to receive a message that does not matter.
+/// The longest wait until the service manager has received a message that is only a hint.
 const HINT_TIME: Duration = Duration::from_secs(1);
-/// The message that has it close the descriptors that it holds for this daemon.
+/// The message that makes the service manager close the descriptors that it stores for this daemon.
 const FORGET: [NotifyState<'static>; 2] = [NotifyState::FdStoreRemove, NotifyState::FdName(NAME)];
 
 /// Why the service manager cannot store the descriptors of a state.
@@ -39,18 +39,18 @@ pub enum ServiceManagerError {
     /// No service manager started the daemon.
     #[error("--fd-store requires a service manager (NOTIFY_SOCKET is not set)")]
     None,
-    /// It stores too few.
+    /// It stores too few descriptors.
     #[error(
         "the service manager stores at most {most} descriptors, and a state has {DESCRIPTORS} (FileDescriptorStoreMax=)"
     )]
     TooFew {
-        /// How many it stores.
+        /// The most that it stores.
         most: u32,
     },
-    /// It closed them as soon as it had them.
+    /// It closed the descriptors as soon as it had received them.
     #[error("the service manager does not store the state's descriptors (FileDescriptorStoreMax=)")]
     NotHeld,
-    /// They are for another process.
+    /// The descriptors that it passed are for another process.
     #[error("the descriptors in LISTEN_FDS are for another process (LISTEN_PID)")]
     NotOurs,
     /// It does not answer.
@@ -59,7 +59,7 @@ pub enum ServiceManagerError {
     /// A message cannot be sent.
     #[error("cannot send to the service manager (NOTIFY_SOCKET)")]
     Unreachable(#[source] io::Error),
-    /// What it passed cannot be used.
+    /// The descriptors that it passed cannot be used.
     #[error("cannot use the descriptors in LISTEN_FDS")]
     Handed(#[source] io::Error),
     /// The daemon is to end.
@@ -67,11 +67,12 @@ pub enum ServiceManagerError {
     Stopped(#[from] Stopped),
 }
 
-/// What it stored for this process; nothing if there is no manager.
+/// The files that the service manager stored for this daemon; none without a service manager.
 pub(super) fn handed_back() -> Result<Vec<File>, ServiceManagerError> {
     let variable = |name| std::env::var(name).ok();
     let pid = variable("LISTEN_PID").and_then(|pid| pid.parse().ok());
-    // A disk may be among them, and must not pass for one that never existed.
+    // The state of a disk may be among them. Without this check it would be taken for one that never
+    // existed.
     if variable("LISTEN_FDS").is_some() && pid != Some(std::process::id()) {
         return Err(ServiceManagerError::NotOurs);
     }
@@ -80,14 +81,16 @@ pub(super) fn handed_back() -> Result<Vec<File>, ServiceManagerError> {
     inherit::files(ours).map_err(ServiceManagerError::Handed)
 }
 
-/// Has a state's descriptors stored; returns when they are. On an error none of them is.
+/// Has the service manager store a state's descriptors, and returns when it does. On an error it stores
+/// none of them.
 ///
 /// # Errors
-/// No message can be sent, it does not store them, or takes too long; or the daemon is to stop.
+/// No message can be sent, or the service manager does not store them or takes too long, or the daemon is
+/// to stop.
 pub(super) fn keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), ServiceManagerError> {
     let kept = try_to_keep(descriptors, stop);
     if let Err(ServiceManagerError::Stopped(_)) = kept {
-        // It may have all or some of them. Nothing was stored in them yet.
+        // The service manager may have them. They contain no data yet.
         if let Err(error) = send(&FORGET, &[], HINT_TIME, stop) {
             log::debug!("cannot notify the service manager: {}", with_causes(&error));
         }
@@ -99,7 +102,7 @@ fn try_to_keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), Servic
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return Err(ServiceManagerError::None);
     }
-    // systemd says it from version 254 on.
+    // systemd sets FDSTORE from version 254 on.
     let most = std::env::var("FDSTORE").ok().and_then(|text| text.parse().ok());
     if let Some(most) = most.filter(|most| *most < DESCRIPTORS) {
         return Err(ServiceManagerError::TooFew { most });
@@ -107,7 +110,7 @@ fn try_to_keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), Servic
     let unreachable = |errno: nix::Error| ServiceManagerError::Unreachable(errno.into());
     let marked: io::Result<Vec<File>> = descriptors.iter().map(|fd| marked(*fd)).collect();
     let marked = marked.map_err(ServiceManagerError::Unreachable)?;
-    // In one message, so that it never has some of them only.
+    // In one message, so the service manager never has only some of them.
     let message = [NotifyState::FdStore, NotifyState::FdName(NAME)];
     let fds: Vec<BorrowedFd<'_>> = marked.iter().map(AsFd::as_fd).collect();
     send(&message, &fds, ANSWER_TIME, stop)?;
@@ -115,7 +118,7 @@ fn try_to_keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), Servic
     wait_until_taken(stop)?;
     for fd in descriptors {
         if !is_held(*fd).map_err(unreachable)? {
-            // It may have some of them.
+            // The service manager may store some of them.
             forget(stop)?;
             return Err(ServiceManagerError::NotHeld);
         }
@@ -123,8 +126,8 @@ fn try_to_keep(descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), Servic
     Ok(())
 }
 
-/// Opens the file again, with a lock that lasts as long as any process has that open file. A manager
-/// that stores nothing for this service does not say so, but closes what it gets.
+/// Opens the file again, with a lock that lasts as long as any process has that open file. A service
+/// manager that stores nothing for this service sends no error, but closes the descriptors it receives.
 fn marked(fd: BorrowedFd<'_>) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -149,27 +152,27 @@ fn whole_file() -> libc::flock {
     }
 }
 
-/// Has it close what it stores; returns when it did.
+/// Has the service manager close the descriptors that it stores, and returns when it did.
 ///
 /// # Errors
-/// No message can be sent, or it takes too long; or the daemon is to stop.
+/// No message can be sent, or the service manager takes too long, or the daemon is to stop.
 pub(super) fn forget(stop: &Stop) -> Result<(), ServiceManagerError> {
     send(&FORGET, &[], ANSWER_TIME, stop)?;
     wait_until_taken(stop)
 }
 
-/// Tells it that front ends can connect. They are served whether that succeeds or not.
+/// Tells the service manager that front ends can connect. They are served whether that succeeds or not.
 pub(super) fn say_ready(stop: &Stop) {
-    // A manager that is busy, as while its host boots, waits for this message.
+    // This message matters: a service manager waits for it, also one that is busy because its host boots.
     say(NotifyState::Ready, ANSWER_TIME, stop);
 }
 
-/// Tells it that the start takes long: it is to wait for [`say_ready`] for another minute.
+/// Tells the service manager that the start takes long: it is to wait another minute for [`say_ready`].
 pub(super) fn say_busy(stop: &Stop) {
     say(NotifyState::ExtendTimeoutUsec(60_000_000), HINT_TIME, stop);
 }
 
-/// Tells it that the daemon ends.
+/// Tells the service manager that the daemon ends.
 pub(super) fn say_stopping(stop: &Stop) {
     say(NotifyState::Stopping, HINT_TIME, stop);
 }
@@ -180,7 +183,7 @@ fn say(state: NotifyState<'_>, time: Duration, stop: &Stop) {
     }
 }
 
-/// Sends a message to the manager, if there is one. Waits for room in its queue for `time` at most.
+/// Sends a message to the service manager, if there is one. Waits at most `time` for room in its queue.
 fn send(
     message: &[NotifyState<'_>],
     fds: &[BorrowedFd<'_>],
@@ -211,7 +214,7 @@ fn send(
     }
 }
 
-/// A socket whose messages go to the manager, and which is writable when that has room for one.
+/// A socket that sends to the service manager, and is writable when its queue has room for a message.
 fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
@@ -222,7 +225,8 @@ fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Waits until it has handled everything that was sent: it closes what comes with a barrier.
+/// Waits until the service manager has handled every message so far: it closes the descriptor of the
+/// barrier then.
 fn wait_until_taken(stop: &Stop) -> Result<(), ServiceManagerError> {
     let unreachable = |errno: nix::Error| ServiceManagerError::Unreachable(errno.into());
     let (ours, its) = pipe().map_err(unreachable)?;

@@ -12,12 +12,12 @@ use crate::disk::Disk;
 use crate::stop::Stop;
 use crate::threads;
 
-/// The signals that the daemon handles. All are blocked in the thread that made this and in all that it
-/// starts later, so each is pending until its thread takes it.
+/// The signals that the daemon handles. They are blocked in the thread that made this and in all threads
+/// that it starts later, so each signal is pending until its thread takes it.
 pub(super) struct Signals {
-    /// Those that end the daemon.
+    /// The signals that end the daemon.
     end: SigSet,
-    /// Those that are requests to its disk.
+    /// The signals that are requests to its disk.
     ask: SigSet,
 }
 
@@ -31,7 +31,7 @@ impl Signals {
             end.add(Signal::SIGHUP);
         }
         let ask = set(&[Signal::SIGUSR1, Signal::SIGUSR2]);
-        // A write beyond RLIMIT_FSIZE fails with an error, which is enough.
+        // A write beyond RLIMIT_FSIZE fails with an error, so it needs no signal.
         let silent = set(&[Signal::SIGXFSZ]);
         for signals in [end, ask, silent] {
             signals.thread_block()?;

@@ -1,4 +1,4 @@
-//! The listening socket: one daemon at a time creates it, and only the permitted users may connect.
+//! The listening socket. One daemon at a time creates it, and only the permitted users may connect.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ use nix::unistd::{Group, User};
 use crate::failpoint;
 use crate::stop::{Stop, Stopped};
 
-/// The longest wait for another daemon that creates the same socket. That takes no time, unless that
+/// The longest wait for another daemon that creates the same socket. It takes a moment, unless that
 /// daemon is stopped (SIGSTOP).
 const TURN_TIME: Duration = Duration::from_secs(3);
 /// The time between two attempts.
@@ -32,13 +32,13 @@ pub enum SocketError {
     Live {
         /// The path.
         path: PathBuf,
-        /// The process that listens, if it can be told.
+        /// The process that listens, if it is known.
         pid: Option<i32>,
     },
     /// Another daemon is creating a socket at the path, and does not finish.
     #[error("another daemon that creates the socket {} does not proceed: it holds the lock {}.lock", .0.display(), .0.display())]
     Busy(PathBuf),
-    /// The file whose lock is the right to create the socket cannot be opened or locked.
+    /// The lock file, whose lock is the right to create the socket, cannot be opened or locked.
     #[error("cannot take the lock {} of the socket", path.display())]
     Lock {
         /// Its path.
@@ -93,14 +93,15 @@ fn process(pid: Option<i32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-/// The users that may connect to the socket, as the command line has them.
+/// The users that may connect to the socket, as the command line names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SocketAccess {
-    /// Permission bits, up to 0777. To connect is to write. `None` is 0600, and 0660 with a group.
+    /// Permission bits, up to 0777. Connecting requires the right to write. `None` is 0600, and 0660 with a
+    /// group.
     pub mode: Option<u32>,
     /// Name or number of its owner; `None` is the daemon's user.
     pub owner: Option<String>,
-    /// Name or number of its group; `None` is the daemon's, or the directory's if that says so.
+    /// Name or number of its group; `None` is the daemon's, or the directory's if that is set-group-ID.
     pub group: Option<String>,
 }
 
@@ -130,16 +131,17 @@ impl SocketAccess {
 }
 
 impl Access {
-    /// Creates a listening socket at `path`. At no time may a user connect that may not at the end.
+    /// Creates a listening socket at `path`. At no time can a user connect that `apply` does not permit.
     fn bind(self, path: &Path) -> io::Result<UnixListener> {
-        // Its group is not yet the right one. The mask is the process's; no other thread creates files now.
+        // The group is not yet the right one, so only the owner may connect. The mask belongs to the
+        // process; no other thread creates files now.
         let before = umask(Mode::from_bits_truncate(0o777 & !(self.mode & 0o600)));
         let bound = UnixListener::bind(path);
         umask(before);
         bound
     }
 
-    /// Gives the socket to its group and owner. The owner is the last, for only the owner may do
+    /// Gives the socket to its group and owner. The owner is set last, because only the owner may set
     /// the rest.
     fn apply(self, path: &Path) -> Result<(), SocketError> {
         let fail = |what| move |source| SocketError::Access { path: path.to_owned(), what, source };
@@ -191,7 +193,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Before the lock is released: its owner owns the file that is there.
+        // Before the lock is released: only while this daemon holds it is the file its own.
         if let Err(error) = fs::remove_file(&self.path) {
             log::debug!("cannot remove the lock {}: {error}", self.path.display());
         }
@@ -241,7 +243,7 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
     }
 }
 
-/// Connects, or fails at once: a blocking call would wait for a stopped daemon with a full backlog.
+/// Connects, or fails at once. A blocking call would wait for a stopped daemon with a full backlog.
 /// Returns the process that listens, if it is in the same PID namespace.
 fn connect_at_once(path: &Path) -> io::Result<Option<i32>> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -260,8 +262,8 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Creates a socket at `path`, in place of a stale one. Of daemons that do so at the same time one
-    /// gets it, and the others find it alive.
+    /// Creates a socket at `path`, in place of a stale one. When several daemons do so at the same time,
+    /// one gets the path, and the others find it in use.
     pub(super) fn bind(path: PathBuf, access: Access, stop: &Stop) -> Result<Self, SocketError> {
         let io = |source| SocketError::Io { path: path.clone(), source };
         let _turn = Turn::wait(&path, TURN_TIME, stop)?;
@@ -289,7 +291,7 @@ impl Bound {
         Self { listener, file: None }
     }
 
-    /// The next connection; an error if none is waiting.
+    /// The next connection; an error if none waits.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.listener.accept()?;
         stream.set_nonblocking(false)?;

@@ -56,8 +56,8 @@ impl Default for Times {
 pub trait Others {
     /// Readable when something changed among them.
     fn event(&self) -> BorrowedFd<'_>;
-    /// Takes note of who has come, spoken and left.
-    fn look(&mut self);
+    /// Accepts new front ends, notes which ones have sent a message, and drops those that hung up.
+    fn poll(&mut self);
     /// Since when a front end waits that has sent something.
     fn waiting_since(&self) -> Option<Instant>;
 }
@@ -206,7 +206,7 @@ impl Session {
                 });
             }
             if let Some(others) = others.as_deref_mut().filter(|_| waiting) {
-                others.look();
+                others.poll();
             }
             if self.time_left(started, others.as_deref()).is_some_and(|left| left.is_zero()) {
                 return Err(SessionError::Silent);

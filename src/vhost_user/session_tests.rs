@@ -49,7 +49,7 @@ impl Others for Queue {
         self.event.as_fd()
     }
 
-    fn look(&mut self) {
+    fn poll(&mut self) {
         let _ = self.event.read();
         if self.told.load(Ordering::SeqCst) {
             self.since.get_or_insert_with(Instant::now);
@@ -180,7 +180,7 @@ fn a_stop_and_a_hang_up_end_a_stall() {
 #[test]
 fn one_that_does_not_own_its_session_keeps_nobody_waiting() {
     let mut peer = Peer::new(times(NEVER, Duration::ZERO, NEVER));
-    // As long as nobody waits there is no hurry.
+    // As long as no other front end waits there is no limit.
     (0..3).for_each(|_| peer.ask());
     peer.another_comes();
     assert!(matches!(peer.end(), SessionEnd::Refused(SessionError::Silent)));
@@ -234,7 +234,7 @@ fn a_message_with_too_many_descriptors_is_refused() {
     assert!(matches!(peer.end(), SessionEnd::Refused(SessionError::Message(_))));
 }
 
-/// A reply that nobody reads any more is not an error of anybody.
+/// A reply that the front end does not read any more is not an error.
 #[test]
 fn one_that_asks_and_leaves_has_hung_up() {
     let mut peer = Peer::having_said(times(NEVER, NEVER, NEVER), |wire| {
