@@ -1,18 +1,19 @@
 //! Failpoints: named steps at which a test can stop the process or one of its threads.
 //!
-//! A disk that outlives its process has to be consistent at every instruction. Steps stand between the
-//! changes to what survives. Where one change takes several stores (marking heads in an in-flight region),
-//! unit tests stop between the stores.
+//! A disk that outlives its process has to be consistent at every instruction. There is a step between any
+//! two changes to what survives. Where one change takes several stores (marking heads in an in-flight
+//! region), unit tests stop between the stores.
 //!
-//! Only debug builds have failpoints. There the environment says what happens when the process reaches
-//! STEP, one of [`STEPS`] or [`STALLS`], for the N-th time:
+//! Only debug builds have failpoints. The environment says what happens when the process reaches STEP, one
+//! of [`STEPS`] or [`STALLS`], for the N-th time:
 //!
 //! * `VUZ_CRASH_AT=STEP:N`: the process kills itself by SIGKILL;
 //! * `VUZ_PANIC_AT=STEP:N`: the thread panics;
 //! * `VUZ_STALL_AT=STEP:N`: the thread sleeps for ever, as in a system call that does not return;
-//! * `VUZ_HOLD_AT=STEP:N`: the thread makes the file that `VUZ_HOLD_FILE` names, and sleeps until it is gone.
+//! * `VUZ_HOLD_AT=STEP:N`: the thread creates the file that `VUZ_HOLD_FILE` names, and sleeps until it is
+//!   removed.
 
-/// All steps; a process dies behind what is above the step in the code, and before what is below.
+/// All steps. A process dies after what is above the step in the code, and before what is below.
 pub const STEPS: &[&str] = &[
     // A write of a whole page.
     "write.fetched",
@@ -48,11 +49,11 @@ pub const STEPS: &[&str] = &[
     "create.arena",
     "create.sealed",
     "create.filled",
-    // Adding a codec to one.
+    // Adding a codec to a state.
     "codec.freed",
     "codec.written",
     "codec.used",
-    // Opening one.
+    // Opening a state.
     "open.checked",
     "open.trimmed",
     "open.counted",
@@ -70,16 +71,16 @@ pub const STEPS: &[&str] = &[
     "ring.synced",
 ];
 
-/// Steps at which nothing that survives is changed, for threads that are to stall or to be held.
+/// Steps that change nothing that survives, for threads that are to stall or to be held.
 #[cfg(any(test, debug_assertions))]
 pub const STALLS: &[&str] = &[
     // Before a piece of an image is read.
     "load.read",
-    // Before the socket is made, with the lock in hand; before it gets its group and mode.
+    // Before the socket is created, with its lock held; before it gets its group and mode.
     "socket.checked",
     "socket.bound",
-    // Before a wait: for the socket of a daemon that ends, its state, another one that makes the same
-    // socket, room in the service manager's queue, and its answer.
+    // Before a wait: for the socket of a daemon that ends, its state, another daemon that creates the
+    // same socket, room in the service manager's queue, and its answer.
     "wait.socket",
     "wait.state",
     "wait.turn",
@@ -127,7 +128,7 @@ mod active {
         what: Fate,
     }
 
-    /// What becomes of the thread that comes to a step.
+    /// What happens to the thread that reaches a step.
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Fate {
         /// It dies with its process.
@@ -136,7 +137,7 @@ mod active {
         Panics,
         /// It sleeps for ever.
         Stalls,
-        /// It sleeps until a file is gone, which it makes.
+        /// It creates a file, and sleeps until that is removed.
         Held,
     }
 
@@ -158,7 +159,7 @@ mod active {
             Fate::Held => return hold(),
         }
         loop {
-            // A signal may be on its way, and nothing may be done before it is here.
+            // The signal may not have arrived yet, and the thread must do nothing before it does.
             std::thread::park();
         }
     }
@@ -173,7 +174,7 @@ mod active {
         }
     }
 
-    /// What the environment says. A step that does not exist must not look like one that is safe.
+    /// The settings of the environment. A step that does not exist must not pass for one that is safe.
     fn plan() -> Option<Plan> {
         let fates = [
             ("VUZ_CRASH_AT", Fate::Killed),

@@ -1,5 +1,5 @@
-//! Warnings that a guest or a front end can cause as often as it likes: some a second of each kind,
-//! then a count. Kinds are kept apart, so that a flood of one cannot hide another.
+//! Warnings that a guest or a front end can cause as often as it likes: a few of each kind per period,
+//! then a count. Each kind has its own limit, so that a flood of one cannot hide another.
 
 use std::fmt::{self, Arguments};
 use std::sync::Mutex;
@@ -16,25 +16,25 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What a line is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Front ends that come and go.
+    /// Front ends that connect and hang up.
     Connections,
     /// Front ends that are disconnected.
     Disconnections,
-    /// Messages that a front end is refused.
+    /// Messages of a front end that are refused.
     Messages,
-    /// Descriptors and memory of a front end that are of no use.
+    /// Descriptors and memory of a front end that cannot be used.
     Descriptors,
     /// Queues that are stopped.
     Queues,
     /// Requests whose parts do not fit together, or do not lie in guest memory.
     Malformed,
-    /// Requests for what is not offered.
+    /// Requests for operations that are not offered.
     Unsupported,
     /// Requests that would change a read-only disk.
     ReadOnly,
     /// Requests for sectors that the disk does not have.
     Range,
-    /// Requests that failed for want of memory, the host's or the guest's.
+    /// Requests that failed for lack of memory, the host's or the guest's.
     Failures,
     /// Pages that are damaged.
     Damage,
@@ -51,7 +51,7 @@ struct State {
     held_back: u64,
 }
 
-/// Holds back lines of a kind that come too often.
+/// Suppresses lines of a kind that repeat too often.
 ///
 /// Each server has one, which outlives its sessions: a front end that reconnects starts no new
 /// period.
@@ -74,7 +74,7 @@ impl Default for Limiter {
 }
 
 impl Limiter {
-    /// A limiter with a clock and a place for its lines of its own.
+    /// A limiter with its own clock and its own place for lines.
     fn with(
         clock: impl Fn() -> Duration + Send + Sync + 'static,
         sink: impl Fn(Level, Arguments<'_>) + Send + Sync + 'static,
@@ -87,7 +87,7 @@ impl Limiter {
         self.say(kind, Level::Warn, message);
     }
 
-    /// Logs a line that is no warning, unless there were too many of its kind lately.
+    /// Logs a line that is not a warning, unless there were too many of its kind lately.
     pub fn info(&self, kind: Kind, message: Arguments<'_>) {
         self.say(kind, Level::Info, message);
     }
@@ -123,7 +123,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What a limiter printed, and the time that it goes by, in milliseconds.
+    /// The lines that a limiter printed, and the time of its clock, in milliseconds.
     #[derive(Debug, Default)]
     pub(crate) struct Printed {
         lines: Mutex<Vec<String>>,

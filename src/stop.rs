@@ -1,6 +1,6 @@
-//! The end of the process, in a form that waits can take.
+//! The request that the process ends, as an argument of waits.
 //!
-//! A signal may ask for the end at any moment, also during the start. A wait that may be long takes a
+//! A signal may request the end at any moment, also during the start. A wait that may be long takes a
 //! [`Stop`] and ends early with [`Stopped`].
 
 use std::io;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Whether the process is to end; that is never taken back. Clones share it.
+/// Whether the process is to end. A request is never withdrawn. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Stop(Arc<EventFd>);
 
@@ -21,7 +21,7 @@ pub struct Stop(Arc<EventFd>);
 pub struct Stopped;
 
 impl Stop {
-    /// The end was not asked for yet.
+    /// A new one; the end is not requested yet.
     ///
     /// # Errors
     /// The process has no descriptors left.
@@ -30,14 +30,14 @@ impl Stop {
         Ok(Self(Arc::new(event)))
     }
 
-    /// Asks for the end.
+    /// Requests the end.
     pub fn request(&self) {
         if let Err(errno) = self.0.write(1) {
             log::error!("cannot stop the daemon: {errno}");
         }
     }
 
-    /// Fails once the end was asked for.
+    /// Fails once the end was requested.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -48,15 +48,15 @@ impl Stop {
     /// Sleeps for `time`, which may be rounded up to a millisecond.
     ///
     /// # Errors
-    /// [`Stopped`], as soon as the end is asked for.
+    /// [`Stopped`], as soon as the end is requested.
     pub fn pause(&self, time: Duration) -> Result<(), Stopped> {
         self.wait(None, time).map(drop)
     }
 
-    /// Waits until `fd` has one of `events`, for `time` at most. False if it has none by then.
+    /// Waits at most `time` until `fd` has one of `events`. Returns false if it has none by then.
     ///
     /// # Errors
-    /// [`Stopped`], as soon as the end is asked for.
+    /// [`Stopped`], as soon as the end is requested.
     pub fn wait_for(
         &self,
         fd: BorrowedFd<'_>,
@@ -94,7 +94,7 @@ impl Stop {
 }
 
 impl AsFd for Stop {
-    /// Readable once the end was asked for; never read.
+    /// Readable once the end was requested; never read.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// No wait of these tests comes to its end.
+    /// No wait of these tests lasts as long.
     const LONG: Duration = Duration::from_secs(3600);
 
     #[test]

@@ -1,7 +1,7 @@
-//! The threads of a disk, which carry its name, as do the lines that they log.
+//! The threads of a disk. They and the lines that they log carry the disk's name.
 //!
-//! A thread inherits the name from the thread that starts it. So no caller passes it on, and two disks in
-//! one process (as in tests) stay apart.
+//! A thread inherits the name from the thread that starts it. So no caller has to pass it on, and two disks
+//! in one process (as in tests) can be told apart.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskName(Arc<str>);
 
-/// A text cannot be the name of a disk.
+/// A text is not a valid name of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "'{0}' is not a disk name: 1 to {max} letters, digits, '.', '_' or '-', the first a letter or digit",
@@ -26,16 +26,15 @@ impl DiskName {
     /// Bytes of the longest name.
     pub const MAX: usize = 64;
 
-    /// A name made of `text`, such as a file's name: characters that a name cannot have become '-'.
-    /// `None` if nothing is left.
+    /// A name made of `text`, such as a file's name. Characters that a name cannot have become '-'. `None`
+    /// if nothing is left.
     pub fn derived(text: &str) -> Option<Self> {
         let text: String = text.chars().map(|c| if is_valid(c) { c } else { '-' }).collect();
         let text = text.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
         text[..text.len().min(Self::MAX)].parse().ok()
     }
 
-    /// From now on the calling thread works for this disk, until the value that this returns is
-    /// dropped.
+    /// The calling thread works for this disk until the returned value is dropped.
     #[must_use]
     pub fn enter(&self) -> Entered {
         Entered(CURRENT.replace(Some(self.clone())))
@@ -47,7 +46,7 @@ fn is_valid(c: char) -> bool {
 }
 
 impl Default for DiskName {
-    /// The name of a disk of which nothing is known.
+    /// The name of a disk that has none.
     fn default() -> Self {
         Self("disk".into())
     }
@@ -76,7 +75,7 @@ thread_local! {
     static CURRENT: RefCell<Option<DiskName>> = const { RefCell::new(None) };
 }
 
-/// The calling thread works for a disk; for the one before, if any, when this is dropped.
+/// While this exists the calling thread works for a disk; after that for the previous one, if any.
 #[derive(Debug)]
 pub struct Entered(Option<DiskName>);
 
@@ -91,8 +90,8 @@ pub fn current_disk() -> Option<DiskName> {
     CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
 }
 
-/// Starts a thread for the disk for which the calling thread works. It is called `role`, with the
-/// disk's name behind; the kernel shows the first 15 bytes of that.
+/// Starts a thread for the disk for which the calling thread works. Its name is `role` followed by the
+/// disk's name; the kernel shows the first 15 bytes.
 ///
 /// # Errors
 /// The host has no thread left.

@@ -1,9 +1,9 @@
 //! May this disk serve this ring, and how does the ring continue? The tables of `docs/admission.md`.
 //!
-//! A disk that never served a guest must not be shown to one that has used its rings: what that guest
-//! wrote is not here, and it would read zeroes. So a disk remembers that it served ([`Disk`]), a ring
-//! that is started is judged by what it shows of its past ([`RULES`]), and the end of a session settles
-//! what the disk remembers ([`CHANGES`]). In each table the first row that applies decides.
+//! A disk that never served a guest must not serve one that has used its rings: the data of that guest
+//! is not here, and it would read zeroes. So a disk remembers that it served ([`Disk`]), a ring that is
+//! started is judged by what it shows of its past ([`RULES`]), and the end of a session decides what the
+//! disk remembers ([`CHANGES`]). In each table the first row that applies decides.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::virtq::inflight_log::Record;
 use crate::virtq::position::Shown;
 use crate::virtq::recovery::RecoveryError;
 
-/// Defines the values of a column of a table, with the words that the documentation has for them.
+/// Defines the values of a column of a table, with the words that the documentation uses for them.
 macro_rules! column {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)+ }) => {
         $(#[$doc])*
@@ -58,9 +58,9 @@ column! {
     Region {
         /// No request was ever taken, or there is no region.
         Unused = "unused",
-        /// A request was taken, whatever became of it.
+        /// A request was taken, finished or not.
         Used = "used",
-        /// When the front end gave the region it showed a request of any queue, and the disk was blank: the
+        /// When the front end sent the region, it showed a request of some queue, and the disk was blank: the
         /// requests were another disk's.
         Foreign = "foreign",
     }
@@ -71,7 +71,7 @@ column! {
     Indexes {
         /// The base of the front end and the used index are 0.
         Zero = "zero",
-        /// Both are 0, and each element of the used ring was written: they were counted around.
+        /// Both are 0, and each element of the used ring was written: they have wrapped around.
         Wrapped = "wrapped",
         /// One of them is not 0.
         Counted = "counted",
@@ -79,7 +79,7 @@ column! {
 }
 
 column! {
-    /// What becomes of a ring that is started.
+    /// How a ring that is started continues.
     Verdict {
         /// It is new to this disk and to its guest.
         Serve = "serve",
@@ -122,7 +122,7 @@ column! {
         /// make this disk its own.
         DisputedEnd = "the session ends, a ring was refused",
         RecordedDeath = "a queue thread dies, each ring has a record",
-        /// What was done of the ring without a record is not known.
+        /// It is not known which requests of a ring without a record were done.
         UnrecordedDeath = "a queue thread dies, a ring has no record",
     }
 }
@@ -190,7 +190,7 @@ pub(crate) const CHANGES: &[Change] = {
     ]
 };
 
-/// What becomes of a ring. The last row applies to all.
+/// The decisions about a ring. The last row applies to all.
 fn judge(disk: Disk, ring: Ring, region: Region, indexes: Indexes) -> Verdict {
     let applies = |rule: &&Rule| {
         rule.disk.contains(&disk)
@@ -257,7 +257,7 @@ impl Trace {
 }
 
 impl Terms {
-    /// What becomes of a ring that shows this, and how it records what it has in flight.
+    /// How a ring that shows this continues, and how it records what it has in flight.
     ///
     /// # Errors
     /// The ring is refused.
@@ -324,12 +324,12 @@ impl Admission {
         match self.device.has_served() {
             true if self.before == Disk::Blank => after(self.before, Event::Taken),
             true => self.before,
-            // It was blank, or no guest's any more.
+            // It was blank, or belonged to no guest any more.
             false => Disk::Blank,
         }
     }
 
-    /// The front end gave an in-flight region, which takes the place of an earlier one. No ring may run.
+    /// The front end sent an in-flight region, which replaces an earlier one. No ring may run.
     pub(crate) fn region_given(&mut self, shows_use: bool) {
         self.foreign = shows_use && self.disk() == Disk::Blank;
     }

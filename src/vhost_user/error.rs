@@ -10,13 +10,13 @@ pub enum SessionError {
     /// The connection fails.
     #[error("the connection fails")]
     Connection(#[source] io::Error),
-    /// Threads or descriptors cannot be had.
+    /// The host has no threads or descriptors left.
     #[error("the session cannot be set up")]
     Setup(#[source] io::Error),
-    /// A message is not one, or was refused.
+    /// A message is malformed, or was refused.
     #[error("the front end's message is refused")]
     Message(#[source] VhostError),
-    /// A message's size cannot be.
+    /// A message is longer than any message can be.
     #[error("a message of {0} bytes is too long")]
     MessageSize(usize),
     /// The peer began a message and did not continue, or does not read replies.
@@ -30,7 +30,7 @@ pub enum SessionError {
     Descriptors {
         /// How many.
         count: usize,
-        /// How many there may be.
+        /// How many are allowed.
         max: usize,
     },
     /// A message carries a file that may make a thread wait.
@@ -42,7 +42,7 @@ pub enum SessionError {
     /// The process has no descriptors left for those of a message.
     #[error("the process has no descriptors left for those of a message (ulimit -n)")]
     NoDescriptors,
-    /// The peer's memory went away under its mapping.
+    /// The peer's memory was truncated while it was mapped.
     #[error("the front end truncated the guest's memory")]
     MemoryLost,
     /// A queue thread died.

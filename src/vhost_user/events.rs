@@ -1,4 +1,4 @@
-//! Descriptors that a front end gives to be waited for and to be signalled: kicks, calls and errors.
+//! The eventfds of a front end, which the daemon waits for or signals: kicks, calls and errors.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-/// Why a descriptor is not taken.
+/// Why a descriptor is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EventError {
     #[error("the descriptor is not an eventfd")]
@@ -15,11 +15,11 @@ pub(crate) enum EventError {
     Use(#[source] io::Error),
 }
 
-/// Takes a descriptor if it is an eventfd, and makes it one that holds up no thread that touches it,
-/// however full or empty it is.
+/// Accepts a descriptor if it is an eventfd, and makes it non-blocking: it delays no thread, however full
+/// or empty it is.
 ///
-/// An eventfd has no type among files, as all anonymous inodes, and among these it is the only one that
-/// takes eight zero bytes. They add nothing to what it has counted. A thread that waits for a call is woken, and
+/// Like all anonymous inodes, an eventfd has no file type. Among these it is the only one that accepts a
+/// write of eight zero bytes, which add nothing to its counter. A thread that waits for a call wakes up and
 /// finds nothing; a call that is set is signalled anyway.
 pub(crate) fn event(file: File) -> Result<File, EventError> {
     let meta = file.metadata().map_err(EventError::Use)?;

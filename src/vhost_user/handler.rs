@@ -1,7 +1,7 @@
 //! The messages of a vhost-user session, and what they do to rings and memory.
 //!
-//! Runs on the session's thread. Queue threads are reached through their mailboxes only, and are
-//! brought to rest before anything that they use is changed.
+//! Runs on the session's thread. It reaches queue threads only through their mailboxes, and pauses them
+//! before it changes anything that they use.
 
 mod rings;
 
@@ -30,8 +30,8 @@ use crate::vhost_user::events;
 use crate::virtq::inflight::{self, Inflight};
 use crate::virtq::memory::{Layout, MAX_REGIONS, MemoryMap};
 
-/// What the front end has said of one ring. Kept apart from the ring itself, so that a ring can
-/// be stopped, and checked and started anew, after any change.
+/// The front end's settings of one ring. They are kept apart from the ring itself, so that a ring can be
+/// stopped, checked and started anew after any change.
 #[derive(Default)]
 struct Staged {
     /// Descriptor table, used ring and available ring, in the front end's address space.
@@ -40,18 +40,18 @@ struct Staged {
     error_event: Option<File>,
     /// A queue thread serves it.
     started: bool,
-    /// Its rings went away with a piece of guest memory, and may come back with one.
+    /// Its rings were in guest memory that was removed, and may be in memory that is added.
     lost: bool,
 }
 
-/// How far a front end has come with its session. It does not go back.
+/// The progress of a session. It never goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// It has not said that the session is its own.
+    /// The front end does not own the session yet (SET_OWNER).
     Begun,
-    /// It has, and nothing more than what any front end asks.
+    /// It owns the session, and has sent only what any front end asks.
     Owned,
-    /// It has said something of rings or memory, as QEMU does of each queue before its guest runs.
+    /// It has sent a message about rings or memory, as QEMU does for each queue before its guest runs.
     InUse,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Handler {
     memory: MemoryMap,
     /// The region for the in-flight logs of rings that are started next.
     inflight: Option<Inflight>,
-    /// An earlier one was cut short.
+    /// The file of an earlier region was truncated.
     lost_region: bool,
     admission: Admission,
     config: ConfigSpace,
@@ -102,8 +102,8 @@ impl Handler {
         }
     }
 
-    /// Whether the last error was a refusal that the front end was told of, and no reason to end
-    /// the session.
+    /// Whether the last error was a refusal that was reported to the front end, and does not end the
+    /// session.
     pub(crate) fn take_soft_refusal(&mut self) -> bool {
         std::mem::take(&mut self.soft_refusal)
     }
@@ -118,21 +118,21 @@ impl Handler {
         self.phase
     }
 
-    /// Whether memory of the front end's was lost.
+    /// Whether memory of the front end was lost.
     pub(crate) fn memory_is_lost(&self) -> bool {
         let region = self.inflight.as_ref().is_some_and(Inflight::is_lost);
         self.memory.is_lost() || region || self.lost_region
     }
 
-    /// Finishes and publishes all that was taken, and ends the queue threads. False if one of
-    /// them had died.
+    /// Finishes and publishes all that was taken, and ends the queue threads. Returns false if one of them
+    /// had died.
     pub(crate) fn shut_down(&mut self) -> bool {
         let healthy = self.workers.shut_down();
         self.admission.end(!healthy);
         healthy
     }
 
-    /// A request that makes no sense here, in the words of the vhost crate, and in ours in the log.
+    /// The vhost crate's error for a request that cannot be carried out; logs the reason.
     fn refuse<T>(&self, why: impl std::fmt::Display) -> Result<T> {
         let line = format_args!("a message of the front end is refused: {why}");
         self.shared.log.warn(Kind::Messages, line);
@@ -302,7 +302,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let call = fd.map(|fd| self.event(ring, "calls", fd)).transpose()?;
         let vring = &self.vrings[ring];
         vring.set_call(call);
-        // The interrupt for what is in the used ring may have died with an earlier session.
+        // The interrupt for the elements in the used ring may have been lost with an earlier session.
         let _ = vring.signal_used_queue();
         Ok(())
     }
@@ -357,13 +357,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let inflight = inflight.or_else(|error| self.refuse(with_causes(&error)))?;
         let (queues, size) = (given.num_queues, given.queue_size);
         log::debug!("an in-flight region for {queues} queues of {size}");
-        // A front end sends it before its rings. One that does not has them start anew with it.
+        // A front end sends it before its rings. If it does not, the rings are started anew with it.
         let running: Vec<usize> =
             (0..self.vrings.len()).filter(|ring| self.staged[*ring].started).collect();
         running.iter().try_for_each(|ring| self.stop(*ring))?;
-        // Before any ring of it runs, and with all its queues: one that is in use tells of the others.
+        // Before any of its rings runs, and of all its queues: a queue in use is evidence for the others.
         self.admission.region_given(inflight.shows_use());
-        // The alarm of one that is replaced may still be to be heard.
+        // The loss of a region that is replaced may not have been handled yet.
         let old = self.inflight.replace(inflight);
         self.lost_region |= old.is_some_and(|old| old.is_lost());
         running.iter().try_for_each(|ring| self.start_if_complete(*ring))

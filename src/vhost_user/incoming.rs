@@ -1,13 +1,13 @@
-//! What lies in a front end's socket, checked before it is read.
+//! Checks of the data in a front end's socket, before it is read.
 //!
-//! The vhost crate reads a message with calls that wait, and repeats some of them. So it is asked to
-//! read only what is there as a whole, and to write only where there is room. One more thing makes it
-//! wait: descriptors that do not arrive, because the message has more than the crate takes, or the
-//! process has none left. Then the kernel throws them away with the header, and the crate reads on.
+//! The vhost crate reads a message with calls that block, and repeats some of them. So it is called to
+//! read only when a whole message is there, and to write only when there is room. It would also block if
+//! descriptors do not arrive, because the message has more than the crate takes, or because the process
+//! has none left: the kernel discards them with the header then, and the crate continues to read.
 //!
-//! And a file of a file system in user space may wait for its server a thread that asks it for anything, or
-//! closes it, which the crate does with what it does not want. A message with such a file stays unread:
-//! what a socket still holds when it is closed is let go without a word to the server.
+//! A file of a file system in user space may block any thread that queries or closes it, until its server
+//! answers. The crate closes the descriptors that it does not want. So a message with such a file stays
+//! unread: when a socket is closed, the kernel releases what it holds without a message to the server.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -29,7 +29,7 @@ const MAX_BODY_BYTES: usize = 4096;
 const MAX_DESCRIPTORS: usize = 32;
 /// Descriptors that the kernel lets a message have (`SCM_MAX_FD`).
 const KERNEL_DESCRIPTORS: usize = 253;
-/// Descriptors that have to be free beyond those of a message. Between the look and the reading other
+/// Descriptors that have to be free beyond those of a message. Between the check and the read other
 /// threads may open some: upkeep has one file open at a time.
 const MARGIN: usize = 4;
 
@@ -40,12 +40,12 @@ pub(crate) enum Incoming {
     Message,
     /// Nothing, or not all of a message.
     Part { begun: bool },
-    /// The peer is gone.
+    /// The peer has closed the connection.
     End,
 }
 
 /// Peeks into the socket: does it hold a whole message?
-pub(crate) fn look_at(stream: &UnixStream) -> Result<Incoming, SessionError> {
+pub(crate) fn peek(stream: &UnixStream) -> Result<Incoming, SessionError> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     let mut header = [0; HEADER_BYTES];
     let here = match recv(stream.as_raw_fd(), &mut header, flags) {
@@ -70,12 +70,12 @@ pub(crate) fn look_at(stream: &UnixStream) -> Result<Incoming, SessionError> {
     }
 }
 
-/// Makes sure that the descriptors of the next message can be received, and are of a kind that holds
-/// up nobody.
+/// Makes sure that the descriptors of the next message can be received, and are of a kind that blocks no
+/// thread.
 pub(crate) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError> {
     let (descriptors, cut_off) = peek_descriptors(stream).map_err(SessionError::Connection)?;
     let count = descriptors.len();
-    // While they are open, so that there is room for as many and some more.
+    // While the duplicates are open: so there is room for as many descriptors, and for some more.
     let margin: io::Result<Vec<UnixStream>> =
         (0..if count > 0 { MARGIN } else { 0 }).map(|_| stream.try_clone()).collect();
     let mut foreign = None;
@@ -97,10 +97,10 @@ pub(crate) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError>
     }
 }
 
-/// Duplicates of the descriptors that the next message has, and whether some could not be had.
+/// Duplicates of the descriptors of the next message, and whether some could not be received.
 fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<OwnedFd>, bool)> {
     // A header (a length of 8 bytes, level and type of 4 each) and the descriptors (cmsg(3)). It is
-    // taken apart here: of one that is cut off, nix gives none of those that did arrive.
+    // parsed here: if it is cut off, nix returns none of the descriptors that did arrive.
     const HEADER: usize = 16;
     let mut control = [0_u8; HEADER + 4 * (KERNEL_DESCRIPTORS + 1)];
     let mut header = [0; HEADER_BYTES];
@@ -129,12 +129,12 @@ pub(crate) fn can_reply(stream: &UnixStream) -> Result<bool, SessionError> {
 
 /// Whether nothing more will come after what is in the socket.
 pub(crate) fn has_hung_up(stream: &UnixStream) -> Result<bool, SessionError> {
-    // The nix crate has no name for this one, so it does not know what it is told either.
+    // The nix crate has no name for this event, and so does not report it either.
     let events = poll_now(stream, PollFlags::from_bits_retain(libc::POLLRDHUP))?;
     Ok(events.is_none_or(|events| events.contains(PollFlags::POLLHUP)))
 }
 
-/// The events that are pending; `None` if there is one that has no name.
+/// The pending events; `None` if one of them has no name in the nix crate.
 fn poll_now(stream: &UnixStream, flags: PollFlags) -> Result<Option<PollFlags>, SessionError> {
     let mut fds = [PollFd::new(stream.as_fd(), flags)];
     match poll(&mut fds, PollTimeout::ZERO) {
@@ -143,7 +143,7 @@ fn poll_now(stream: &UnixStream, flags: PollFlags) -> Result<Option<PollFlags>, 
     }
 }
 
-/// Waits until one of `fds` is readable or hung up, and says which are.
+/// Waits until one of `fds` is readable or hung up, and returns which ones are.
 pub(crate) fn wait<const N: usize>(
     fds: [Option<BorrowedFd<'_>>; N],
     timeout: Option<Duration>,
@@ -151,7 +151,7 @@ pub(crate) fn wait<const N: usize>(
     let mut polled: Vec<PollFd<'_>> =
         fds.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
-        // Not before the time is over: the poll counts whole milliseconds.
+        // Rounded up, so it does not end early: `poll` counts whole milliseconds.
         let timeout = timeout.saturating_add(Duration::from_millis(1));
         PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
     });

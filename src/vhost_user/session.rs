@@ -1,8 +1,8 @@
 //! One front end, from its connection to its end: the seam between sockets and rings.
 //!
-//! The vhost crate knows the messages; here is what it leaves open: when a message may be read
-//! (whole, so that a peer which stalls in the middle of one holds up no other), what ends a session,
-//! and that everything a guest was promised is published before the next session begins.
+//! The vhost crate knows the messages. This module decides what it leaves open: when a message may be
+//! read (as a whole, so a peer that stalls in the middle of one delays no other), and what ends a session.
+//! It also publishes everything that a guest was promised before the next session begins.
 //! Config-change messages and polling will find their place behind this same seam.
 
 use std::io;
@@ -25,23 +25,24 @@ use crate::ratelimit::Limiter;
 use crate::sync;
 use crate::vhost_user::handler::{Handler, Phase};
 use crate::vhost_user::incoming::{
-    Incoming, can_reply, check_descriptors, has_hung_up, look_at, wait,
+    Incoming, can_reply, check_descriptors, has_hung_up, peek, wait,
 };
 use crate::virtq::memory::MemoryMap;
 use crate::virtq::{sigbus, sys};
 
 /// How often a peer that stalls is checked.
-const LOOK: Duration = Duration::from_millis(20);
+const STALL_CHECK: Duration = Duration::from_millis(20);
 
 /// How long a front end may keep others waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// For the rest of a message that it began, or before it reads its replies. Also if no other waits.
+    /// For the rest of a message that it began, or before it reads its replies. Applies even if no other
+    /// front end waits.
     pub stall: Duration,
     /// Before it owns the session (SET_OWNER), once another one waits.
     pub silence: Duration,
-    /// Before it says anything of rings or memory, once another one waits. From then on it is a guest's
-    /// and may be silent for ever: QEMU says nothing more until the guest's driver starts.
+    /// Before its first message about rings or memory, once another one waits. After that a guest uses it,
+    /// and it may be silent for ever: QEMU sends nothing more until the guest's driver starts.
     pub idle: Duration,
 }
 
@@ -54,11 +55,11 @@ impl Default for Times {
 
 /// Front ends that wait while another one is served.
 pub trait Others {
-    /// Readable when something changed among them.
+    /// Readable when [`Self::poll`] has something to do.
     fn event(&self) -> BorrowedFd<'_>;
     /// Accepts new front ends, notes which ones have sent a message, and drops those that hung up.
     fn poll(&mut self);
-    /// Since when a front end waits that has sent something.
+    /// Since when a front end that has sent a message waits.
     fn waiting_since(&self) -> Option<Instant>;
 }
 
@@ -69,7 +70,7 @@ pub enum SessionEnd {
     HungUp,
     /// The daemon is to stop.
     Stopped,
-    /// The front end said something that cannot be, or was too slow; it was disconnected.
+    /// The front end was disconnected: it sent an invalid message, or was too slow.
     Refused(SessionError),
 }
 
@@ -89,7 +90,7 @@ impl Server {
     /// A server of one disk. From now on a SIGBUS that a process sends does nothing.
     pub fn new(device: Arc<Device>, options: GuestOptions) -> Self {
         if let Err(error) = sigbus::install() {
-            // Each region of memory will be refused with the same.
+            // Each region of memory will be refused with the same error.
             log::error!(
                 "the SIGBUS handler cannot be installed, so no guest memory can be mapped: {error}"
             );
@@ -98,23 +99,22 @@ impl Server {
         Self { device, options, times, log: Arc::default(), announced: Arc::default() }
     }
 
-    /// The same server, with other limits on how long a front end may keep others waiting.
+    /// The same server with other limits on how long a front end may keep others waiting.
     #[cfg(test)]
     #[must_use]
     pub fn with_times(self, times: Times) -> Self {
         Self { times, ..self }
     }
 
-    /// What the server and its sessions log, less what comes too often.
+    /// The log of the server and its sessions, without lines that repeat too often.
     pub fn log(&self) -> &Arc<Limiter> {
         &self.log
     }
 
-    /// Serves one front end until it hangs up, errs, or `stop` becomes readable, while `others` wait.
+    /// Serves one front end, while `others` wait, until it hangs up or fails, or `stop` is readable.
     ///
-    /// When this returns, no request is in flight and nothing of the guest's memory is mapped. The
-    /// connection is the caller's to close, after that: a front end that sees it close can rely on
-    /// the used rings.
+    /// When this returns, no request is in flight, and none of the guest's memory is mapped. The caller
+    /// closes the connection after that, so a front end that sees it close can rely on the used rings.
     pub fn serve(
         &self,
         stream: &UnixStream,
@@ -184,10 +184,10 @@ impl Session {
         let mut stalled_since: Option<Instant> = None;
         loop {
             let left = self.time_left(started, others.as_deref());
-            let look = stalled_since.map(|_| LOOK);
-            let timeout = left.into_iter().chain(look).min();
-            // While a message is incomplete its first bytes keep the socket readable, so it is
-            // looked at by the clock.
+            let next_check = stalled_since.map(|_| STALL_CHECK);
+            let timeout = left.into_iter().chain(next_check).min();
+            // While a message is incomplete, its first bytes keep the socket readable. So the socket is
+            // checked from time to time instead of polled.
             let socket = if stalled_since.is_some() { None } else { Some(stream.as_fd()) };
             let waiting = others.as_deref().map(Others::event);
             let trouble = Some(sys::event_fd(&self.trouble));
@@ -214,7 +214,7 @@ impl Session {
             if !readable && stalled_since.is_none() {
                 continue;
             }
-            match look_at(stream)? {
+            match peek(stream)? {
                 Incoming::End => return Ok(SessionEnd::HungUp),
                 Incoming::Message if can_reply(stream)? => {
                     stalled_since = None;
@@ -237,8 +237,8 @@ impl Session {
         }
     }
 
-    /// How long the front end may still keep others waiting; `None` is for ever. One that has said
-    /// something of rings or memory is in use, however silent it is.
+    /// How long the front end may still keep others waiting; `None` is for ever. After its first message
+    /// about rings or memory it is in use, however silent it is.
     fn time_left(&self, started: Instant, others: Option<&dyn Others>) -> Option<Duration> {
         let limit = match sync::lock(&self.handler).phase() {
             Phase::Begun => self.times.silence,
@@ -249,15 +249,15 @@ impl Session {
         Some(limit.saturating_sub(since.elapsed()))
     }
 
-    /// Handles one message; false if the peer hung up in the middle of it.
+    /// Handles one message. Returns false if the peer hung up in the middle of it.
     fn handle_message(&mut self) -> Result<bool, SessionError> {
-        // The ring state's mutex is poisoned by a queue thread that dies while it holds it, and the
-        // crate unwraps; that must end this session and not the disk.
+        // A queue thread that dies while it holds the ring state's mutex poisons it, and the crate calls
+        // `unwrap` on it. That must end this session and not the disk.
         let connection = &mut self.connection;
         let handled = catch_unwind(AssertUnwindSafe(|| connection.handle_request()));
         match handled.map_err(|_| SessionError::QueueThread)? {
             Ok(()) => Ok(true),
-            // The last one is a reply that the peer does not read any more, or a reset.
+            // The last case is a reply that the peer does not read any more, or a reset.
             Err(
                 VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),
             ) => Ok(false),

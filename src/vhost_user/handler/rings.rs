@@ -46,7 +46,7 @@ impl Handler {
         Ok(())
     }
 
-    /// Starts a ring if the front end has said all that it takes.
+    /// Starts a ring if the front end has sent all the settings that this requires.
     pub(super) fn start_if_complete(&mut self, ring: usize) -> Result<()> {
         let staged = &self.staged[ring];
         let (Some([table, used, available]), Some(kick)) = (staged.addresses, &staged.kick) else {
@@ -68,7 +68,7 @@ impl Handler {
         if vring.set_queue_info(table, available, used).is_err() {
             return self.refuse(format_args!("the ring of queue {ring} is not aligned"));
         }
-        // Before anything is changed for the ring: there may be no thread to be had.
+        // Before the ring is changed: starting a thread may fail.
         if let Err(error) = self.workers.of(ring) {
             return self.refuse(format_args!("queue {ring}: {}", with_causes(&error)));
         }
@@ -132,7 +132,7 @@ impl Handler {
         Ok((found.inflight_log, record))
     }
 
-    /// Changes what the front end said of a ring; a running one is stopped, and started anew.
+    /// Changes the settings of a ring; a running one is stopped, and started anew.
     pub(super) fn change_ring(
         &mut self,
         ring: usize,
@@ -144,10 +144,10 @@ impl Handler {
         if started { self.start_if_complete(ring) } else { Ok(()) }
     }
 
-    /// Changes guest memory while all queue threads rest with nothing in flight; rings that no
-    /// longer lie in it are stopped. If memory goes (`takes_away`), what is in flight is finished first and
-    /// not put back: a front end that changes a region takes it away and gives it back, and a request that
-    /// is taken again in between would be refused.
+    /// Changes guest memory while all queue threads are paused with nothing in flight. Rings that no longer
+    /// lie in it are stopped. If memory is removed (`takes_away`), what is in flight is finished first and
+    /// not put back: a front end that changes a region removes it and adds it again, and a request that is
+    /// taken again in between would be refused.
     pub(super) fn change_memory(
         &mut self,
         takes_away: bool,
@@ -187,8 +187,8 @@ impl Handler {
                 let _ = event.write(&1_u64.to_ne_bytes());
             }
         }
-        // A front end that changes a region takes it away and gives it back, and says nothing
-        // more of the rings in it.
+        // A front end that changes a region removes it and adds it again, and sends no more
+        // messages about the rings in it.
         for ring in 0..self.vrings.len() {
             if self.staged[ring].lost && self.still_lies_in_memory(ring) {
                 self.start_if_complete(ring)?;
@@ -204,8 +204,8 @@ impl Handler {
         let queue = state.get_queue();
         let shared = self.memory.shared();
         let now = addresses.map(|addr| self.memory.guest_address(addr));
-        // `is_valid` wants a ring that is ready, which a lost one is not; it is checked again when
-        // it is started.
+        // `is_valid` requires a ring that is ready, which a lost one is not. It is checked again
+        // when it is started.
         now == [Some(queue.desc_table()), Some(queue.used_ring()), Some(queue.avail_ring())]
             && (!queue.ready() || queue.is_valid(&*shared.memory()))
     }
