@@ -1,4 +1,4 @@
-//! What the disk tells the guest about itself: features, limits, configuration space.
+//! What a disk offers to guests: features, limits, configuration space.
 
 use std::time::Duration;
 
@@ -31,11 +31,11 @@ const SIZE_MAX: u32 = 1 << 20;
 const SEG_MAX: u32 = 126;
 /// Most sectors of a discard or write-zeroes request: 1 GiB, some milliseconds of work.
 pub(crate) const MAX_FREE_SECTORS: u32 = 1 << 21;
-/// Most segments of such a request. QEMU's own test of back ends wants two to be refused.
+/// Most segments of such a request. QEMU's own test of back ends requires that two are refused.
 pub(crate) const MAX_FREE_SEGMENTS: usize = 1;
 
-/// Looks in the time after which a request is reported.
-const LOOKS: u32 = 4;
+/// Checks in the time after which a request is reported.
+const CHECKS: u32 = 4;
 
 /// How long a request may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +53,9 @@ impl Default for StallLimits {
 }
 
 impl StallLimits {
-    /// Time between two looks, if any are to be taken.
+    /// Time between two checks, if there are to be any.
     pub(crate) fn interval(&self) -> Option<Duration> {
-        let interval = (self.report / LOOKS).max(Duration::from_millis(1));
+        let interval = (self.report / CHECKS).max(Duration::from_millis(1));
         (!self.report.is_zero()).then_some(interval)
     }
 
@@ -81,7 +81,7 @@ pub struct GuestOptions {
     pub threads: u16,
     /// What a GET_ID request returns: at most 20 bytes count.
     pub serial: String,
-    /// Refuse whatever would change the disk.
+    /// Refuse requests that would change the disk.
     pub read_only: bool,
     /// How long a request may take.
     pub stall_limits: StallLimits,
@@ -179,7 +179,7 @@ impl ConfigSpace {
         put(34, &options.num_queues.to_le_bytes());
         put(36, &MAX_FREE_SECTORS.to_le_bytes());
         put(40, &(MAX_FREE_SEGMENTS as u32).to_le_bytes());
-        // Smaller discards are done, and free no memory.
+        // Smaller discards are done, but free no memory.
         put(44, &(SECTORS_PER_PAGE as u32).to_le_bytes());
         put(48, &MAX_FREE_SECTORS.to_le_bytes());
         put(52, &(MAX_FREE_SEGMENTS as u32).to_le_bytes());

@@ -1,4 +1,4 @@
-//! Entry point of the fuzz target `virtqueue`: what a guest can send.
+//! Entry point of the fuzz target `virtqueue`: everything that a guest can send.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -52,9 +52,9 @@ pub(crate) fn options() -> GuestOptions {
 
 /// Serves a virtqueue whose descriptors, rings and requests are the input's bytes.
 ///
-/// Nothing may panic, wait for ever or be forgotten, and the used ring is written where it is and
-/// nowhere else. What was taken is answered with a status (which `ring` asserts of each used element),
-/// and a queue that cannot continue says so, once.
+/// The server must not panic, wait for ever or lose a request, and must write to the used ring only inside
+/// it. Each request that was taken is answered with a status (which `ring` asserts for each used element),
+/// and a queue that cannot continue reports that once.
 pub fn virtqueue(input: &[u8]) {
     let map = for_tests(0, MEMORY);
     let memory = map.shared();
@@ -90,7 +90,7 @@ pub fn virtqueue(input: &[u8]) {
         }
     }
     server.stop();
-    // No other task holds a slot, so nothing waits but for its turn.
+    // No other task holds a slot, so requests wait only for their turn.
     let (mut commands, mut woken) = (Vec::new(), Vec::new());
     while !server.is_drained() {
         mailbox.take(&mut commands, &mut woken);

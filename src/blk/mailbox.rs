@@ -1,4 +1,4 @@
-//! What reaches a queue thread besides kicks: commands of the session, and requests that woke up.
+//! The input of a queue thread besides kicks: commands of the session, and requests that woke up.
 
 use std::fs::File;
 use std::io;
@@ -12,13 +12,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::sync;
 use crate::virtq::inflight_log::InflightLog;
 
-/// An order of the session to a queue thread. Dropping a `Sender` unused says that the thread is
-/// gone, which the session's `recv` reports.
+/// A command of the session to a queue thread. If the thread has ended, the command's `Sender` is dropped
+/// unused, and the session's `recv` fails.
 pub(crate) enum Command {
-    /// Serve a ring that is ready, and look at it at once.
+    /// Serve a ring that is ready, and poll it at once.
     Start { ring: usize, kick: File, error_event: Option<File>, inflight_log: InflightLog },
-    /// Look at a ring: it was enabled.
-    Look { ring: usize },
+    /// Poll a ring: it was enabled.
+    Poll { ring: usize },
     /// Take no more heads of a ring; answer when all that were taken are published or put back.
     Stop { ring: usize, stopped: Sender<()> },
     /// Finish everything in flight or put it back, answer, and wait until the sender of `resume` is dropped:
@@ -33,7 +33,7 @@ pub(crate) enum Command {
 struct Inbox {
     commands: Vec<Command>,
     woken: Vec<Arc<RequestWaker>>,
-    /// The thread is gone. What is sent is dropped, which tells the sender.
+    /// The thread has ended. Commands are dropped, which the sender notices.
     closed: bool,
 }
 
@@ -54,7 +54,7 @@ impl Mailbox {
         &self.event
     }
 
-    /// Gives the thread an order.
+    /// Sends the thread a command.
     pub(crate) fn send(&self, command: Command) {
         self.put(|inbox| inbox.commands.push(command));
     }
@@ -67,18 +67,18 @@ impl Mailbox {
 
     /// Takes everything out: commands, and woken requests as (ring, head), added to the vectors.
     pub(crate) fn take(&self, commands: &mut Vec<Command>, woken: &mut Vec<(usize, u16)>) {
-        // The event first: what is put in after it is announced again.
+        // The event is reset first: what is put in after that signals it again.
         let _ = self.event.read();
         let mut inbox = sync::lock(&self.inbox);
         commands.append(&mut inbox.commands);
         for waker in inbox.woken.drain(..) {
-            // From here on it may be woken again: it is looked at after this.
+            // From here on it may be woken again: the thread polls it after this.
             waker.listed.store(false, Ordering::Release);
             woken.push((waker.ring, waker.head));
         }
     }
 
-    /// The thread ends: drops what is in the mailbox, and whatever comes.
+    /// The thread ends: drops what is in the mailbox, and all that is sent later.
     pub(crate) fn close(&self) {
         let mut inbox = sync::lock(&self.inbox);
         inbox.closed = true;

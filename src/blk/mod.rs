@@ -5,7 +5,7 @@
 //! * `request`, `refusal`, `reply`: requests from chain to status, and why one is refused
 //! * `queue`: one virtqueue, served
 //! * `parked`: its requests that wait, and how many there may be
-//! * `workers`, `worker`, `mailbox`: queue threads, and what reaches them
+//! * `workers`, `worker`, `mailbox`: queue threads, and their commands and wake-ups
 //! * `watchdog`: requests that do not end
 
 pub(crate) mod config;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::blk::config::StallLimits;
 use crate::blk::reply::Reply;
 use crate::blk::request::GuestBytes;
-use crate::blk::watchdog::Look;
+use crate::blk::watchdog::Check;
 use crate::device::{Extent, Io, WINDOW};
 use crate::units::PAGE_SIZE;
 use crate::virtq::chain::Segment;
@@ -48,9 +48,9 @@ pub(crate) struct InFlight<'d> {
     pub(crate) extent: Extent,
     /// When it was first parked, by the coarse clock.
     pub(crate) since: Option<Duration>,
-    /// For how long it has been parked at the last look, as far as that counts.
+    /// For how long it had been parked at the last check, as far as time counted.
     pub(crate) age: Duration,
-    /// The watchdog has spoken of it.
+    /// The watchdog has reported it.
     pub(crate) reported: bool,
     /// Segments that its payload has room for.
     pub(crate) segments: usize,
@@ -87,7 +87,7 @@ pub(crate) struct Parked<'d> {
 }
 
 impl<'d> Parked<'d> {
-    /// Nothing is parked. What will be is added to `session`, which all queues of a session share.
+    /// Nothing is parked. Requests that will be are counted in `session`, which all queues of a session share.
     pub(crate) fn new(bound: Bound, session: &'d AtomicUsize) -> Self {
         Self { requests: Vec::new(), places: Vec::new(), bytes: 0, bound, session }
     }
@@ -97,7 +97,7 @@ impl<'d> Parked<'d> {
         self.bound = bound;
     }
 
-    /// Makes place for the heads of a ring of `size`; nothing may be parked.
+    /// Makes room for the heads of a ring of `size`; nothing may be parked.
     pub(crate) fn resize(&mut self, size: u16) {
         debug_assert!(self.is_empty());
         self.places = vec![NOWHERE; usize::from(size)];
@@ -158,18 +158,18 @@ impl<'d> Parked<'d> {
         self.take(large.head.index())
     }
 
-    /// Calls `report` with each request that is parked for too long at this look and its age, once.
+    /// Calls `report` once with each request that is parked for too long at this check, and its age.
     /// Returns the heads of those to abandon.
     pub(crate) fn overdue(
         &mut self,
-        look: Look,
+        check: Check,
         stall_limits: &StallLimits,
         mut report: impl FnMut(&InFlight<'d>, Duration),
     ) -> Vec<u16> {
         let mut lost = Vec::new();
         for in_flight in &mut self.requests {
             // Whatever is in here was parked.
-            in_flight.age += look.counted(in_flight.since.unwrap_or_default());
+            in_flight.age += check.counted(in_flight.since.unwrap_or_default());
             let age = in_flight.age;
             if stall_limits.is_over(age) && !std::mem::replace(&mut in_flight.reported, true) {
                 report(in_flight, age);

@@ -26,7 +26,7 @@ use crate::blk::mailbox::Mailbox;
 use crate::blk::parked::{Bound, InFlight, Parked};
 use crate::blk::reply::Status;
 use crate::blk::request::snapshot;
-use crate::blk::watchdog::{Look, Pulse};
+use crate::blk::watchdog::{Check, Pulse};
 use crate::clock::{self, MIN_WORK, TimeSlice};
 use crate::device::{Device, WorkerContext};
 use crate::ratelimit::{Kind, Limiter};
@@ -46,10 +46,10 @@ pub(crate) const SHARE_IT: &str =
 
 /// Kicks of a ring that is all zero, after which its memory is taken to be not shared.
 ///
-/// A driver kicks for what it has made available before, so a look after the kick finds it. The first
-/// kick may be the front end's own, at the start of the ring, with which what is left over from before
-/// adds up in the eventfd. The second one is the driver's, and there may be no third: Linux looks for
-/// partitions with one read, and waits for it.
+/// A driver makes heads available before it kicks, so a read of the ring after the kick finds them. The
+/// first kick may be the front end's own at the start of the ring, added up in the eventfd with kicks that
+/// are left over from before. The second one is the driver's, and there may be no third: Linux reads the
+/// partition table with one request, and waits for it.
 const BLIND_KICKS: u8 = 2;
 
 /// The state of a ring that the session sets and the queue thread uses.
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) device: Arc<Device>,
     pub(crate) memory: SharedMemory,
     pub(crate) options: GuestOptions,
-    /// What is logged, less what comes too often.
+    /// The log, without lines that repeat too often.
     pub(crate) log: Arc<Limiter>,
     /// Bytes of memory that parked requests take.
     pub(crate) parked: AtomicUsize,
@@ -93,7 +93,7 @@ pub(crate) enum Turn {
 
 /// What follows an exchange with the ring.
 enum Next {
-    /// Working off what was taken.
+    /// Processing the heads that were taken.
     Work,
     /// Nothing; the turn is over.
     Rest(Turn),
@@ -113,7 +113,7 @@ pub(crate) struct QueueServer<'d> {
     begun: bool,
     /// The driver kicked since the ring was last read.
     kicked: bool,
-    /// Looks after a kick since the start that found nothing, while nothing was found at all.
+    /// Reads of the ring after a kick, since the start, that found no head, while none was found at all.
     blind_kicks: u8,
     /// Told when the ring breaks.
     error_event: Option<File>,
@@ -321,7 +321,7 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Goes on with requests that woke up, for a slice of time, and publishes what is finished.
+    /// Continues requests that woke up, for a slice of time, and publishes what is finished.
     /// Takes nothing new.
     pub(crate) fn go_on(&mut self, context: &mut WorkerContext) {
         self.poll_woken(context);
@@ -347,7 +347,7 @@ impl<'d> QueueServer<'d> {
         }
         self.time_slice.start();
         while let Some(head) = self.woken.pop_front() {
-            // If it is not there, it was woken twice and finished the first time.
+            // If it is not parked, it was woken twice and finished the first time.
             let Some(in_flight) = self.parked.take(head) else { continue };
             self.poll(in_flight, context);
             if self.time_slice.is_over() {
@@ -357,10 +357,10 @@ impl<'d> QueueServer<'d> {
     }
 
     /// Reports the requests that are parked for too long at this check, and abandons those that are
-    /// parked for far too long. True if there were such, so that there is room for others.
-    pub(crate) fn look_after(&mut self, look: Look, stall_limits: &StallLimits) -> bool {
+    /// parked for far too long. Returns true if there were such, so there is room for others.
+    pub(crate) fn check_parked(&mut self, check: Check, stall_limits: &StallLimits) -> bool {
         let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);
-        let lost = self.parked.overdue(look, stall_limits, |request, age| {
+        let lost = self.parked.overdue(check, stall_limits, |request, age| {
             figures.stalled_requests.inc();
             let what = request.io.waits_for().map(|what| format!(", now for {what}"));
             log.warn(

@@ -26,7 +26,7 @@ impl Reply {
     /// Writes the status and ends the request.
     ///
     /// # Errors
-    /// The guest cannot see what was written, since the memory is gone by now. The request is
+    /// The guest cannot see what was written, since the memory was lost meanwhile. The request is
     /// abandoned then.
     pub(crate) fn finish(
         self,

@@ -7,12 +7,12 @@
 //! ```
 //!
 //! A [`Head`](crate::virtq::elem::Head) is made when a head is popped and ends in a [`UsedElem`](crate::virtq::elem::UsedElem), which the used ring
-//! consumes, or goes back to where it was taken from. Neither can be copied, and one that is lost
-//! on the way says so.
+//! consumes, or goes back to where it was taken from. Neither can be copied, and dropping one
+//! on the way is an error that is logged.
 //!
-//! A `UsedElem` is made by writing a status, and in no other way: a driver reads the status byte
-//! alone, which still holds what its last request left there, and that is mostly OK. A request whose
-//! status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
+//! A `UsedElem` is made by writing a status, and in no other way: a driver reads only the status byte,
+//! which holds the status of an earlier request until it is written, and that is mostly OK. A request
+//! whose status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
 //! queue stops.
 
 use virtio_bindings::virtio_blk::{
@@ -117,7 +117,7 @@ impl Payload for GuestBytes {
         self.pieces(offset, from.len(), |memory, addr, range| {
             memory.write_slice(&from[range], addr).is_ok()
         })?;
-        // What was written to zeroes in place of memory that was lost did not arrive.
+        // Bytes that were written to the zeroes in place of lost memory did not arrive.
         if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(()) }
     }
 }
@@ -139,8 +139,8 @@ impl Request {
         }
     }
 
-    /// Finds out what `chain` asks for. Framing is free: header, data and status are found by
-    /// their byte positions, whatever descriptors they are in.
+    /// Parses the request in `chain`. Framing is free: header, data and status are found by their byte
+    /// positions, in whatever descriptors they are.
     ///
     /// `chain` is consumed, its vectors may be taken.
     ///
@@ -174,7 +174,7 @@ impl Request {
         let (input, output) = (total(&chain.writable), total(&chain.readable));
         let request = match header.kind {
             VIRTIO_BLK_T_IN => (|| {
-                // Data in the wrong direction cannot be meant.
+                // Data in the wrong direction is an error.
                 check(output == 0, Refusal::Direction)?;
                 check_data(memory, &chain.writable, options)?;
                 let data = std::mem::take(&mut chain.writable);

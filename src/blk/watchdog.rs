@@ -1,17 +1,17 @@
-//! The watchdog: requests that do not end are reported, and abandoned if that is wanted.
+//! The watchdog: it reports requests that do not end, and abandons them if it is configured to.
 //!
-//! Two things keep a request from ending, and each is seen where it costs least:
+//! There are two reasons why a request does not end. Each is detected where that costs least:
 //!
-//! * A request that is *parked* waits for what does not come. Its own queue thread looks through
-//!   what it has parked, woken by a time limit on its sleep that is there only while something is
-//!   parked. A request is timed from when it is first parked, by a coarse clock.
-//! * A request that is *being worked on* keeps its thread. A thread of the session that does
-//!   nothing else reads the [`Pulse`] of each queue thread: a few stores of its own for each
-//!   poll, and no clock. It looks only while queue threads are awake; when all of them have slept
-//!   for a while it sleeps without a time limit, until one wakes up and finds it asleep.
+//! * A request that is *parked* waits for an event that does not happen. Its own queue thread checks the
+//!   parked requests. It is woken by a time limit on its sleep, which is set only while something is
+//!   parked. A request is timed by a coarse clock from the moment at which it is first parked.
+//! * A request that is *being worked on* keeps its thread. A thread of the session that does nothing else
+//!   reads the [`Pulse`] of each queue thread. The pulse costs the queue thread a few stores for each poll,
+//!   and no clock. The watchdog checks only while queue threads are awake. When all of them have slept for
+//!   a while, it sleeps without a time limit, until a queue thread wakes up and finds it asleep.
 //!
-//! Time counts only while looks come in time ([`Looks`]): a daemon that was stopped, frozen or asleep
-//! with its host was not there to do anything, and a request must not fail for that.
+//! Time counts only while checks are on time ([`Checks`]): a daemon that was stopped, frozen or asleep with
+//! its host could not do anything, and a request must not fail for that.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -24,49 +24,49 @@ use crate::device::{Device, Extent, Op};
 use crate::ratelimit::{Kind, Limiter};
 use crate::sync;
 
-/// Looks at what waits, one after another, and how much time counts between them.
+/// A series of checks of waiting requests, and how much time counts between them.
 #[derive(Debug)]
-pub(crate) struct Looks {
-    /// The last one.
+pub(crate) struct Checks {
+    /// The time of the last check.
     before: Duration,
-    /// Most time that counts from one to the next.
+    /// Most time that counts from one check to the next.
     most: Duration,
 }
 
-/// One look.
+/// One check.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
+pub(crate) struct Check {
     now: Duration,
     before: Duration,
     most: Duration,
 }
 
-impl Looks {
-    /// The looks of a thread. One may come an interval late, for a thread that was woken just before
-    /// it was to look sleeps for another interval.
+impl Checks {
+    /// The checks of a thread. A check may be late by an interval: a thread that was woken just before its
+    /// check sleeps for another interval.
     pub(crate) fn of(stall_limits: &StallLimits) -> Self {
         Self::new(stall_limits.interval().map_or(Duration::MAX, |interval| 2 * interval))
     }
 
-    /// Looks between which no more than `most` counts.
+    /// Checks between which no more than `most` counts.
     pub(crate) fn new(most: Duration) -> Self {
         Self { before: Duration::ZERO, most }
     }
 
-    /// Whether the last look is this long ago.
+    /// Whether the last check is this long ago.
     pub(crate) fn are_due(&self, now: Duration, interval: Duration) -> bool {
         now.saturating_sub(self.before) >= interval
     }
 
-    /// The next look, now, by any one clock.
-    pub(crate) fn at(&mut self, now: Duration) -> Look {
+    /// The next check, at the time `now` of any one clock.
+    pub(crate) fn at(&mut self, now: Duration) -> Check {
         let before = std::mem::replace(&mut self.before, now);
-        Look { now, before, most: self.most }
+        Check { now, before, most: self.most }
     }
 }
 
-impl Look {
-    /// What counts since the look before for something that is there since `since`.
+impl Check {
+    /// The time that counts since the previous check for something that exists since `since`.
     pub(crate) fn counted(&self, since: Duration) -> Duration {
         self.now.saturating_sub(self.before.max(since)).min(self.most)
     }
@@ -152,7 +152,7 @@ impl Pulse {
 pub(crate) struct Watch {
     pulses: Vec<Arc<Pulse>>,
     stall_limits: StallLimits,
-    /// The watchdog looks from time to time; otherwise it has to be woken.
+    /// The watchdog checks from time to time; otherwise it has to be woken.
     armed: AtomicBool,
     stopped: Mutex<bool>,
     changed: Condvar,
@@ -162,7 +162,7 @@ pub(crate) struct Watch {
 #[derive(Clone, Copy)]
 struct Seen {
     beat: u64,
-    /// For how long it has been seen, as far as that counts.
+    /// For how long it has been seen, as far as time counted.
     age: Duration,
 }
 
@@ -172,7 +172,7 @@ impl Watch {
         Arc::new(Self {
             pulses: (0..threads).map(|_| Arc::default()).collect(),
             stall_limits,
-            // One that is off has not to be woken.
+            // A watch that is off need not be woken.
             armed: AtomicBool::new(stall_limits.interval().is_none()),
             stopped: Mutex::new(false),
             changed: Condvar::new(),
@@ -207,12 +207,12 @@ impl Watch {
 
     fn run(&self, device: &Device, log: &Limiter, interval: Duration) {
         let mut seen = Vec::new();
-        let (began, mut looks) = (Instant::now(), Looks::of(&self.stall_limits));
+        let (began, mut checks) = (Instant::now(), Checks::of(&self.stall_limits));
         loop {
             if seen.is_empty() && self.sleep() {
                 return;
             }
-            let counted = looks.at(began.elapsed()).counted(Duration::ZERO);
+            let counted = checks.at(began.elapsed()).counted(Duration::ZERO);
             let mut quiet = true;
             // Of polls that were not seen before, time counts from now on.
             seen.resize(self.pulses.len(), Seen { beat: 0, age: Duration::ZERO });
@@ -240,7 +240,7 @@ impl Watch {
         }
     }
 
-    /// Sleeps until a queue thread is awake. True if the watchdog is to end.
+    /// Sleeps until a queue thread is awake. Returns true if the watchdog is to end.
     fn sleep(&self) -> bool {
         let stopped = sync::lock(&self.stopped);
         self.armed.store(false, Ordering::Relaxed);
@@ -253,7 +253,7 @@ impl Watch {
     }
 }
 
-/// Reports a thread that does not get out of a poll, once for each poll.
+/// Reports a thread that does not return from a poll, once for each poll.
 fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device, log: &Limiter) {
     if pulse.reported.load(Ordering::Relaxed) == beat {
         return;

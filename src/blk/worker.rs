@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::blk::mailbox::{Command, Mailbox};
 use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
-use crate::blk::watchdog::{Looks, Pulse, Watch};
+use crate::blk::watchdog::{Checks, Pulse, Watch};
 use crate::checker;
 use crate::clock;
 use crate::device::WorkerContext;
@@ -52,8 +52,8 @@ impl Worker {
                 Served { index, server, kick: None, hot: false, stopped: None }
             });
             let queues = queues.collect();
-            let (mailbox, looks) = (its_mailbox, Looks::of(&watch.stall_limits()));
-            QueueThread { queues, mailbox, epoll, context, watch, pulse, looks, quitting: false }
+            let (mailbox, checks) = (its_mailbox, Checks::of(&watch.stall_limits()));
+            QueueThread { queues, mailbox, epoll, context, watch, pulse, checks, quitting: false }
                 .run();
             drop(end);
         };
@@ -65,7 +65,7 @@ impl Worker {
         self.mailbox.send(command);
     }
 
-    /// Waits for the thread to end, after [`Command::Quit`]. False if it had died.
+    /// Waits for the thread to end, after [`Command::Quit`]. Returns false if it had died.
     pub(crate) fn join(&mut self) -> bool {
         self.thread.take().is_none_or(|thread| thread.join().is_ok())
     }
@@ -79,8 +79,8 @@ impl Drop for Worker {
     }
 }
 
-/// The end of the thread, by unwinding too: no caller may wait for its answers, and the session is
-/// told if its queues are dead.
+/// The end of the thread, by unwinding too: no caller waits for its answers any more, and the session is
+/// notified if its queues are dead.
 struct End {
     mailbox: Arc<Mailbox>,
     trouble: EventFd,
@@ -102,7 +102,7 @@ struct Served<'d> {
     kick: Option<File>,
     /// Has work, or may have.
     hot: bool,
-    /// Who waits for it to be drained.
+    /// The sender to notify when it is drained.
     stopped: Option<Sender<()>>,
 }
 
@@ -113,8 +113,8 @@ struct QueueThread<'d> {
     context: WorkerContext,
     watch: Arc<Watch>,
     pulse: Arc<Pulse>,
-    /// The looks through parked requests, by the coarse clock.
-    looks: Looks,
+    /// The checks of parked requests, by the coarse clock.
+    checks: Checks,
     quitting: bool,
 }
 
@@ -142,7 +142,7 @@ impl QueueThread<'_> {
             for command in commands.drain(..) {
                 self.obey(command);
             }
-            self.look_after_parked();
+            self.check_parked();
             for queue in &mut self.queues {
                 if queue.hot {
                     queue.hot = queue.server.serve(&mut self.context) == Turn::More;
@@ -161,7 +161,7 @@ impl QueueThread<'_> {
         if self.queues.iter().any(|queue| queue.hot) {
             return self.epoll.wait(0, events);
         }
-        // Only what is parked has to be checked while nothing happens.
+        // Only parked requests have to be checked while nothing happens.
         let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
         let interval = self.watch.stall_limits().interval().filter(|_| parked);
         let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
@@ -171,20 +171,20 @@ impl QueueThread<'_> {
         count
     }
 
-    /// Looks through what is parked, if that was not done lately.
-    fn look_after_parked(&mut self) {
+    /// Checks the parked requests, unless that was done recently.
+    fn check_parked(&mut self) {
         let stall_limits = self.watch.stall_limits();
         let Some(interval) = stall_limits.interval() else { return };
         if self.queues.iter().all(|queue| queue.server.is_at_rest()) {
             return;
         }
         let now = clock::coarse();
-        if !self.looks.are_due(now, interval) {
+        if !self.checks.are_due(now, interval) {
             return;
         }
-        let look = self.looks.at(now);
+        let check = self.checks.at(now);
         for queue in &mut self.queues {
-            queue.hot |= queue.server.look_after(look, &stall_limits);
+            queue.hot |= queue.server.check_parked(check, &stall_limits);
         }
     }
 
@@ -232,7 +232,7 @@ impl QueueThread<'_> {
                 // The kick of a front end that reconnects may never come again.
                 queue.hot = true;
             }
-            Command::Look { ring } => {
+            Command::Poll { ring } => {
                 if let Some((_, queue)) = find(&mut self.queues, ring) {
                     queue.hot = true;
                 }
@@ -244,7 +244,7 @@ impl QueueThread<'_> {
                 }
                 queue.server.stop();
                 queue.stopped = Some(stopped);
-                // What an earlier process took is still to be done.
+                // Requests that an earlier process took are still to be done.
                 queue.hot = true;
             }
             Command::Pause { finish, paused, resume } => {
@@ -279,7 +279,7 @@ impl QueueThread<'_> {
             self.mailbox.take(&mut commands, &mut woken);
             self.wake(&mut woken);
             if !self.queues.iter().any(|queue| queue.server.has_woken()) {
-                // Kicks wake this up as well; all queues are served after the pause, which is short.
+                // Kicks wake the thread as well; all queues are served after the pause, which is short.
                 let _ = self.epoll.wait(1, &mut events);
             }
             for queue in &mut self.queues {
@@ -287,7 +287,7 @@ impl QueueThread<'_> {
                     queue.server.go_on(&mut self.context);
                 }
             }
-            self.look_after_parked();
+            self.check_parked();
         }
         for command in commands {
             self.mailbox.send(command);

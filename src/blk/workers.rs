@@ -12,7 +12,7 @@ use crate::blk::watchdog::{Watch, Watchdog};
 use crate::blk::worker::Worker;
 use crate::device::DeviceError;
 
-/// Why a queue thread cannot be had.
+/// Why a queue thread cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkersError {
     #[error("its thread cannot be started")]
@@ -23,7 +23,7 @@ pub(crate) enum WorkersError {
     NoQueue,
 }
 
-/// The queue threads, of which thread `n % count` serves queue `n`, and what watches over them.
+/// The queue threads, of which thread `n % count` serves queue `n`, and their watchdog.
 pub(crate) struct Workers {
     shared: Arc<Shared>,
     vrings: Vec<Vring>,
@@ -31,7 +31,7 @@ pub(crate) struct Workers {
     trouble: EventFd,
     watch: Arc<Watch>,
     threads: Vec<Option<Worker>>,
-    /// Behind the threads: it outlives them.
+    /// Declared after the threads: it outlives them.
     watchdog: Option<Watchdog>,
 }
 
@@ -77,7 +77,7 @@ impl Workers {
         self.threads.iter().flatten()
     }
 
-    /// Has all threads finish and publish what they took, and end. False if one of them had died.
+    /// Makes all threads finish and publish what they took, and end. Returns false if one of them had died.
     pub(crate) fn shut_down(&mut self) -> bool {
         for worker in self.running() {
             worker.send(Command::Quit);

@@ -1,4 +1,4 @@
-//! A raw image: what it is, how long it is, and where it has data.
+//! A raw image: whether a file is one, its length, and where it has data.
 
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -18,11 +18,11 @@ pub enum ImageFormat {
     /// A raw image that does not begin like a file of another format.
     #[default]
     Auto,
-    /// Any: its bytes are loaded as they are.
+    /// Any image: its bytes are loaded as they are.
     Raw,
 }
 
-/// There is no such choice of formats.
+/// The text is not a choice of formats.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a format: auto or raw")]
 pub struct ImageFormatError(String);
@@ -42,7 +42,7 @@ impl FromStr for ImageFormat {
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The file cannot be opened, or its metadata not be read.
+    /// The file cannot be opened, or its metadata cannot be read.
     #[error("cannot open the image")]
     Open(#[source] io::Error),
     /// It is a file without a length.
@@ -69,7 +69,7 @@ pub enum ImageError {
         /// Its length at the start.
         length: u64,
     },
-    /// It differs from what it was at the start.
+    /// The file differs from what it was at the start.
     #[error("the image changed while it was read")]
     Changed,
 }
@@ -93,7 +93,7 @@ impl fmt::Display for Remedy {
 }
 
 /// Formats by the bytes that they begin with: name, offset, bytes, remedy. File systems and encrypted
-/// disks are not among them: a raw image contains those.
+/// disks are not in the table: a raw image contains them.
 const FORMATS: &[(&str, usize, &[u8], Remedy)] = &[
     ("a qcow image", 0, b"QFI\xfb", Remedy::Convert),
     ("a QED image", 0, b"QED\0", Remedy::Convert),
@@ -138,7 +138,7 @@ struct Stamp {
 }
 
 impl Image {
-    /// Opens the image at `path`. Does not block, as opening a pipe would.
+    /// Opens the image at `path`. Does not block, even if it is a pipe.
     ///
     /// # Errors
     /// It is not a regular file or a block device, cannot be read, or is of another format than raw.
@@ -186,9 +186,9 @@ impl Image {
         Ok(())
     }
 
-    /// The next range of whole pages at or after `at`, a multiple of a page, that may hold anything
-    /// but zeroes: start and end, which may lie beyond the length by a part of a page. `None` if
-    /// there is none.
+    /// The next range of whole pages at or after `at`, a multiple of a page, that may have data other
+    /// than zeroes. Returns its start and its end, which may exceed the length by a part of a page.
+    /// `None` if no such range follows.
     pub(super) fn next_data(&self, at: u64) -> Option<(u64, u64)> {
         if at >= self.length {
             return None;
@@ -217,7 +217,7 @@ impl Image {
         if Stamp::of(&self.file).map_err(fail)? != self.stamp {
             return Err(ImageError::Changed);
         }
-        // Files of /proc and the like have a length of 0 and bytes.
+        // Files of /proc and similar ones have a length of 0 although they have bytes.
         match self.file.read_at(&mut [0], self.length) {
             Ok(0) => Ok(()),
             Ok(_) => Err(ImageError::Changed),

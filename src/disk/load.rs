@@ -70,8 +70,8 @@ impl Payload for Piece<'_> {
 /// Writes the image at `path` to the start of the disk, which is blank; its last page is filled up
 /// with zeroes.
 ///
-/// A thread does it, since a file can stall: when the process is to stop, it waits for that thread no
-/// longer than a second.
+/// A thread of its own reads the file, since a file can stall. When the process is to stop, it waits for that
+/// thread no longer than a second.
 ///
 /// # Errors
 /// The image cannot be read to its end, is not raw, is longer than the disk, or the disk cannot
@@ -160,8 +160,7 @@ fn fill(
     Ok(())
 }
 
-/// Writes the pages of `bytes` that hold anything but zeroes, to byte `at` of the disk and what
-/// follows.
+/// Writes the pages of `bytes` that have data other than zeroes to the disk, from byte `at` on.
 fn store(
     device: &Device,
     context: &mut WorkerContext,
@@ -196,7 +195,7 @@ mod tests {
 
     const PAGE: u64 = PAGE_SIZE as u64;
 
-    /// An image in a file of its own, which goes with its value.
+    /// An image in a file of its own, which is removed with its value.
     struct Source(PathBuf);
 
     impl Source {
@@ -238,7 +237,7 @@ mod tests {
         fill(device, image, &source.0, &Stop::new().unwrap(), || ())
     }
 
-    /// What makes each byte of an image its own.
+    /// Bytes that differ from one offset to the next.
     fn bytes(length: usize) -> Vec<u8> {
         (0..length).map(|at| ((at / 7) ^ (at >> 9)) as u8 | 1).collect()
     }
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_gone_is_not_read() {
+    fn a_part_that_was_cut_off_is_not_read() {
         let source = Source::new("gone", &bytes(PAGE_SIZE));
         let image = source.open().unwrap();
         source.file().set_len(100).unwrap();
@@ -299,7 +298,7 @@ mod tests {
         let length = 64 << 30;
         let file = source.file();
         file.set_len(length).unwrap();
-        // Zeroes that are there, between pages that are not, and a last page that is not whole.
+        // Zeroes that the file stores, between pages that it does not store, and a partial last page.
         file.write_all_at(&[0; 5 * PAGE_SIZE], 100 * PAGE).unwrap();
         file.write_all_at(&bytes(PAGE_SIZE), 102 * PAGE).unwrap();
         file.write_all_at(&bytes(100), length - 100).unwrap();
@@ -336,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_raw_is_refused_unless_it_is_meant() {
+    fn an_image_that_is_not_raw_is_refused_unless_it_is_requested() {
         let heads: [(&str, usize, &[u8]); 8] = [
             ("qcow", 0, b"QFI\xfb\0\0\0\x03"),
             ("gzip", 0, b"\x1f\x8b\x08\0"),
@@ -354,7 +353,7 @@ mod tests {
             let error = source.open().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("--load-format raw"), "{error}");
             Image::open(&source.0, ImageFormat::Raw).unwrap();
-            // Not at its place, it is none.
+            // At another offset the bytes are not a signature.
             text.insert(0, b'x');
             fs::write(&source.0, &text).unwrap();
             source.open().unwrap();

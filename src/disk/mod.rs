@@ -3,7 +3,7 @@
 //! * `state`: the state that a disk is opened in
 //! * `load`, `image`: filling it from a raw image
 //!
-//! Nothing of a disk is shared by the process, but for the table of guest memory that SIGBUS needs.
+//! The disks of a process share nothing except the table of guest memory that the handler of SIGBUS needs.
 
 mod image;
 mod load;
@@ -33,14 +33,14 @@ use crate::units::BlockSize;
 use crate::upkeep::{Host, Upkeep};
 use crate::vhost_user::{Others, Server, SessionEnd};
 
-/// What a disk is made of; fixed for its life.
+/// The settings of a disk; fixed for its life.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DiskConfig {
-    /// What it is called in the log.
+    /// Its name in the log.
     pub name: DiskName,
     /// Its size, its codec, and where its memory comes from.
     pub device: DeviceConfig,
-    /// What guests are offered.
+    /// The features that guests are offered.
     pub guest: GuestOptions,
     /// Memory of the host, or of the process's control group, that is left free, in bytes. `None`
     /// is a 32nd of it, at most 512 MiB.
@@ -52,9 +52,9 @@ pub struct DiskConfig {
 pub enum Origin {
     /// The disk is blank, and ends with this process.
     None,
-    /// It is blank, and outlives this process.
+    /// The disk is blank, and outlives this process.
     New,
-    /// An earlier process left them.
+    /// An earlier process left the contents.
     Opened,
 }
 
@@ -104,7 +104,7 @@ pub struct Disk {
     name: DiskName,
     origin: Origin,
     device: Arc<Device>,
-    /// Until [`Disk::stop`].
+    /// Runs until [`Disk::stop`].
     upkeep: Mutex<Option<Upkeep>>,
     server: Server,
 }
@@ -147,7 +147,7 @@ impl Disk {
         Ok(Self { name, origin, device, upkeep, server })
     }
 
-    /// What it is called in the log.
+    /// Its name in the log.
     pub fn name(&self) -> &DiskName {
         &self.name
     }
@@ -177,7 +177,7 @@ impl Disk {
     ///
     /// # Errors
     /// The image is not raw, cannot be read to its end, or is longer than the disk; the disk cannot
-    /// store it; or the process is to end. What is on the disk then is of no use.
+    /// store it; or the process is to end. The contents of the disk are incomplete then.
     pub fn load(
         &self,
         path: &Path,
@@ -192,8 +192,8 @@ impl Disk {
         })
     }
 
-    /// The disk is as it was to be made: from now on a new process opens it. Until then one that is
-    /// told to make it makes it anew.
+    /// Marks the disk as complete: from now on a new process opens it. Before that, a process that is to
+    /// create the disk creates it anew.
     pub fn set_complete(&self) {
         self.device.set_complete();
     }
@@ -209,12 +209,12 @@ impl Disk {
         self.server.serve(stream, stop, others)
     }
 
-    /// Where lines are logged that guests and front ends can cause as often as they like.
+    /// The log of lines that guests and front ends can cause as often as they like.
     pub fn log(&self) -> &Arc<Limiter> {
         self.server.log()
     }
 
-    /// Compacts the disk's memory, and calls `told` when that is done; not at all if upkeep stops
+    /// Compacts the disk's memory, and calls `told` when that is done. Does not call it if upkeep stops
     /// before.
     pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
         if let Some(upkeep) = &*sync::lock(&self.upkeep) {
@@ -222,14 +222,14 @@ impl Disk {
         }
     }
 
-    /// All figures of the disk, now.
+    /// All figures of the disk at this moment.
     pub fn report(&self) -> Report {
         self.device.report()
     }
 
     /// Ends the disk's upkeep. What is stored stays.
     pub fn stop(&self) {
-        // Taken out first: its end is waited for, and a compaction is not to wait for that.
+        // Taken out first: this waits for its end, and a compaction must not wait for that.
         let upkeep = sync::lock(&self.upkeep).take();
         drop(upkeep);
     }

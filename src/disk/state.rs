@@ -1,4 +1,4 @@
-//! The state that a disk is opened in: found or made, once no other process has it.
+//! The state that a disk is opened in: it is found or created, once no other process has it open.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,19 +9,19 @@ use crate::device::{DeviceError, State, StateError};
 use crate::failpoint;
 use crate::stop::Stop;
 
-/// The longest wait for a state that another process has open. A process that ends has it to its end, and a
-/// killed one takes a moment to end.
+/// The longest wait for a state that another process has open. A process that ends keeps it open until its
+/// end, and a killed one takes a moment to end.
 pub const GRACE: Duration = Duration::from_secs(3);
 /// The time between two attempts to open it.
 const RETRY: Duration = Duration::from_millis(10);
 
 impl DiskConfig {
-    /// The state in the directory `dir`, which is made if `create` and there is none. It belongs to the
-    /// process's user, or to the one with the number `owner`.
+    /// The state in the directory `dir`. If there is no state and `create` is set, it is created. It belongs
+    /// to the process's user, or to the one with the number `owner`.
     ///
     /// # Errors
-    /// It is not there, not whole, not of this disk, or in use for longer than [`GRACE`]; or the process
-    /// is to end.
+    /// The state is missing, not whole, not of this disk, or in use for longer than [`GRACE`]; or the
+    /// process is to end.
     pub fn state_in(
         &self,
         dir: &Path,
@@ -55,7 +55,7 @@ impl DiskConfig {
     }
 }
 
-/// Retries `open` while another process has the state.
+/// Retries `open` while another process has the state open.
 fn when_free(
     stop: &Stop,
     mut open: impl FnMut() -> Result<State, DiskError>,

@@ -1,5 +1,5 @@
-//! The tables of `docs/admission.md`: they are those of the code, and each row does what it says with real
-//! rings, in-flight regions and devices.
+//! The tables of `docs/admission.md`: they equal those of the code, and each row holds for real rings,
+//! in-flight regions and devices.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const PAGE: &str = include_str!("../../docs/admission.md");
 /// A table as the page has it, by its first head.
 struct Table {
     rows: Vec<Vec<String>>,
-    /// Rows that applied to anything.
+    /// Rows that applied to at least one case.
     hit: Vec<bool>,
 }
 
@@ -133,7 +133,7 @@ fn terms(disk: Disk, contents: Contents) -> Terms {
     Terms { disk, ring: Ring::New, contents, foreign: false }
 }
 
-/// Starts a ring that shows all this, and checks what becomes of it.
+/// Starts a ring that shows all this, and checks how it continues.
 fn expect_verdict(
     (disk, ring, shown, indexes): (Disk, Ring, Region, Indexes),
     (base, used): (u16, u16),
@@ -194,7 +194,7 @@ fn each_ring_is_treated_as_its_row_says() {
     for disk in Disk::ALL {
         for ring in Ring::ALL {
             for shown in Region::ALL {
-                // What is given to a disk that served is its own.
+                // A region that is sent to a disk that served is its own.
                 if (disk, shown) == (&Disk::Served, &Region::Foreign) {
                     continue;
                 }

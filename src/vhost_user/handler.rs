@@ -317,7 +317,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let ring = self.ring(index)?;
         self.vrings[ring].set_enabled(enable);
         if enable && self.staged[ring].started {
-            self.worker(ring)?.send(Command::Look { ring });
+            self.worker(ring)?.send(Command::Poll { ring });
         }
         Ok(())
     }

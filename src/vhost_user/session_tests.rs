@@ -1,5 +1,5 @@
-//! What ends a session, and what does not. Limits of time are nothing or for ever here, so no test
-//! depends on how long something takes.
+//! What ends a session, and what does not. Limits of time are zero or unlimited here, so no test depends
+//! on how long a step takes.
 
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -17,7 +17,7 @@ use crate::device::{BlockChoice, DeviceConfig, MemoryKind};
 use crate::engine::EngineConfig;
 
 const NEVER: Duration = Duration::from_secs(1 << 30);
-/// A test that waits as long for what has to come has failed.
+/// A test that waits as long for an event that has to happen has failed.
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn times(stall: Duration, silence: Duration, idle: Duration) -> Times {
@@ -37,7 +37,7 @@ fn server(times: Times) -> Server {
     Server::new(device, options(2, 128)).with_times(times)
 }
 
-/// Others that wait from when they are told to.
+/// Other front ends, which wait from the moment that a test sets.
 struct Queue {
     event: Event,
     told: Arc<AtomicBool>,
@@ -75,7 +75,7 @@ impl Peer {
         Self::having_said(times, |_| {})
     }
 
-    /// One that has said something, or left, before its session begins.
+    /// A front end that has sent a message, or hung up, before its session begins.
     fn having_said(times: Times, say: impl FnOnce(&mut Option<UnixStream>)) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_write_timeout(Some(LIMIT)).unwrap();
@@ -109,7 +109,7 @@ impl Peer {
         assert_eq!(sent, message.len());
     }
 
-    /// A question and its answer. What was said before is done then.
+    /// A request and its reply. All messages before it are handled then.
     fn ask(&mut self) {
         self.send(FrontendReq::GET_FEATURES, &[], &[]);
         let mut answer = [0; 20];
@@ -216,7 +216,7 @@ fn one_that_has_said_something_of_its_rings_may_be_silent() {
     assert!(matches!(peer.end(), SessionEnd::HungUp));
 }
 
-/// The vhost crate would wait for more, outside of any poll.
+/// The vhost crate would wait for the rest in a blocking call.
 #[test]
 fn a_message_with_too_many_descriptors_is_refused() {
     for count in [33, 34, 253] {
@@ -244,7 +244,7 @@ fn one_that_asks_and_leaves_has_hung_up() {
     assert!(matches!(peer.end(), SessionEnd::HungUp));
 }
 
-/// A queue thread that dies with the lock of its ring has the next message about the ring panic.
+/// After a queue thread has died with the lock of its ring, the next message about the ring panics.
 #[test]
 fn a_message_that_panics_ends_its_session_only() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();

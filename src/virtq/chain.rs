@@ -1,7 +1,7 @@
 //! Descriptor chains: from a head to the byte ranges it means.
 //!
-//! The chain iterator of the virtio-queue crate ends a bad chain silently, so that it looks like a
-//! short one. This walk tells them apart, and reads an indirect table in one piece.
+//! The chain iterator of the virtio-queue crate ends a bad chain silently, so the caller takes it for a
+//! short one. This walk reports bad chains, and reads an indirect table in one piece.
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
@@ -52,7 +52,7 @@ impl From<GuestMemoryError> for ChainError {
     }
 }
 
-/// The segments of one chain; kept and used again, so that a request allocates nothing.
+/// The segments of one chain. They are reused, so that a request allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
     /// What the device reads, in order.
@@ -152,7 +152,7 @@ pub(crate) fn total(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.len)).sum()
 }
 
-/// Takes `count` bytes off the front of `segments`; false if there are fewer.
+/// Takes `count` bytes off the front of `segments`. Returns false if there are fewer.
 pub(crate) fn trim_front(segments: &mut Vec<Segment>, mut count: u32) -> bool {
     let mut whole = 0;
     for segment in segments.iter_mut() {

@@ -1,6 +1,6 @@
 //! A head on its way from the available ring to the used ring (VIRTIO 1.2, 2.7.6 and 2.7.8).
 //!
-//! Neither type can be copied, and a head that is lost on the way says so.
+//! Neither type can be copied, and dropping a head on the way is an error that is logged.
 
 use super::chain::ChainError;
 
@@ -22,13 +22,13 @@ impl Head {
         self.head
     }
 
-    /// Puts the head back into the available ring, where it will be taken from again.
+    /// Puts the head back into the available ring, from which it will be taken again.
     pub(crate) fn put_back(mut self) -> u16 {
         self.given_back = true;
         self.head
     }
 
-    /// Leaves the request unanswered: what its ring's in-flight log has of it stays as it is.
+    /// Leaves the request unanswered. Its record in the ring's in-flight log stays as it is.
     pub(crate) fn abandon(mut self) {
         self.given_back = true;
     }
@@ -61,7 +61,7 @@ pub(crate) struct UsedElem {
 /// Why a request cannot be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unanswerable {
-    /// Any byte that such a chain names may be something else than a status.
+    /// No byte that such a chain names is certain to be a status.
     #[error("its descriptor chain is malformed ({0})")]
     Chain(#[from] ChainError),
     #[error("it has no writable byte for a status")]

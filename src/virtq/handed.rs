@@ -1,18 +1,18 @@
 //! Files that a front end hands over to be mapped: guest memory, and the in-flight region.
 //!
-//! The one place that maps them. `sigbus` may have to replace a mapping, and its end to unmap it;
-//! both take whole pages, which on hugetlbfs are huge. So what is mapped is whole pages, and
+//! This is the only module that maps them. `sigbus` may have to replace a mapping, and its owner unmaps it.
+//! Both operations work on whole pages, which on hugetlbfs are huge. So only whole pages are mapped, and
 //! anything else is refused here.
 //!
-//! What is mapped is *memory*: a memfd, a file on tmpfs or hugetlbfs, or a secret one. The kernel
-//! alone answers for it. A file of another file system may wait for a disk, a network, or a server in
-//! user space (FUSE), which the front end can stop: a thread that asks such a file for anything then waits
-//! without end, past SIGKILL too. Hence the order of the questions, tried with a stopped FUSE server:
+//! A file that is mapped is *memory*: a memfd, a file on tmpfs or hugetlbfs, or secret memory. The kernel
+//! alone serves it. A file of another file system may wait for a disk, a network, or a server in user space
+//! (FUSE), which the front end can stop. A thread that queries such a file then waits without end, and even
+//! SIGKILL does not end it. Hence the order of the queries, tried with a stopped FUSE server:
 //!
 //! * F_GET_SEALS is answered without the file system, and for shmem and hugetlbfs only;
-//! * statx(2) with AT_STATX_DONT_SYNC gives what is cached, and the device number is the kernel's own;
-//! * fstat, fstatfs, mmap, and **close** (FUSE_FLUSH) all ask the server. The first three are for what
-//!   is known to be memory by then. What is refused is closed by a thread that does nothing else.
+//! * statx(2) with AT_STATX_DONT_SYNC returns cached data, and the device number is the kernel's own;
+//! * fstat, fstatfs, mmap, and **close** (FUSE_FLUSH) all ask the server. The first three are used only
+//!   for files that are known to be memory. A refused file is closed by a thread that does nothing else.
 
 use std::fs::File;
 use std::io;
@@ -75,13 +75,13 @@ pub(crate) struct Handed {
 /// A piece of such a file, mapped, and watched for the loss of its file.
 #[derive(Debug)]
 pub(crate) struct Mapped {
-    // Before the mapping: what is unmapped must not be watched any more.
+    // Dropped before the mapping: an unmapped range must not be watched any more.
     pub(crate) watch: Watch,
     pub(crate) mapping: MmapRegion,
 }
 
 impl Handed {
-    /// Looks at a file that was handed over.
+    /// Checks a file that was handed over.
     ///
     /// # Errors
     /// It is not memory; it is closed then, by another thread.
@@ -145,7 +145,7 @@ impl Handed {
         if self.whole(len) != len {
             return Err(HandedError::Length { len, page });
         }
-        // Beyond the end of the file the mapping would succeed, and every access be a SIGBUS.
+        // Beyond the end of the file the mapping would succeed, and every access would raise SIGBUS.
         let needed = offset.checked_add(len).ok_or(HandedError::Range)?;
         if self.len < needed {
             return Err(HandedError::FileTooShort { needed, found: self.len });
@@ -159,7 +159,7 @@ impl Handed {
     }
 }
 
-/// Whether a file is memory, asked of the kernel and never of a file system in user space.
+/// Whether a file is memory. Asks only the kernel, and never a file system in user space.
 fn check_kind(file: &File) -> Result<(), HandedError> {
     match kind(file.as_fd()) {
         Kind::Memory => Ok(()),
@@ -167,8 +167,8 @@ fn check_kind(file: &File) -> Result<(), HandedError> {
     }
 }
 
-/// What a descriptor is, if it is of a file system that may have a server in user space: a thread that asks
-/// it for more, or closes it, may wait without end.
+/// What a descriptor is, if it is of a file system that may have a server in user space. A thread that
+/// makes other queries, or closes it, may wait without end.
 pub(crate) fn foreign(file: BorrowedFd<'_>) -> Option<&'static str> {
     match kind(file) {
         Kind::Memory | Kind::Kernel(_) => None,
@@ -179,7 +179,7 @@ pub(crate) fn foreign(file: BorrowedFd<'_>) -> Option<&'static str> {
 /// What a descriptor is, in this order of trust.
 enum Kind {
     Memory,
-    /// Not memory, and the kernel's own.
+    /// Not memory, and served by the kernel.
     Kernel(&'static str),
     /// Not memory, and perhaps of a file system in user space.
     Foreign(&'static str),
@@ -189,12 +189,12 @@ enum Kind {
 const MEMORY_DEVICES: u32 = 1;
 
 fn kind(file: BorrowedFd<'_>) -> Kind {
-    // Memory can be sealed, even where it was not made to be; nothing else can.
+    // Only memory answers a query for seals, even if it was created without sealing.
     if fcntl(file, FcntlArg::F_GET_SEALS).is_ok() {
         return Kind::Memory;
     }
     let Some(Cached { kind, device, major }) = cached(file) else {
-        return Kind::Foreign("not to be looked at");
+        return Kind::Foreign("of an unknown kind (statx fails)");
     };
     match kind {
         FileType::RegularFile if secret_device() == Some(device) => Kind::Memory,
@@ -216,7 +216,7 @@ struct Cached {
     kind: FileType,
     /// Major and minor number of the device that the file lies on.
     device: (u32, u32),
-    /// Major number of the device that the file is.
+    /// Major number of the device that the file represents.
     major: u32,
 }
 
@@ -236,11 +236,11 @@ fn secret_device() -> Option<(u32, u32)> {
     Some(cached(own.as_fd())?.device)
 }
 
-/// Closes a file that may belong to anybody, without waiting for it: the last writer of a FUSE file
-/// waits until its server was told (FUSE_FLUSH).
+/// Closes a file of any file system without waiting for it: the last writer of a FUSE file waits until
+/// its server has answered (FUSE_FLUSH).
 ///
-/// If its server is silent the thread waits for ever, and those that come later with it. The process
-/// cannot go away entirely as long as that lasts; no other thread waits in it.
+/// If the server does not answer, the closing thread waits for ever, and later files stay in its queue. The
+/// process cannot end entirely as long as that lasts, but no other thread of it waits.
 pub(crate) fn discard(file: File) {
     static CLOSER: LazyLock<Option<Sender<File>>> = LazyLock::new(|| {
         let (sender, receiver) = channel::<File>();
@@ -250,7 +250,7 @@ pub(crate) fn discard(file: File) {
     });
     match &*CLOSER {
         Some(closer) => drop(closer.send(file)),
-        // Better one descriptor that stays than one thread that waits.
+        // A descriptor that stays open is better than a thread that waits.
         None => std::mem::forget(file),
     }
 }

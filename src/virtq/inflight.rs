@@ -11,9 +11,9 @@
 //!         a large part for each queue, for rings with more descriptors; memory that is not touched
 //! ```
 //!
-//! A daemon that does not know large parts finds the others where it expects them, and this daemon finds
-//! those that such a daemon has made. A large part says in its header how many entries count; the rest
-//! of it is not touched.
+//! A daemon that does not know large parts finds the other parts where it expects them, and this daemon
+//! finds the parts that such a daemon has made. The header of a large part names the number of its entries
+//! in use; the rest of it is not touched.
 //!
 //! The file is the front end's, which may write to it and truncate it at any time. While a ring runs
 //! nothing is read from the file, and its mapping is watched as guest memory is.
@@ -62,7 +62,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// The shape of a region that is asked for, with large parts for rings of up to `largest`.
+    /// The shape of a region that is requested, with large parts for rings of up to `largest`.
     fn asked(
         asked: &VhostUserInflight,
         limits: Limits,
@@ -83,7 +83,7 @@ impl Shape {
     /// The shape of a region that a daemon made, perhaps another one than this.
     fn given(given: &VhostUserInflight, limits: Limits) -> Result<Self, InflightError> {
         let plain = Self::asked(given, limits, 0)?;
-        // One of any other length has parts as asked for, and something behind them.
+        // A region of any other length has parts as requested, and other data after them.
         let larger = (0..16).map(|power| 1_u16 << power).filter(|large| *large > plain.queue_size);
         let mut shapes = larger.map(|large| Self { large, ..plain });
         let fits = shapes.find(|shape| shape.bytes() as u64 == given.mmap_size);
@@ -134,7 +134,7 @@ pub(crate) fn create(
     Ok((VhostUserInflight::new(bytes, 0, shape.queues, shape.queue_size), file))
 }
 
-/// A region that the front end gave, mapped.
+/// A region that the front end sent, mapped.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     mapped: Arc<Mapped>,
@@ -161,7 +161,7 @@ impl Inflight {
             let found = handed.len();
             return Err(HandedError::FileTooShort { needed: end, found }.into());
         }
-        // Only what is used: the size that the front end names may be anything.
+        // Only the parts: the size that the front end names may be any number.
         let mapped = handed.map_at_least(given.mmap_offset, needed, alarm)?;
         Ok(Self { mapped: Arc::new(mapped), shape })
     }
@@ -181,14 +181,14 @@ impl Inflight {
         })
     }
 
-    /// Whether any queue was used: a request was taken, whatever became of it.
+    /// Whether any queue was used: a request was taken, finished or not.
     pub(crate) fn shows_use(&self) -> bool {
         let parts = (0..usize::from(self.shape.queues)).filter_map(|ring| self.parts(ring));
         let parts = parts.flat_map(Parts::into_all).filter(|part| !part.is_untouched());
         parts.filter_map(|part| part.read(0)).any(|contents| contents.shows_use())
     }
 
-    /// Whether a piece of the file is gone.
+    /// Whether a piece of the file was truncated.
     pub(crate) fn is_lost(&self) -> bool {
         self.mapped.watch.faulted()
     }

@@ -20,12 +20,12 @@ pub(crate) enum Record {
 /// The in-flight log of one started ring; decided when it starts.
 #[derive(Debug, Default)]
 pub(crate) enum InflightLog {
-    /// None: completions come in any order, and what a dead process leaves is lost anyway.
+    /// None: requests complete in any order. What a dead process had in flight is lost anyway.
     #[default]
     None,
-    /// The used index is all that remains, so completions come in order.
+    /// Only the used index remains, so requests complete in order.
     Order(Order),
-    /// The in-flight region remains: completions come in any order.
+    /// The in-flight region remains, so requests complete in any order.
     Region(RegionLog),
 }
 
@@ -63,7 +63,7 @@ impl InflightLog {
         matches!(self, InflightLog::Order(order) if order.is_early(head))
     }
 
-    /// The log in the region, if it is there.
+    /// The log in the region, if there is one.
     pub(crate) fn region_log(&mut self) -> Option<&mut RegionLog> {
         match self {
             InflightLog::Region(region_log) => Some(region_log),

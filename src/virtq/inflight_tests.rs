@@ -56,8 +56,8 @@ fn parts_lie_one_behind_the_other_and_end_with_the_file() {
     }
 }
 
-/// A region made for small rings has room for large ones, and a daemon that knows nothing of that
-/// finds the small parts where it looks for them: one behind the other, as they were asked for.
+/// A region made for small rings has room for large ones. A daemon that does not know large parts finds
+/// the small parts where it expects them: one after another, as they were requested.
 #[test]
 fn large_parts_lie_behind_those_that_were_asked_for() {
     let limits = limits(4, 1 << 15);
@@ -114,7 +114,7 @@ fn the_length_of_a_region_tells_how_it_is_laid_out() {
             assert_eq!(shape(made.bytes() as u64, queues, size), made);
             assert_eq!(made.large, if largest > size { largest } else { 0 });
         }
-        // Of whoever rounds it up, there is only what was asked for.
+        // A region that a daemon has rounded up has only the parts that were requested.
         let odd = u64::from(queues) * 64 + (1 << 21);
         assert_eq!(shape(odd, queues, size).large, 0);
     }

@@ -21,8 +21,8 @@ pub(crate) const MAX_REGIONS: usize = 509;
 /// All regions of guest memory at one moment.
 pub(crate) type Memory = GuestRegionCollection<Region>;
 
-/// Whether a part of guest memory is gone, so that bytes read from it may be made up, and bytes written
-/// to it may not be seen by the guest. Asked after the bytes were moved, and not before.
+/// Whether a part of guest memory was lost, so that bytes read from it may be wrong, and the guest may not
+/// see bytes written to it. To be called after the bytes were moved, and not before.
 pub(crate) fn is_lost(memory: &Memory) -> bool {
     memory.iter().any(Region::is_lost)
 }
@@ -33,13 +33,13 @@ pub(crate) type SharedMemory = GuestMemoryAtomic<Memory>;
 /// A region of guest memory, mapped, and watched for the loss of its file.
 #[derive(Debug)]
 pub(crate) struct Region {
-    // Before the mapping: what is unmapped must not be watched any more.
+    // Dropped before the mapping: an unmapped range must not be watched any more.
     watch: Watch,
     mapping: GuestRegionMmap,
 }
 
 impl Region {
-    /// Whether a part of the file is gone, so that bytes read from here may be made up.
+    /// Whether a part of the file was truncated, so that bytes read from here may be wrong.
     pub(crate) fn is_lost(&self) -> bool {
         self.watch.faulted()
     }
@@ -149,7 +149,7 @@ impl MemoryMap {
 
     /// Replaces all regions.
     pub(crate) fn set(&mut self, regions: Vec<(Layout, File)>) -> Result<(), MemoryError> {
-        // All of them first: no file may be closed before its type was checked.
+        // All files first: no file may be closed before its type was checked.
         let handed: Vec<_> =
             regions.into_iter().map(|(layout, file)| (layout, Handed::new(file))).collect();
         let mapped = handed.into_iter().map(|(layout, handed)| self.map(layout, handed?));
@@ -176,7 +176,7 @@ impl MemoryMap {
         self.install(regions)
     }
 
-    /// The guest address of an address of the front end's own space, in which it gives the rings.
+    /// The guest address of an address in the front end's own space, in which it names the rings.
     pub(crate) fn guest_address(&self, user_addr: u64) -> Option<u64> {
         self.regions.iter().find_map(|(layout, _)| {
             let offset = user_addr.checked_sub(layout.user_addr)?;
@@ -184,7 +184,7 @@ impl MemoryMap {
         })
     }
 
-    /// What the loss of a region is signalled through.
+    /// The event that signals the loss of a region.
     pub(crate) fn alarm(&self) -> &Arc<EventFd> {
         &self.alarm
     }
@@ -217,8 +217,8 @@ impl MemoryMap {
             let all = regions.iter().map(|(_, region)| Arc::clone(region)).collect();
             Memory::from_arc_regions(all)?
         };
-        // No other thread writes: the map belongs to the session's thread. A poisoned lock is still
-        // a lock here, since it guards no data of its own.
+        // No other thread writes: the map belongs to the session's thread. A poisoned lock can still
+        // be used, since it guards no data of its own.
         let guard = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         guard.replace(memory);
         self.regions = regions;

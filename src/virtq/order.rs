@@ -1,8 +1,8 @@
 //! Completions in the order in which heads were taken.
 //!
-//! A disk that outlives its process is taken up at the used index of each ring. That says what is
-//! still to be done only if completions are in order, or if an in-flight region says more. Where
-//! there is none, what is finished early waits here.
+//! When a disk outlives its process, the next process resumes each ring at its used index. The used index
+//! tells which requests are still to be done only if requests complete in order; otherwise an in-flight
+//! region has to tell it. Without a region, requests that are finished early wait here.
 
 use std::collections::VecDeque;
 
@@ -100,8 +100,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken, put back and finished in whatever order: everything is released, in
-        /// the order in which it was taken.
+        /// Whatever the order in which heads are taken, put back and finished, all of them are
+        /// released in the order in which they were taken.
         #[test]
         fn all_is_released_in_order(steps in prop::collection::vec((0..4_u8, any::<prop::sample::Index>()), 1..200)) {
             const SIZE: u16 = 8;

@@ -6,9 +6,9 @@
 //! entry:   0 u8 in flight    | 6 u16 next    |  8 u64 counter
 //! ```
 //!
-//! The next process sees what a dead one has stored as far as it came, in the order of its instructions.
-//! So all stores here are release stores: the compiler keeps their order. That order is the protocol;
-//! `region_log` has it, and `recovery` reads what it left.
+//! The next process sees all that a dead one has stored until it died, in the order of its instructions. So
+//! all stores here are release stores: the compiler keeps their order. That order is the protocol.
+//! `region_log` implements it, and `recovery` reads the result.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(crate) struct Entry {
     pub(crate) counter: u64,
 }
 
-/// All that a part says, read once; none of it is to be trusted.
+/// The contents of a part, read once and not trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     pub(crate) features: u64,
@@ -79,8 +79,8 @@ impl Part {
         self.capacity
     }
 
-    /// Whether a large part is as it was made: not a byte of its header was written. Asked of the
-    /// file, since a read through the mapping would give memory to each part that is not used.
+    /// Whether a large part is as it was made: not a byte of its header was written. Reads the file, since
+    /// a read through the mapping would allocate memory for each unused part.
     pub(crate) fn is_untouched(&self) -> bool {
         let Some(place) = self.mapped.mapping.file_offset().filter(|_| self.is_large) else {
             return false;
@@ -132,7 +132,7 @@ impl Part {
         self.store(at + IN_FLIGHT, 1_u8);
     }
 
-    /// Unmarks a head that was not done, and must not look as if it had been.
+    /// Unmarks a head that was not done, so that it does not pass for one that was.
     pub(crate) fn unmark(&self, head: u16) {
         let at = entry_at(head);
         self.store(at + IN_FLIGHT, 0_u8);
@@ -189,16 +189,15 @@ pub(crate) mod tests {
         static BEFORE_STORE: RefCell<Option<Box<dyn FnMut()>>> = const { RefCell::new(None) };
     }
 
-    /// Has `look` called before each store of this thread to a region, until this is called with
-    /// `None`.
-    pub(crate) fn watch_stores(look: Option<Box<dyn FnMut()>>) {
-        BEFORE_STORE.set(look);
+    /// Calls `hook` before each store of this thread to a region, until this is called with `None`.
+    pub(crate) fn watch_stores(hook: Option<Box<dyn FnMut()>>) {
+        BEFORE_STORE.set(hook);
     }
 
     pub(crate) fn before_store() {
-        BEFORE_STORE.with_borrow_mut(|look| {
-            if let Some(look) = look {
-                look();
+        BEFORE_STORE.with_borrow_mut(|hook| {
+            if let Some(hook) = hook {
+                hook();
             }
         });
     }

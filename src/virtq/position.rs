@@ -1,4 +1,5 @@
-//! What a ring that is started shows of its past, and where it continues. Whether it may is not decided here.
+//! What a ring that is started shows of its past, and where it continues. This module does not decide
+//! whether it may.
 
 use std::sync::atomic::Ordering;
 
@@ -77,7 +78,7 @@ pub(crate) fn read(
     // Other indexes say more.
     let went_around = (base, used) == (0, 0) && went_around(queue, memory);
     if is_lost(queue, memory) {
-        // What was read may be zeroes, and they must not go into the region.
+        // The bytes that were read may be zeroes, which must not be written to the region.
         return Err(PositionError::Unreadable);
     }
     let part = part.zip(contents);
@@ -106,11 +107,11 @@ impl Shown {
     ///
     /// A ring starts at its used index, and not at the base that the front end names: everything taken
     /// was published before a ring stopped, and the base may be older than that. If the process died
-    /// instead, those in flight come on top, which the region tells; without a region, nothing was
-    /// published before its turn, so all behind the used index is still to be done.
+    /// instead, the requests in flight are added, which the region names. Without a region, no request was
+    /// published out of order, so all that follow the used index are still to be done.
     ///
     /// # Errors
-    /// The part contradicts the ring, or there is none to be the `record`.
+    /// The part contradicts the ring, or `record` requires a part and there is none.
     pub(crate) fn begin(self, record: Record) -> Result<Position, RecoveryError> {
         let Self { used, available, size, part, .. } = self;
         let standing = Standing { size, used, available };
@@ -133,8 +134,8 @@ impl Shown {
 
 /// Whether every element of the used ring was written. Only a device writes them, and a completed
 /// request has a length of at least one byte. A driver that starts anew zeroes its ring (VIRTIO 1.2,
-/// 4.1.5.1.3 and 4.2.3.2; Linux and OVMF do, and virtio-win when it shuts a queue down). In the ring of
-/// one that does not, elements are left that were never written, unless the ring has gone around.
+/// 4.1.5.1.3 and 4.2.3.2; Linux and OVMF do, and virtio-win when it shuts a queue down). If a driver does
+/// not, its ring has elements that were never written, unless the indexes have wrapped around.
 fn went_around(queue: &Queue, memory: &Memory) -> bool {
     let mut elements = (0..u64::from(queue.size())).map(|at| 4 + 8 * at);
     elements.all(|offset| {
@@ -144,15 +145,15 @@ fn went_around(queue: &Queue, memory: &Memory) -> bool {
     })
 }
 
-/// Whether the memory is gone that a ring's indexes lie in. Asked after they were read.
+/// Whether the memory of a ring's indexes was lost. To be called after they were read.
 fn is_lost(queue: &Queue, memory: &Memory) -> bool {
     let mut rings = [queue.used_ring(), queue.avail_ring()].into_iter().map(GuestAddress);
     rings.any(|ring| memory.find_region(ring).is_none_or(Region::is_lost))
 }
 
-/// Whether the guest has cleared a ring since it was started, and begins anew: a start may come while
-/// the driver is about to zero what another one has left in the memory. Asked before the first head is
-/// taken, when all indexes in the ring are the driver's.
+/// Whether the guest has cleared a ring since it was started, and begins anew: the ring may be started
+/// before the driver has zeroed what another driver left in the memory. To be called before the first head
+/// is taken, when all indexes in the ring are the driver's.
 pub(crate) fn was_cleared(queue: &Queue, memory: &Memory) -> bool {
     // The driver makes heads available after it has cleared the used index.
     queue.next_used() != 0

@@ -1,8 +1,8 @@
-//! What an in-flight region says of a ring that is started: whether it can be of that ring, what was
-//! in flight, and what of it was given back already.
+//! What an in-flight region records about a ring that is started: whether it can belong to that ring, which
+//! requests were in flight, and which of them were given back already.
 //!
-//! A part is read once and judged as it was read. What cannot be is refused as a whole: a region
-//! that is half right would have requests done twice, or never.
+//! A part is read once and judged as it was read. An impossible part is refused as a whole: if half of it
+//! were used, requests would be done twice, or never.
 
 use crate::virtq::part::{Contents, Part, VERSION};
 use crate::virtq::region_log::RegionLog;
@@ -58,7 +58,7 @@ pub(crate) struct Recovery {
 }
 
 impl Contents {
-    /// Whether the part was used: a request was taken, whatever became of it.
+    /// Whether the part was used: a request was taken, finished or not.
     pub(crate) fn shows_use(&self) -> bool {
         self.entries.iter().any(|entry| entry.in_flight != 0 || entry.counter != 0)
     }
@@ -80,7 +80,7 @@ impl Contents {
         match self.version {
             0 if self.shows_use() => Err(RecoveryError::NotFresh),
             0 => Ok(Recovery { fresh: true, counter: 1, ..Recovery::default() }),
-            // A ring that was reset, by a front end that keeps its region over that. It may have
+            // The ring was reset by a front end that keeps its region across resets. It may have
             // another size now.
             VERSION if ring.used == 0 && !self.is_marked() => {
                 Ok(Recovery { fresh: true, counter: self.next_counter(), ..Recovery::default() })
@@ -158,8 +158,8 @@ impl Contents {
 }
 
 impl Recovery {
-    /// Brings the part up to date for a ring that starts at its used index. Dying in the midst of it
-    /// leaves a part of which the same is found again.
+    /// Brings the part up to date for a ring that starts at its used index. If the process dies meanwhile,
+    /// the next one finds the same in the part.
     pub(crate) fn carry_out(self, part: Part, ring: Standing) -> RegionLog {
         if self.fresh {
             part.begin(ring.size, ring.used);

@@ -16,10 +16,10 @@ use crate::virtq::part::Part;
 #[derive(Debug)]
 pub(crate) struct RegionLog {
     part: Part,
-    /// Of the next head that is taken. From 1 on, so that a counter other than 0 says that the
+    /// The counter of the next head that is taken. It starts at 1, so a counter other than 0 shows that the
     /// ring was used.
     counter: u64,
-    /// The head that ends the chain of batches; what the region has of it may be changed by others.
+    /// The head that ends the chain of batches. Its copy in the region may be changed by other processes.
     last_head: u16,
     /// Heads that an earlier process took and did not give back, in the order in which it took them.
     /// They are marked.

@@ -94,11 +94,11 @@ pub(crate) fn take_batch(
         batch.push_back(Head::new(head));
     }
     if outcome.is_err() {
-        // The one that is wrong was not taken.
+        // The invalid head was not taken.
         queue.set_next_avail(queue.next_avail().wrapping_sub(1));
     }
     if memory::is_lost(memory) {
-        // Heads that were read from lost memory are zeroes, and what they name was not asked for.
+        // Heads that were read from lost memory are zeroes, and name requests that were not made.
         put_back(queue, heads, batch);
         return Err(RingError::Lost);
     }
@@ -122,7 +122,7 @@ pub(crate) fn put_back(queue: &mut Queue, heads: &mut Heads, rest: &mut VecDeque
 }
 
 /// Puts finished requests into the used ring and publishes them with one store of the index. The
-/// log in the region, if it is there, is written before and after it, so that at each store it says which of
+/// log in the region, if there is one, is written before and after it, so at each store it shows which of
 /// them are published.
 pub(crate) fn put_batch(
     queue: &mut Queue,
@@ -189,12 +189,12 @@ pub(crate) fn wants_interrupt(
     if new == old {
         return Ok(false);
     }
-    // The used index has to be out before the driver's wish is read (2.7.7.1, 2.7.8.1).
+    // The used index has to be visible before the driver's flag is read (2.7.7.1, 2.7.8.1).
     fence(Ordering::SeqCst);
     if queue.event_idx_enabled() {
         let used_event = address(queue.avail_ring(), 4 + 2 * u64::from(queue.size()))?;
         let event: u16 = load(memory, used_event)?;
-        // vring_need_event: has the index passed the event since the last look?
+        // vring_need_event: has the index passed the event since the last check?
         return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
     }
     let flags: u16 = load(memory, address(queue.avail_ring(), 0)?)?;

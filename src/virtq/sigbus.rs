@@ -1,31 +1,31 @@
 //! Guest memory that vanishes under its mapping.
 //!
-//! Guest memory is a file of the front end's. If the file is truncated, touching what was cut off
-//! raises SIGBUS, which would end the daemon and with it everybody's disk. Here the signal becomes
-//! a mark on the region and a word to the session: the lost region is replaced by zeroes, the
-//! thread continues, and a thread that copies from a marked region discards the bytes.
+//! Guest memory is a file of the front end. If the file is truncated, an access to the part that was cut
+//! off raises SIGBUS, which would end the daemon and its disk. Instead, the handler here marks the region as
+//! lost, signals the session, and replaces the region by zeroes. The thread continues, and a thread that
+//! copies from a marked region discards the bytes.
 //!
 //! Which signal is what (`si_code`, sigaction(2)):
 //!
-//! * sent by a process (0 and below): nothing is wrong with any memory, and nothing is done;
-//! * `BUS_MCEERR_AO`, a broken page of memory that no thread has touched: nothing is done. A thread
-//!   that touches it gets the next one;
+//! * sent by a process (0 and below): no memory is lost, and the handler does nothing;
+//! * `BUS_MCEERR_AO`, a broken page of memory that no thread has touched: the handler does nothing. A
+//!   thread that touches it receives another signal;
 //! * anything else, `BUS_MCEERR_AR` for a touched broken page among it, is a fault at its address. In
 //!   a watched region that region is lost. Anywhere else it ends the process, as it would without
 //!   a handler.
 //!
 //! The handler stays installed for the life of the process. It and its table belong to the process, not to
-//! a disk: a handler is told an address and nothing else.
+//! a disk: a handler receives an address and nothing else.
 //!
-//! **The table of regions** is read by the handler while other threads change it, without a lock,
-//! which a handler cannot take. These rules make that right:
+//! The handler reads **the table of regions** while other threads change it. It takes no lock, because a
+//! signal handler cannot. These rules make that correct:
 //!
 //! * a slot belongs to the [`Watch`] that set `taken`; only that one writes to it, and only while
 //!   `len` is 0 but for `len` itself;
 //! * a thread that touches guest memory holds the mapping, and the mapping's owner drops the `Watch`
 //!   first. So the slot of the region that a thread faults in does not change meanwhile;
-//! * slots of other regions may. `len` is read before and after `start`, so that the two are of
-//!   one region or the slot is passed over;
+//! * slots of other regions may change. `len` is read before and after `start`, so the two are of one
+//!   region, or the slot is skipped;
 //! * a watched range is whole pages of its mapping, huge ones included: `handed` maps no other. So
 //!   `MAP_FIXED` over it never cuts a page in two, which the kernel refuses.
 #![allow(unsafe_code)]
@@ -127,7 +127,7 @@ pub(crate) fn install() -> io::Result<()> {
     done.map_err(Into::into)
 }
 
-/// Runs on the thread that touched the lost memory, or on any one if the signal was sent.
+/// Runs on the thread that touched the lost memory, or on any thread if a process sent the signal.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel passes a valid siginfo, which no other code has.
     let info = unsafe { &*info };
@@ -139,7 +139,8 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
     let errno = Errno::last_raw();
     let replaced = WATCHED.iter().any(|watched| watched.give_up(address));
     if !replaced {
-        // Not ours, and it ends the process as it should: pending until the handler returns.
+        // Not a watched region. The signal ends the process as it should; it is pending until the
+        // handler returns.
         // SAFETY: resetting a disposition is async-signal-safe.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         // SAFETY: so is raising a signal.
@@ -149,8 +150,8 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
 }
 
 impl Watched {
-    /// If `address` lies in this region: marks it as lost, and makes it accessible again. False if
-    /// it does not, or that cannot be done.
+    /// If `address` lies in this region, marks the region as lost and makes it accessible again. Returns
+    /// false if it does not, or if that fails.
     fn give_up(&self, address: usize) -> bool {
         let len = self.len.load(Ordering::Acquire);
         let start = self.start.load(Ordering::Acquire);

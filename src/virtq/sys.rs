@@ -28,7 +28,7 @@ pub(crate) fn bytes_waiting(stream: &UnixStream) -> io::Result<usize> {
 /// A new, empty file of secret memory (memfd_secret(2), Linux 5.14; since 6.5 on by default).
 ///
 /// # Errors
-/// The host has none.
+/// The host does not offer secret memory.
 pub(crate) fn secret_memory() -> io::Result<OwnedFd> {
     let flags = libc::c_long::from(libc::O_CLOEXEC);
     // SAFETY: a system call with one argument, which is not a pointer.
@@ -39,7 +39,7 @@ pub(crate) fn secret_memory() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes over a descriptor that a message brought.
+/// Takes over a descriptor that was received with a message.
 pub(crate) fn received(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: the kernel has just made it for this process, and its number is kept nowhere else.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })

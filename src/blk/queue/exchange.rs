@@ -32,8 +32,8 @@ impl QueueServer<'_> {
         self.publish(state, memory)?;
         self.put_back_large(state.get_queue_mut(), memory);
         wrong.map_or(Ok(()), Err)?;
-        // A driver that is not served now is not asked for kicks either: who makes room looks at
-        // the ring in the same turn.
+        // A driver that is not served now is not asked for kicks either: the turn that makes room
+        // also reads the ring.
         let full = !self.parked.has_room();
         let resubmit = self.inflight_log.has_resubmits();
         if over || full || !(self.running || resubmit) || !is_served(state) {
@@ -64,8 +64,8 @@ impl QueueServer<'_> {
         } else {
             self.fault = outcome.err();
             self.scratch.resubmit = false;
-            // From now on the disk is one that a guest has seen; this comes before anything else
-            // that says so.
+            // From now on the disk is one that a guest has used. This is recorded before anything
+            // else can show it.
             self.shared.device.mark_served();
             self.inflight_log.take(taken);
             self.has_begun();
@@ -95,9 +95,9 @@ impl QueueServer<'_> {
         }
     }
 
-    /// The ring has no new head. Where that happens after each kick, the guest writes its
-    /// ring to memory that is not this one. A ring that was `in_use` when it was started is in this one,
-    /// and so is that of a queue that is not used, if the guest uses another: front ends kick those, too.
+    /// The ring has no new head. If that happens after each kick, the guest writes its ring to other
+    /// memory than the one shared here. A ring that was `in_use` when it was started is in shared memory. So
+    /// is the ring of an unused queue if the guest uses another queue: front ends kick unused queues, too.
     fn found_nothing(&mut self, in_use: bool) {
         let kicked = std::mem::take(&mut self.kicked);
         if !kicked || self.begun || in_use || self.shared.seen.load(Ordering::Relaxed) {
@@ -168,7 +168,7 @@ impl QueueServer<'_> {
         Ok(())
     }
 
-    /// Stops a ring that makes no sense, or that has a request that cannot be answered, visibly.
+    /// Stops a ring that contradicts itself, or has a request that cannot be answered, and reports it.
     pub(super) fn break_down(&mut self, error: RingError) {
         if std::mem::replace(&mut self.broken, true) {
             return;

@@ -23,7 +23,7 @@ use crate::virtq::ring::{self, RingError};
 const SPARE_SEGMENTS: usize = 128;
 
 impl<'d> QueueServer<'d> {
-    /// Works off what was taken, as far as the slice goes. True if the turn is over.
+    /// Processes the heads that were taken, until the slice ends. Returns true if the turn is over.
     pub(crate) fn work(
         &mut self,
         table: DescriptorTable,
@@ -45,8 +45,8 @@ impl<'d> QueueServer<'d> {
         self.time_slice.spend(0)
     }
 
-    /// Works one request off, or leaves it waiting. Returns the bytes of data that it moved, if
-    /// they say how much work that was.
+    /// Processes one request, or leaves it waiting. Returns the bytes of data that it moved, if they measure
+    /// how much work that was.
     ///
     /// One that cannot be answered becomes the first of those that were not begun, and the queue is
     /// stuck.
@@ -69,7 +69,7 @@ impl<'d> QueueServer<'d> {
             }
         };
         if memory::is_lost(memory) {
-            // What was read from lost memory is zeroes, which may look like a request.
+            // Bytes that were read from lost memory are zeroes, which may pass for a request.
             if let Request::Io { op, .. } = request {
                 self.shared.device.figures().failed(op);
             }
@@ -97,7 +97,7 @@ impl<'d> QueueServer<'d> {
                 }
             }
             Request::Flush { reply } => {
-                // What was written is in memory, and nothing makes it more stable.
+                // Written data is in memory, and no operation makes it more stable.
                 self.shared.device.figures().flushes.inc();
                 self.answer(reply, memory, head, Status::Ok);
             }
@@ -125,7 +125,7 @@ impl<'d> QueueServer<'d> {
         }
     }
 
-    /// Polls a request, which is finished or waits then. True if it is finished.
+    /// Polls a request, which is finished or waits then. Returns true if it is finished.
     pub(crate) fn poll(
         &mut self,
         mut in_flight: InFlight<'d>,

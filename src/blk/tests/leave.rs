@@ -68,8 +68,8 @@ fn parked_requests_of_a_session_have_a_bound_of_memory() {
     assert_eq!(rig.shared.parked.load(Ordering::Relaxed), 0);
 }
 
-/// What other queues have parked counts, and never keeps a queue from its only request: nobody would
-/// tell it when there is room.
+/// The requests that other queues have parked count, but never keep a queue from its only request: no
+/// thread would wake it when there is room.
 #[test]
 fn a_queue_with_nothing_parked_may_always_begin_one() {
     let rig = Rig::new();
@@ -106,12 +106,12 @@ fn waiting(rig: &Rig) -> Vec<crate::slot::SlotGuard<'_>> {
     rig.settle(&mut rig.server(), &mut rig.worker_context());
     let held = [0, 1].map(|page| rig.shared.device.hold(page).unwrap());
     rig.offer(0, VIRTIO_BLK_T_IN, 0, 4096);
-    // Its buffer goes on in those of the requests behind it.
+    // Its buffer extends into those of the requests behind it.
     rig.write(1, 1, LARGE);
     held.into()
 }
 
-/// When a session ends, what the next one does again is not waited for.
+/// A session that ends does not wait for requests that the next one does again.
 #[test]
 fn a_large_request_is_left_to_the_next_session_and_a_small_one_is_finished() {
     for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
@@ -147,7 +147,7 @@ fn check_large_is_done(rig: &Rig, mode: Mode, region: &Inflight) {
     assert_eq!(rig.page(1024), rig.bytes(DATA + ROOM + 1023 * 4096, 4096));
 }
 
-/// One that is taken up while the session ends, and turns out to be large, is left as well.
+/// A request that is resumed while the session ends, and turns out to be large, is left as well.
 #[test]
 fn a_large_request_that_is_taken_again_at_the_end_stays_in_the_region() {
     let rig = Rig::new();
@@ -251,7 +251,7 @@ fn a_stop_does_not_put_back_what_was_completed_with_the_same_head() {
     }
 }
 
-/// A guest that changes its available ring after requests were taken harms nobody.
+/// A guest that changes its available ring after requests were taken does no harm.
 #[test]
 fn a_guest_that_rewrites_taken_entries_does_not_confuse_a_stop() {
     for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {
@@ -348,7 +348,7 @@ fn a_pause_puts_a_large_request_back_and_the_queue_takes_it_again() {
     }
 }
 
-/// Where memory goes, the large request is finished before: taken again, it might not find its buffer.
+/// Before memory is removed, the large request is finished: taken again, it might not find its buffer.
 #[test]
 fn a_pause_before_memory_goes_finishes_a_large_request() {
     for mode in [Mode::None, Mode::Ordered, Mode::Tracked] {

@@ -1,4 +1,4 @@
-//! Guest memory whose file is cut off under a running queue: nothing that did not arrive is OK.
+//! Guest memory whose file is truncated under a running queue: no request whose data did not arrive is OK.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -131,8 +131,8 @@ fn a_write_from_lost_memory_changes_nothing() {
     assert_eq!((report.failed_writes, report.same_pages, report.orig_data_size), (1, 1, 3 * 4096));
 }
 
-/// A status that is written to zeroes in place of what was lost is read by nobody. Memory that is
-/// known to be lost is no place for one either.
+/// A status that is written to the zeroes in place of lost memory is never read. Nor may a status be written
+/// to memory that is known to be lost.
 #[test]
 fn a_status_in_lost_memory_completes_nothing() {
     let (rig, file) = rig();
@@ -149,7 +149,7 @@ fn a_status_in_lost_memory_completes_nothing() {
     server.stop();
     rig.settle(&mut server, &mut context);
     assert!(server.is_drained());
-    // Whoever starts it next finds it in flight, and the memory gone before anything is done.
+    // The next start of the ring finds it in flight, and the memory lost before anything is done.
     let mut server = rig.server_on(inflight_log(&rig, &region));
     rig.settle(&mut server, &mut context);
     assert_eq!((rig.used().len(), marked(&region)), (3, vec![9]));
@@ -157,7 +157,7 @@ fn a_status_in_lost_memory_completes_nothing() {
     assert_eq!(rig.shared.device.report().reads, 1, "the first time, before its status was lost");
 }
 
-/// Completions that the guest does not see are none: the region keeps what is in flight.
+/// Completions that the guest does not see do not count: the region keeps what is in flight.
 #[test]
 fn a_used_ring_in_lost_memory_gives_nothing_back() {
     let (rig, file) = rig();
@@ -216,7 +216,7 @@ fn a_ring_in_lost_memory_is_not_taken_for_one_that_the_guest_has_cleared() {
     assert_eq!(rig.shared.device.report().broken_queues, 1);
 }
 
-/// What is read from an available ring that is lost is zeroes: head 0, which nobody offered again.
+/// A lost available ring reads as zeroes: head 0, which the guest did not offer again.
 #[test]
 fn an_available_ring_in_lost_memory_offers_nothing() {
     let (rig, file) = rig();
@@ -228,7 +228,7 @@ fn an_available_ring_in_lost_memory_offers_nothing() {
     // Something else under the old chain of head 0.
     memory.write_slice(&[9; 4096], GuestAddress(DATA)).unwrap();
     cut(&file);
-    // The loss is found by a look at the index, which is then such that a head is offered.
+    // A read of the index finds the loss. The index is then such that a head is offered.
     let _: u16 = memory.read_obj(GuestAddress(SECOND + 2)).unwrap();
     memory.write_obj(2_u16, GuestAddress(SECOND + 2)).unwrap();
     rig.settle(&mut server, &mut context);

@@ -1,5 +1,5 @@
 //! Random series of stops, pauses and ends of sessions, with large requests that go back into the available
-//! ring: each request is completed exactly once, and the base says all.
+//! ring: each request is completed exactly once, and the base tells which ones are left.
 
 use proptest::prelude::*;
 use vhost_user_backend::VringT;

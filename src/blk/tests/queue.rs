@@ -193,7 +193,7 @@ fn a_stopped_queue_finishes_what_waits_and_takes_nothing() {
     assert_eq!(rig.next_avail(), 2);
 }
 
-/// A guest whose memory is not shared kicks, and nothing shows here.
+/// A guest whose memory is not shared kicks, and its ring shows nothing here.
 #[test]
 fn kicks_that_never_show_a_request_are_told_of_once() {
     let rig = Rig::new();
@@ -201,7 +201,7 @@ fn kicks_that_never_show_a_request_are_told_of_once() {
     // The front end's own, with which those from before the start add up.
     server.kicked();
     rig.settle(&mut server, &mut context);
-    // A look without a kick says nothing.
+    // A read of the ring without a kick proves nothing.
     rig.settle(&mut server, &mut context);
     assert_eq!(rig.printed.take(), [""; 0]);
     // The driver's only one: it waits for its first request.
@@ -218,7 +218,7 @@ fn kicks_that_never_show_a_request_are_told_of_once() {
     assert_eq!(rig.shared.device.report().blind_queues, 1);
 }
 
-/// A kick whose request was found before it came is common, and so are kicks while a queue is full.
+/// A kick often arrives after its request was found, and kicks are common while a queue is full.
 #[test]
 fn kicks_that_come_late_are_no_reason_to_worry() {
     let rig = Rig::new();

@@ -1,4 +1,4 @@
-//! Requests that are refused are counted, and said of: each kind some times, whatever the others do.
+//! Refused requests are counted, and logged: each kind a few times, independently of the others.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
@@ -105,7 +105,7 @@ fn changes_of_a_read_only_disk_are_counted_and_said() {
     assert!(printed.len() == 3 && printed.iter().all(|line| line.contains("read-only disk")));
 }
 
-/// A guest that errs all the time fills no log, and cannot hide what else is to be said.
+/// A guest that errs all the time does not fill the log, and cannot hide other messages.
 #[test]
 fn a_flood_of_refusals_is_cut_short_and_hides_nothing() {
     let rig = Rig::new();
@@ -116,7 +116,7 @@ fn a_flood_of_refusals_is_cut_short_and_hides_nothing() {
     }
     assert_eq!(counts(&rig), [90, 60, 0, 0]);
     assert_eq!(rig.printed.take().len(), 30, "ten of each kind");
-    // The queue is stopped for something else, which is said.
+    // The queue is stopped for another reason, which is logged.
     rig.offer(0, VIRTIO_BLK_T_FLUSH, 0, 0);
     put(&rig.map.shared().memory(), TABLE, &[desc(HEADERS, 16, 0, 0)]);
     rig.settle(&mut rig.server(), &mut rig.worker_context());

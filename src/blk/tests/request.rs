@@ -135,14 +135,14 @@ fn mistakes_have_a_status() {
     check(0, &[seg(HEADER, 15)], &[status()], Status::IoErr);
     check(0, &[], &[status()], Status::IoErr);
     check(0, &[seg(1 << 30, 16)], &[status()], Status::IoErr);
-    // Lengths that are no sectors, and more than a request may have.
+    // Lengths that are not whole sectors, and more than a request may have.
     check(0, &[head()], &[seg(DATA, 100), status()], Status::IoErr);
     check(1, &[head(), seg(DATA, 513)], &[status()], Status::IoErr);
     check(0, &[head()], &[seg(DATA, 127 << 20), status()], Status::IoErr);
     // Data in the wrong direction.
     check(0, &[head(), seg(DATA, 512)], &[status()], Status::IoErr);
     check(1, &[head()], &[seg(DATA, 512), status()], Status::IoErr);
-    // Types that there are not: SCSI, lifetime, secure erase, zones, barriers.
+    // Types that are not offered: SCSI, lifetime, secure erase, zones, barriers.
     for kind in [2, 3, 6, 7, 10, 12, 14, 15, 16, 24, 0x8000_0000, 0x8000_0001, u32::MAX] {
         check(kind, &[head()], &[status()], Status::Unsupported);
     }

@@ -1,4 +1,4 @@
-//! Queues that publish in order, and queues that take up what another process left.
+//! Queues that publish in order, and queues that resume what another process left.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Command;
 use crate::blk::parked::Bound;
 use crate::blk::queue::Turn;
-use crate::blk::watchdog::{Looks, Watch};
+use crate::blk::watchdog::{Checks, Watch};
 use crate::blk::worker::Worker;
 use crate::clock;
 use crate::virtq::inflight::Inflight;
@@ -73,7 +73,7 @@ fn a_full_queue_puts_back_and_stops_in_order() {
     }
 }
 
-/// What a thread does before memory changes: it goes on with what it began, and takes nothing.
+/// Before memory changes, a thread finishes what it began, and takes nothing.
 #[test]
 fn a_pause_publishes_all_that_was_begun_in_order() {
     let rig = Rig::new();
@@ -105,9 +105,9 @@ fn a_request_that_is_given_up_lets_those_behind_it_pass() {
     held.truncate(1);
     rig.settle(&mut server, &mut context);
     assert_eq!(rig.used().len(), 3, "the first one holds the others up");
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
-    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &stall_limits));
+    assert!(server.check_parked(checks.at(clock::coarse() + 2 * SECOND), &stall_limits));
     assert_eq!(rig.used()[3..], [0, 1, 2]);
     assert_eq!([rig.status(0), rig.status(1), rig.status(2)], [1, 0, 0]);
     assert!(server.is_drained());
@@ -177,8 +177,8 @@ fn what_was_in_flight_is_done_first_and_once() {
     assert!(rig.shared.device.has_served());
 }
 
-/// Whoever finds a request in a region that a disk never served takes the disk for another's. So the
-/// disk says that it serves before the region, or anything else, says that it was used.
+/// A process that finds a request in a region, and a disk that never served, takes the disk for another
+/// guest's. So the disk records that it serves before the region, or anything else, shows that it was used.
 #[test]
 fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
     let rig = Rig::new();
@@ -188,15 +188,15 @@ fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
     rig.settle(&mut server, &mut context);
     assert!(!rig.shared.device.has_served(), "nothing was asked for yet");
     rig.write(0, 0, 4096);
-    let (device, looks) = (Arc::clone(&rig.shared.device), Rc::new(Cell::new(0)));
-    let seen = Rc::clone(&looks);
+    let (device, calls) = (Arc::clone(&rig.shared.device), Rc::new(Cell::new(0)));
+    let seen = Rc::clone(&calls);
     watch_stores(Some(Box::new(move || {
         assert!(device.has_served(), "store {} of the region came first", seen.get());
         seen.set(seen.get() + 1);
     })));
     rig.settle(&mut server, &mut context);
     watch_stores(None);
-    assert!(looks.get() > 0);
+    assert!(calls.get() > 0);
     // Without a region, what a request that still waits did may be on the disk already.
     let rig = Rig::new();
     let held = rig.offer_to_held(1);
@@ -257,7 +257,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
         } else {
             assert_eq!((rig.used(), marked(&region)), (vec![], vec![0, 6, 9]));
         }
-        // Whoever starts it next does what is left, once.
+        // The next start of the ring does what is left, once.
         rig.vring.set_enabled(true);
         let mut server = rig.server_on(inflight_log(&rig, &region));
         rig.settle(&mut server, &mut context);
@@ -391,7 +391,7 @@ fn a_thread_that_pauses_or_quits_keeps_its_account() {
     worker.send(Command::Pause { finish: false, paused, resume });
     wait.recv().unwrap();
     assert_eq!((rig.used(), marked(&region)), (vec![], vec![0, 6, 9]));
-    // The thread rests. When it goes on it finds the ring enabled, and then that it is to end.
+    // The thread is paused. When it resumes it finds the ring enabled, and then that it is to end.
     rig.vring.set_enabled(true);
     worker.send(Command::Quit);
     drop(keep);

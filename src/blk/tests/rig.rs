@@ -74,7 +74,7 @@ impl Rig {
             codec,
             mem_limit: 0,
             memory,
-            // Whatever the codec costs here and now, the queue's own thread does the work.
+            // The queue's own thread does the work, whatever the codec costs on this host.
             engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
         };
         let device = Arc::new(Device::new(&config).unwrap());
@@ -91,7 +91,7 @@ impl Rig {
             log,
             parked: Default::default(),
             seen: Default::default(),
-            // Logged already, so that tests find their own lines alone.
+            // Logged already, so that tests find only their own lines.
             announced: Arc::new(true.into()),
         });
         Self { map, shared, mailbox: Mailbox::new().unwrap(), vring, printed }

@@ -1,5 +1,5 @@
-//! Requests that cannot be answered, and guest memory that is cut off under a queue: nothing is
-//! carried out, nothing reads as done, and the queue stops where the guest can see it.
+//! Requests that cannot be answered, and guest memory that is truncated under a queue: no request is
+//! carried out, none reads as done, and the queue stops visibly for the guest.
 //!
 //! Status bytes are 0 beforehand, as those of a guest mostly are: a completion without a status is
 //! then a success that never was.
@@ -161,7 +161,7 @@ fn what_cannot_be_answered_is_not_done_and_stops_the_queue_each_time() {
                 assert_eq!((signals(&error), ring.rig.used()), (0, vec![0]));
             }
             assert!((1..5).all(|page| ring.rig.page(page) == [0; 4096]), "{mode:?}: {case}");
-            // Mended, it goes on where it stands.
+            // Once the guest has mended it, the ring continues where it stopped.
             let data = DATA + ROOM;
             let header = HEADERS + 32;
             ring.spoil(
@@ -182,7 +182,7 @@ fn what_cannot_be_answered_is_not_done_and_stops_the_queue_each_time() {
     }
 }
 
-/// What was taken before it goes on to its end, and is published.
+/// Requests that were taken before it are finished and published.
 #[test]
 fn what_was_begun_before_is_finished_and_published() {
     for mode in MODES {
@@ -210,8 +210,8 @@ fn what_was_begun_before_is_finished_and_published() {
     }
 }
 
-/// One that a dead process had in flight stays in the region: it was not done, and nobody knows what
-/// its chain was then.
+/// A request that a dead process had in flight stays in the region: it was not done, and its chain at that
+/// time is not known.
 #[test]
 fn what_was_in_flight_and_cannot_be_answered_stays_in_the_region() {
     let mut ring = Ring::new(Mode::Tracked);

@@ -15,7 +15,7 @@ use crate::blk::config::StallLimits;
 use crate::blk::mailbox::Command;
 use crate::blk::parked::Bound;
 use crate::blk::queue::QueueServer;
-use crate::blk::watchdog::{Looks, Pulse, Watch, Watchdog};
+use crate::blk::watchdog::{Checks, Pulse, Watch, Watchdog};
 use crate::blk::worker::Worker;
 use crate::clock;
 use crate::device::Extent;
@@ -40,23 +40,23 @@ fn figures(rig: &Rig) -> Report {
 #[test]
 fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     let rig = Rig::new();
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(3);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     let before = clock::coarse();
     rig.settle(&mut server, &mut context);
     let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
-    assert!(!server.look_after(looks.at(before + 9 * SECOND), &stall_limits));
+    assert!(!server.check_parked(checks.at(before + 9 * SECOND), &stall_limits));
     assert_eq!(figures(&rig).stalled_requests, 0);
     let later = clock::coarse() + 10 * SECOND;
     for times in 0..3 {
-        assert!(!server.look_after(looks.at(later + times * 100 * SECOND), &stall_limits));
+        assert!(!server.check_parked(checks.at(later + times * 100 * SECOND), &stall_limits));
         assert_eq!(figures(&rig).stalled_requests, 3);
     }
     // Woken and parked again it is the same request.
     server.wake(0);
     rig.settle(&mut server, &mut context);
-    server.look_after(looks.at(later + 100 * SECOND), &stall_limits);
+    server.check_parked(checks.at(later + 100 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 3);
     drop(held);
     rig.settle(&mut server, &mut context);
@@ -64,13 +64,13 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     assert!((0..3).all(|n| rig.status(n) == 0));
     assert_eq!((figures(&rig).expired_requests, figures(&rig).failed_reads), (0, 0));
     // A request that takes the same head later has its own time.
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let held = rig.shared.device.hold(0);
     rig.offer(0, VIRTIO_BLK_T_IN, 0, 4096);
     rig.settle(&mut server, &mut context);
-    server.look_after(looks.at(clock::coarse() + 9 * SECOND), &stall_limits);
+    server.check_parked(checks.at(clock::coarse() + 9 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 3);
-    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &stall_limits);
+    server.check_parked(checks.at(clock::coarse() + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 4);
     drop(held);
     rig.settle(&mut server, &mut context);
@@ -79,16 +79,16 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
 #[test]
 fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
     let rig = Rig::new();
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.settle(&mut server, &mut context);
     let parked = clock::coarse();
-    wait_until("the clock goes on", || clock::coarse() > parked);
+    wait_until("the clock advances", || clock::coarse() > parked);
     server.wake(0);
     rig.settle(&mut server, &mut context);
     let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
-    server.look_after(looks.at(parked + 10 * SECOND), &stall_limits);
+    server.check_parked(checks.at(parked + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 1);
     drop(held);
     rig.settle(&mut server, &mut context);
@@ -97,16 +97,16 @@ fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
 #[test]
 fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     let rig = Rig::new();
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let stall_limits = StallLimits { report: 10 * SECOND, fail: 20 * SECOND };
     let mut held = rig.offer_to_held(4);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
     rig.settle(&mut server, &mut context);
-    assert!(!server.look_after(looks.at(clock::coarse() + 19 * SECOND), &stall_limits));
+    assert!(!server.check_parked(checks.at(clock::coarse() + 19 * SECOND), &stall_limits));
     assert_eq!(rig.used().len(), 4);
     // The two that are parked fail, are published, and make room: the queue is to have a turn.
-    assert!(server.look_after(looks.at(clock::coarse() + 20 * SECOND), &stall_limits));
+    assert!(server.check_parked(checks.at(clock::coarse() + 20 * SECOND), &stall_limits));
     assert_eq!(rig.used()[4..], [0, 1]);
     assert_eq!([rig.status(0), rig.status(1)], [IOERR; 2]);
     assert_eq!(figures(&rig).expired_requests, 2);
@@ -114,7 +114,7 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     assert!(server.is_drained());
     rig.settle(&mut server, &mut context);
     assert_eq!(rig.next_avail(), 8);
-    // Nobody waits for their slots any more, so who asks next gets them.
+    // No request waits for their slots any more, so the next request gets them.
     drop(held.drain(..));
     rig.settle(&mut server, &mut context);
     assert_eq!((rig.used().len(), server.is_drained()), (8, true));
@@ -122,55 +122,57 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     assert!(rig.shared.device.hold(0).is_some());
 }
 
-/// The process was stopped, frozen or asleep: it could not have served anybody.
+/// The process was stopped, frozen or asleep: it could not have served any request.
 #[test]
 fn time_in_which_the_daemon_was_not_there_does_not_count() {
     const HOUR: Duration = Duration::from_secs(3600);
     let rig = Rig::new();
     let stall_limits = StallLimits { report: 10 * SECOND, fail: 20 * SECOND };
-    let (interval, mut looks) = (stall_limits.interval().unwrap(), Looks::of(&stall_limits));
+    let (interval, mut checks) = (stall_limits.interval().unwrap(), Checks::of(&stall_limits));
     assert_eq!(interval, SECOND * 5 / 2);
     let held = rig.offer_to_held(2);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.settle(&mut server, &mut context);
     let mut now = clock::coarse();
-    let mut look = |server: &mut QueueServer<'_>, after| {
+    let mut check = |server: &mut QueueServer<'_>, after| {
         now += after;
-        server.look_after(looks.at(now), &stall_limits)
+        server.check_parked(checks.at(now), &stall_limits)
     };
-    // Whatever is there already when it is first looked at is as old as a look may be late.
-    assert!(!look(&mut server, HOUR));
+    // A request that is already there at the first check is as old as a check may be late.
+    assert!(!check(&mut server, HOUR));
     for _ in 0..2 {
-        assert!(!look(&mut server, HOUR));
-        assert!(!look(&mut server, Duration::ZERO));
+        assert!(!check(&mut server, HOUR));
+        assert!(!check(&mut server, Duration::ZERO));
     }
     // Three absences of two intervals each: 15 seconds.
     assert_eq!((figures(&rig).stalled_requests, figures(&rig).expired_requests), (2, 0));
-    assert!(!look(&mut server, interval));
-    assert!(look(&mut server, interval));
+    assert!(!check(&mut server, interval));
+    assert!(check(&mut server, interval));
     assert_eq!((figures(&rig).stalled_requests, figures(&rig).expired_requests), (2, 2));
     drop(held);
     rig.settle(&mut server, &mut context);
 }
 
 #[test]
-fn looks_count_from_one_to_the_next_and_no_more_than_they_may_be_late() {
-    let mut looks = Looks::new(4 * SECOND);
-    assert_eq!(looks.at(100 * SECOND).counted(99 * SECOND), SECOND);
-    let look = looks.at(103 * SECOND);
-    assert_eq!(look.counted(99 * SECOND), 3 * SECOND);
-    assert_eq!(look.counted(102 * SECOND), SECOND);
-    assert_eq!(look.counted(104 * SECOND), Duration::ZERO);
-    let look = looks.at(1000 * SECOND);
-    assert_eq!(look.counted(99 * SECOND), 4 * SECOND);
-    assert_eq!(look.counted(998 * SECOND), 2 * SECOND);
-    assert!(looks.are_due(1002 * SECOND, 2 * SECOND) && !looks.are_due(1001 * SECOND, 2 * SECOND));
+fn time_counts_from_check_to_check_and_no_more_than_a_check_may_be_late() {
+    let mut checks = Checks::new(4 * SECOND);
+    assert_eq!(checks.at(100 * SECOND).counted(99 * SECOND), SECOND);
+    let check = checks.at(103 * SECOND);
+    assert_eq!(check.counted(99 * SECOND), 3 * SECOND);
+    assert_eq!(check.counted(102 * SECOND), SECOND);
+    assert_eq!(check.counted(104 * SECOND), Duration::ZERO);
+    let check = checks.at(1000 * SECOND);
+    assert_eq!(check.counted(99 * SECOND), 4 * SECOND);
+    assert_eq!(check.counted(998 * SECOND), 2 * SECOND);
+    assert!(
+        checks.are_due(1002 * SECOND, 2 * SECOND) && !checks.are_due(1001 * SECOND, 2 * SECOND)
+    );
 }
 
 #[test]
 fn a_write_that_was_given_up_leaves_what_was_there() {
     let rig = Rig::new();
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.write(0, 5, 4096);
     rig.settle(&mut server, &mut context);
@@ -179,7 +181,7 @@ fn a_write_that_was_given_up_leaves_what_was_there() {
     rig.settle(&mut server, &mut context);
     let stored = figures(&rig).compr_data_size;
     let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
-    assert!(server.look_after(looks.at(clock::coarse() + 2 * SECOND), &stall_limits));
+    assert!(server.check_parked(checks.at(clock::coarse() + 2 * SECOND), &stall_limits));
     assert_eq!((rig.status(1), figures(&rig).failed_writes), (IOERR, 1));
     drop(held);
     rig.settle(&mut server, &mut context);
@@ -217,7 +219,7 @@ fn a_thread_looks_after_what_it_has_parked_without_being_woken() {
     let (mut worker, watch) = worker(&rig, stall_limits);
     let dog = Watchdog::start(Arc::clone(&watch), Arc::clone(&rig.shared.device), Arc::default())
         .unwrap();
-    // Dropped first, or a thread would be waited for that waits for this.
+    // Dropped first: otherwise the test would wait for a thread that waits for this.
     let held = held;
     wait_until("the failure of all three", || rig.used().len() == 6);
     assert!((0..3).all(|n| rig.status(n) == IOERR));
@@ -278,7 +280,7 @@ fn a_thread_that_does_not_leave_a_poll_is_reported_once() {
     watch.rouse(&idle);
     for number in 1..=2 {
         watch.rouse(&busy);
-        // Polls that end are none of its business, however many there are.
+        // It ignores polls that end, however many there are.
         for _ in 0..1000 {
             busy.enter(3, 5, &extent, false);
             busy.leave();
@@ -298,7 +300,7 @@ fn a_thread_that_does_not_leave_a_poll_is_reported_once() {
 #[test]
 fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported() {
     let rig = Rig::new();
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(2);
     let pulse = Arc::<Pulse>::default();
     let (mut server, mut context) = (rig.server_with(Arc::clone(&pulse)), rig.worker_context());
@@ -310,7 +312,7 @@ fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported()
     rig.settle(&mut server, &mut context);
     assert_eq!(pulse.last(), (3, "0 0 read of 4096 bytes from sector 0 false".into()));
     let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
-    server.look_after(looks.at(clock::coarse() + 10 * SECOND), &stall_limits);
+    server.check_parked(checks.at(clock::coarse() + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 1, "one was counted by the watchdog");
     drop(held);
     rig.settle(&mut server, &mut context);
@@ -347,13 +349,13 @@ fn the_watchdog_sleeps_while_the_threads_do_and_wakes_up_with_them() {
 #[test]
 fn a_watchdog_that_is_off_says_nothing() {
     let rig = Rig::new();
-    let mut looks = Looks::new(Duration::MAX);
+    let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.settle(&mut server, &mut context);
     let off = StallLimits { report: Duration::ZERO, fail: Duration::ZERO };
     assert_eq!(off.interval(), None);
-    assert!(!server.look_after(looks.at(clock::coarse() + 1_000_000 * SECOND), &off));
+    assert!(!server.check_parked(checks.at(clock::coarse() + 1_000_000 * SECOND), &off));
     assert_eq!(figures(&rig).stalled_requests, 0);
     drop(held);
     rig.settle(&mut server, &mut context);

@@ -1,4 +1,4 @@
-//! Queue threads: what wakes them up, and what is of no use to them.
+//! Queue threads: what wakes them up, and which events are ignored.
 
 use std::fs::File;
 use std::io::Read;
@@ -68,7 +68,7 @@ fn a_ring_is_looked_at_when_it_starts() {
     assert!(worker.join());
 }
 
-/// Each is let go of, and said of no more often than other things are.
+/// Each is closed, and logged no more often than other events.
 #[test]
 fn kick_descriptors_of_no_use_fill_no_log() {
     let rig = Rig::new();

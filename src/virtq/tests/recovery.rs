@@ -43,7 +43,7 @@ struct World {
     free: Vec<u16>,
     /// Whether the request at a place was given back.
     done: Vec<bool>,
-    /// Used index up to which the driver has looked.
+    /// Used index up to which the driver has read.
     seen: u16,
     states: Rc<RefCell<Vec<State>>>,
 }
@@ -89,7 +89,7 @@ impl World {
         self.region.part(0).unwrap().read(0).unwrap()
     }
 
-    /// Does something of which every moment is recorded.
+    /// Does something, and records every state on the way.
     fn recorded(&mut self, act: impl FnOnce(&mut Self)) {
         let (states, part) = (Rc::clone(&self.states), self.region.part(0).unwrap());
         let memory = self.map.shared();
@@ -125,7 +125,7 @@ impl World {
     fn offer(&mut self, count: usize) {
         let memory = self.map.shared().memory().clone();
         for _ in 0..count.min(self.free.len()) {
-            // Not in their order.
+            // Not in ascending order.
             let head = self.free.remove(self.free.len() / 2);
             let slot = u64::from(self.available() % SIZE);
             memory.write_obj(head, GuestAddress(AVAIL + 4 + slot * 2)).unwrap();
@@ -206,7 +206,7 @@ impl World {
         }
     }
 
-    /// The driver looks at the used ring.
+    /// The driver reads the used ring.
     fn reap(&mut self) {
         while self.seen != self.used() {
             let head = self.used_head(self.seen);
@@ -234,8 +234,8 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Whatever is taken, put back and given back, and at whatever store the process dies, again
-    /// and again: each request is done exactly once.
+    /// Whatever is taken, put back and given back, and at whatever stores the process dies, each
+    /// request is done exactly once.
     #[test]
     fn a_death_at_any_store_loses_and_repeats_nothing(
         steps in prop::collection::vec((act(), prop::option::weighted(0.3, any::<Index>())), 1..60)
