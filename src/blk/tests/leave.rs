@@ -52,18 +52,18 @@ fn parked_requests_of_a_session_have_a_bound_of_memory() {
     let rig = Rig::new();
     rig.write(0, 0, 4096);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let held = rig.shared.device.hold(0);
     // A request of 1022 segments takes 16 KiB for them, and 16 KiB for pages that it may have in the
     // engine.
     server.set_bound(Bound { session: 100 << 10, ..Bound::default() });
     (0..16).for_each(|n| offer_pieces(&rig, n, 1000));
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.next_avail(), 1 + 4, "three are below the bound, the fourth is above");
     let taken = rig.shared.parked.load(Ordering::Relaxed);
     assert!((128 << 10..136 << 10).contains(&taken), "{taken}");
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), server.is_drained()), (17, true));
     assert_eq!(rig.shared.parked.load(Ordering::Relaxed), 0);
 }
@@ -76,10 +76,10 @@ fn a_queue_with_nothing_parked_may_always_begin_one() {
     let held = rig.offer_to_held(3);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.shared.parked.store(1 << 30, Ordering::Relaxed);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.next_avail(), 3 + 1);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), server.is_drained()), (6, true));
     assert_eq!(rig.shared.parked.load(Ordering::Relaxed), 1 << 30);
 }
@@ -103,7 +103,7 @@ pub(super) fn log_of(rig: &Rig, mode: Mode, region: &Inflight) -> InflightLog {
 fn waiting(rig: &Rig) -> Vec<crate::slot::SlotGuard<'_>> {
     rig.write(0, 0, 4096);
     rig.write(1, 1, 4096);
-    rig.settle(&mut rig.server(), &mut rig.worker_context());
+    rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
     let held = [0, 1].map(|page| rig.shared.device.hold(page).unwrap());
     rig.offer(0, VIRTIO_BLK_T_IN, 0, 4096);
     // Its buffer extends into those of the requests behind it.
@@ -120,11 +120,11 @@ fn a_large_request_is_left_to_the_next_session_and_a_small_one_is_finished() {
         let region = left(&[], 2);
         let mut context = rig.worker_context();
         let mut server = rig.server_on(log_of(&rig, mode, &region));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((rig.used().len(), rig.next_avail()), (2, 4), "{mode:?}");
         server.leave();
         drop(held.remove(0));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((&rig.used()[2..], server.is_drained()), (&[0][..], true), "{mode:?}");
         let (still, stands) = if mode == Mode::Tracked { (vec![3], 4) } else { (vec![], 3) };
         assert_eq!((marked(&region), rig.next_avail()), (still, stands), "{mode:?}");
@@ -139,7 +139,7 @@ fn a_large_request_is_left_to_the_next_session_and_a_small_one_is_finished() {
 fn check_large_is_done(rig: &Rig, mode: Mode, region: &Inflight) {
     let (mut server, mut context) =
         (rig.server_on(log_of(rig, mode, region)), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(server.is_drained());
     assert_eq!((rig.used(), rig.status(1)), (vec![0, 1, 0, 1], 0), "{mode:?}");
     assert_eq!(marked(region), [0_u16; 0]);
@@ -156,7 +156,7 @@ fn a_large_request_that_is_taken_again_at_the_end_stays_in_the_region() {
     let (mut server, mut context) =
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     server.leave();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((server.is_drained(), marked(&region)), (true, vec![3]));
 }
 
@@ -170,12 +170,12 @@ fn a_ring_that_is_stopped_puts_a_large_request_back_and_finishes_a_small_one() {
         let region = left(&[], 2);
         let mut context = rig.worker_context();
         let mut server = rig.server_on(log_of(&rig, mode, &region));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         server.stop();
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((server.is_drained(), rig.next_avail()), (false, 3), "{mode:?}");
         drop(held.remove(0));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert!(server.is_drained(), "{mode:?}");
         assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 0], 3), "{mode:?}");
         assert_eq!((marked(&region), rig.status(1)), (vec![], 0xff), "{mode:?}");
@@ -199,18 +199,18 @@ fn a_stop_waits_for_a_large_request_only_if_a_later_one_was_completed() {
             let mut server = rig.server_on(log_of(&rig, mode, &region));
             // By default nothing is begun behind a request of 4 MiB.
             server.set_bound(Bound { bytes: 2 * LARGE, ..Bound::default() });
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!(rig.next_avail(), 5, "{case}");
             server.stop();
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             // In order, a later one that is finished is not completed.
             let waits = later_is_done && mode != Mode::Ordered;
             assert_eq!(rig.next_avail(), if waits { 5 } else { 3 }, "{case}");
             drop(held.remove(0));
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!((server.is_drained(), rig.status(1)), (!waits, 0xff), "{case}");
             drop(held);
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert!(server.is_drained(), "{case}");
             let used = if waits { &[6, 0, 1][..] } else { &[0] };
             let mut done = rig.used().split_off(2);
@@ -219,7 +219,7 @@ fn a_stop_waits_for_a_large_request_only_if_a_later_one_was_completed() {
             }
             assert_eq!((&*done, marked(&region)), (used, vec![]), "{case}");
             let mut server = rig.server_on(log_of(&rig, mode, &region));
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!((server.is_drained(), rig.used().len()), (true, 5), "{case}");
             assert_eq!([rig.status(0), rig.status(1), rig.status(6)], [0; 3], "{case}");
         }
@@ -236,17 +236,17 @@ fn a_stop_does_not_put_back_what_was_completed_with_the_same_head() {
         let mut context = rig.worker_context();
         let mut server = rig.server_on(log_of(&rig, mode, &region));
         drop(held.pop());
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 1], 4), "{mode:?}");
         held.push(rig.shared.device.hold(1).unwrap());
         rig.write(1, 1, LARGE);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!(rig.next_avail(), 5, "{mode:?}");
         server.stop();
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!(rig.next_avail(), 4, "{mode:?}");
         drop(held);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((server.is_drained(), rig.used()), (true, vec![0, 1, 1, 0]), "{mode:?}");
     }
 }
@@ -261,13 +261,13 @@ fn a_guest_that_rewrites_taken_entries_does_not_confuse_a_stop() {
             let region = left(&[], 2);
             let mut context = rig.worker_context();
             let mut server = rig.server_on(log_of(&rig, mode, &region));
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             let memory = rig.map.shared().memory().clone();
             memory.write_obj(entries, GuestAddress(AVAIL + 4 + 2 * 2)).unwrap();
             server.stop();
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             drop(held);
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert!(server.is_drained(), "{mode:?} {entries:?}");
         }
     }
@@ -377,18 +377,18 @@ fn a_pause_of_a_broken_queue_finishes_a_large_request() {
         let region = left(&[], 2);
         let mut context = rig.worker_context();
         let mut server = rig.server_on(log_of(&rig, mode, &region));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         let memory = rig.map.shared().memory().clone();
         memory.write_obj([60000_u16], GuestAddress(AVAIL + 4 + 4 * 2)).unwrap();
         memory.write_obj(5_u16, GuestAddress(AVAIL + 2)).unwrap();
         server.set_bound(Bound { bytes: 2 * LARGE, ..Bound::default() });
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         server.pause();
         assert_eq!((server.is_at_rest(), rig.next_avail()), (false, 4), "{mode:?}");
         server.resume();
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         drop(held);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((rig.used(), server.is_drained()), (vec![0, 1, 0, 1], true), "{mode:?}");
         assert_eq!((rig.status(1), marked(&region)), (0, vec![]), "{mode:?}");
         assert!(rig.printed.take().iter().any(|line| line.contains("is stopped")));

@@ -75,7 +75,7 @@ fn fill(rig: &Rig) {
     memory.write_slice(&[7; 4096], GuestAddress(DATA + ROOM)).unwrap();
     rig.write(2, 3, 4096);
     memory.write_slice(&noisy, GuestAddress(DATA + 2 * ROOM)).unwrap();
-    rig.settle(&mut rig.server(), &mut rig.worker_context());
+    rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
     assert_eq!(rig.used().len(), 3);
     assert_eq!(rig.shared.device.report().huge_pages, 1);
 }
@@ -88,7 +88,7 @@ fn a_read_whose_bytes_did_not_arrive_is_an_error() {
         let (mut server, mut context) = (rig.server(), rig.worker_context());
         offer_at(&rig, 3, VIRTIO_BLK_T_IN, page, SECOND, own_status(3), OK);
         cut(&file);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((rig.used().len(), rig.status(3)), (4, IOERR), "page {page}");
         assert_eq!(rig.shared.device.report().failed_reads, 1);
     }
@@ -99,7 +99,7 @@ fn a_serial_that_did_not_arrive_is_an_error() {
     let (rig, file) = rig();
     offer_at(&rig, 0, VIRTIO_BLK_T_GET_ID, 0, SECOND, own_status(0), OK);
     cut(&file);
-    rig.settle(&mut rig.server(), &mut rig.worker_context());
+    rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
     assert_eq!((rig.used().len(), rig.status(0)), (1, IOERR));
 }
 
@@ -110,11 +110,11 @@ fn a_read_that_waited_while_memory_was_lost_is_an_error() {
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     let held = rig.shared.device.hold(1);
     offer_at(&rig, 3, VIRTIO_BLK_T_IN, 1, SECOND, own_status(3), OK);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(!server.is_drained());
     cut(&file);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), rig.status(3)), (4, IOERR));
 }
 
@@ -124,7 +124,7 @@ fn a_write_from_lost_memory_changes_nothing() {
     fill(&rig);
     offer_at(&rig, 3, VIRTIO_BLK_T_OUT, 1, SECOND, own_status(3), OK);
     cut(&file);
-    rig.settle(&mut rig.server(), &mut rig.worker_context());
+    rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
     assert_eq!((rig.used().len(), rig.status(3)), (4, IOERR));
     let report = rig.shared.device.report();
     // As `fill` left it: the request would have made a same-filled page of an object.
@@ -142,16 +142,16 @@ fn a_status_in_lost_memory_completes_nothing() {
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     offer_at(&rig, 3, VIRTIO_BLK_T_IN, 1, DATA, SECOND + 8, OK);
     cut(&file);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used().len(), 3);
     assert_eq!((marked(&region), server.is_drained()), (vec![9], true));
     assert_eq!(rig.shared.device.report().broken_queues, 1);
     server.stop();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(server.is_drained());
     // The next start of the ring finds it in flight, and the memory lost before anything is done.
     let mut server = rig.server_on(inflight_log(&rig, &region));
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), marked(&region)), (3, vec![9]));
     assert_eq!(rig.shared.device.report().broken_queues, 2);
     assert_eq!(rig.shared.device.report().reads, 1, "the first time, before its status was lost");
@@ -168,11 +168,11 @@ fn a_used_ring_in_lost_memory_gives_nothing_back() {
     let region = left(&[], 2);
     let (mut server, mut context) =
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((marked(&region), server.is_drained()), (vec![0, 3], false));
     cut(&file);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((marked(&region), server.is_drained()), (vec![0, 3], true));
     assert_eq!(rig.shared.device.report().broken_queues, 1);
     assert_eq!(region.part(0).unwrap().read(0).unwrap().used_index, 2);
@@ -211,7 +211,7 @@ fn a_ring_in_lost_memory_is_not_taken_for_one_that_the_guest_has_cleared() {
     let (mut server, mut context) =
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     cut(&file);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((contents(&region).used_index, rig.next_avail()), (3, 3));
     assert_eq!(rig.shared.device.report().broken_queues, 1);
 }
@@ -222,7 +222,7 @@ fn an_available_ring_in_lost_memory_offers_nothing() {
     let (rig, file) = rig();
     let (mut server, mut context) = (rig.server_on(InflightLog::None), rig.worker_context());
     rig.write(0, 1, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let memory = rig.map.shared().memory().clone();
     rig.vring.set_queue_info(TABLE, SECOND, USED).unwrap();
     // Something else under the old chain of head 0.
@@ -231,7 +231,7 @@ fn an_available_ring_in_lost_memory_offers_nothing() {
     // A read of the index finds the loss. The index is then such that a head is offered.
     let _: u16 = memory.read_obj(GuestAddress(SECOND + 2)).unwrap();
     memory.write_obj(2_u16, GuestAddress(SECOND + 2)).unwrap();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used(), [0]);
     assert_eq!(rig.shared.device.report().broken_queues, 1);
     assert_eq!((server.is_drained(), rig.next_avail()), (true, 1));
@@ -253,7 +253,7 @@ fn nothing_is_ok_once_memory_is_known_to_be_lost() {
     rig.offer(4, VIRTIO_BLK_T_FLUSH, 0, 0);
     rig.offer(5, VIRTIO_BLK_T_IN, 0, 0);
     cut(&file);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!([rig.status(3), rig.status(4), rig.status(5)], [IOERR; 3]);
     assert_eq!(rig.used().len(), 6);
     drop(held);

@@ -60,12 +60,12 @@ fn requests_that_wake_up_and_new_ones_share_a_turn() {
     for n in 0..4 {
         rig.write(n, n.into(), 4096);
     }
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let held: Vec<_> = (0..4).map(|page| rig.shared.device.hold(page).unwrap()).collect();
     for n in 4..8 {
         rig.offer(n, VIRTIO_BLK_T_IN, u64::from(n - 4) * 8, 4096);
     }
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used(), server.is_drained()), (vec![0, 1, 2, 3], false));
     server.set_time_slice(Duration::ZERO);
     for n in 8..12 {
@@ -96,7 +96,7 @@ fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
             let mut held = rig.offer_to_held(COUNT);
             let (mut server, mut context) = (rig.server(), rig.worker_context());
             server.set_bound(bound);
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             // Three of 4 KiB: the third is begun while fewer bytes than the bound are in flight.
             assert_eq!(rig.next_avail(), COUNT + 3);
             // A kick changes nothing, and is no reason to spin.
@@ -133,16 +133,16 @@ fn a_full_queue_is_not_kicked() {
     let memory = rig.map.shared().memory().clone();
     let no_kicks = || -> u16 { memory.read_obj(GuestAddress(USED)).unwrap() };
     rig.write(0, 0, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     server.set_bound(Bound { bytes: u64::MAX, count: 1, ..Bound::default() });
     for _ in 0..3 {
         assert_eq!(no_kicks(), 0);
         let held = rig.shared.device.hold(0);
         rig.offer(1, VIRTIO_BLK_T_IN, 0, 4096);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!(no_kicks(), 1);
         drop(held);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
     }
 }
 
@@ -152,10 +152,10 @@ fn one_request_is_let_in_whatever_its_size() {
     let held = rig.offer_to_held(2);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     server.set_bound(Bound { bytes: 0, count: 0, ..Bound::default() });
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.next_avail(), 3);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), server.is_drained()), (4, true));
 }
 
@@ -165,10 +165,10 @@ fn a_full_queue_that_is_stopped_leaves_the_rest_in_the_ring() {
     let held = rig.offer_to_held(5);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     server.stop();
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(server.is_drained());
     assert_eq!((rig.used().len(), rig.next_avail()), (7, 7));
 }
@@ -178,16 +178,16 @@ fn a_stopped_queue_finishes_what_waits_and_takes_nothing() {
     let rig = Rig::new();
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.write(0, 1, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let held = rig.shared.device.hold(1).unwrap();
     rig.offer(1, VIRTIO_BLK_T_IN, 8, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     server.stop();
     rig.offer(2, VIRTIO_BLK_T_IN, 8, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used(), server.is_drained()), (vec![0], false));
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used(), server.is_drained()), (vec![0, 1], true));
     assert_eq!((rig.status(1), rig.status(2)), (0, 0xff));
     assert_eq!(rig.next_avail(), 2);
@@ -200,17 +200,17 @@ fn kicks_that_never_show_a_request_are_told_of_once() {
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     // The front end's own, with which those from before the start add up.
     server.kicked();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     // A read of the ring without a kick proves nothing.
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.printed.take(), [""; 0]);
     // The driver's only one: it waits for its first request.
     server.kicked();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.shared.device.report().blind_queues, 1);
     for _ in 0..5 {
         server.kicked();
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
     }
     let printed = rig.printed.take();
     assert_eq!(printed.len(), 1, "{printed:?}");
@@ -225,13 +225,13 @@ fn kicks_that_come_late_are_no_reason_to_worry() {
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     // The front end's own.
     server.kicked();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     for n in 0..5 {
         rig.write(n, n.into(), 4096);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         for _ in 0..5 {
             server.kicked();
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
         }
     }
     // A ring that was in use is seen, however often a new server of it is kicked for nothing.
@@ -239,7 +239,7 @@ fn kicks_that_come_late_are_no_reason_to_worry() {
         let mut server = rig.server();
         for _ in 0..5 {
             server.kicked();
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
         }
     }
     assert_eq!(rig.printed.take(), [""; 0]);
@@ -252,7 +252,7 @@ fn kicks_of_an_unused_queue_beside_one_in_use_are_no_reason_to_worry() {
     let rig = Rig::new();
     let mut context = rig.worker_context();
     rig.write(0, 0, 4096);
-    rig.settle(&mut rig.server(), &mut context);
+    rig.run_until_idle(&mut rig.server(), &mut context);
     // The rig has one ring: from here on it is the one that is not used.
     let memory = rig.map.shared().memory().clone();
     for ring in [AVAIL, USED] {
@@ -263,7 +263,7 @@ fn kicks_of_an_unused_queue_beside_one_in_use_are_no_reason_to_worry() {
     let mut server = rig.server();
     for _ in 0..5 {
         server.kicked();
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
     }
     assert_eq!(rig.printed.take(), [""; 0]);
     assert_eq!(rig.shared.device.report().blind_queues, 0);

@@ -24,7 +24,7 @@ fn serve(rig: &Rig, n: u16, kind: u32, sector: u64, bytes: u64, range: Option<(u
         memory.write_obj(sectors, GuestAddress(data + 8)).unwrap();
         memory.write_obj(flags, GuestAddress(data + 12)).unwrap();
     }
-    rig.settle(&mut rig.server(), &mut rig.worker_context());
+    rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
 }
 
 /// Counters of refused, failed read and failed change requests, and how many went well.
@@ -84,7 +84,7 @@ fn framing_that_cannot_be_is_counted_whatever_it_was_meant_to_be() {
         let rig = Rig::new();
         rig.offer(0, VIRTIO_BLK_T_OUT, 0, 512);
         put(&rig.map.shared().memory(), TABLE, &chain);
-        rig.settle(&mut rig.server(), &mut rig.worker_context());
+        rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
         assert_eq!((rig.status(0), counts(&rig)), (IOERR, [1, 0, 0, 0]));
         assert_eq!(rig.printed.take().len(), 1);
     }
@@ -119,7 +119,7 @@ fn a_flood_of_refusals_is_cut_short_and_hides_nothing() {
     // The queue is stopped for another reason, which is logged.
     rig.offer(0, VIRTIO_BLK_T_FLUSH, 0, 0);
     put(&rig.map.shared().memory(), TABLE, &[desc(HEADERS, 16, 0, 0)]);
-    rig.settle(&mut rig.server(), &mut rig.worker_context());
+    rig.run_until_idle(&mut rig.server(), &mut rig.worker_context());
     let printed = rig.printed.take();
     assert_eq!(
         printed,

@@ -37,16 +37,16 @@ fn without_a_region_requests_are_published_in_the_order_in_which_they_were_taken
     let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
     // One that waits for nothing, behind four that wait.
     rig.write(4, 9, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), rig.status(4)), (4, 0), "done, and not published");
     // Pages 3, 1 and 2.
     for place in [3, 1, 1] {
         drop(held.remove(place));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!((rig.used().len(), server.is_drained()), (4, false));
     }
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used()[4..], [0, 1, 2, 3, 4]);
     assert!(server.is_drained());
 }
@@ -58,15 +58,15 @@ fn a_full_queue_puts_back_and_stops_in_order() {
         let mut held = rig.offer_to_held(5);
         let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
         server.set_bound(Bound { bytes: u64::MAX, count, ..Bound::default() });
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!(rig.next_avail(), 5 + count as u16);
         // The last one that was taken is done first; its room is taken by the next one.
         drop(held.remove(count - 1));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!(rig.next_avail(), 5 + count as u16 + 1);
         server.stop();
         drop(held);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert!(server.is_drained());
         let taken = count as u16 + 1;
         assert_eq!(rig.used()[5..], Vec::from_iter(0..taken), "all that was taken, in order");
@@ -79,7 +79,7 @@ fn a_pause_publishes_all_that_was_begun_in_order() {
     let rig = Rig::new();
     let mut held = rig.offer_to_held(3);
     let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     rig.write(3, 9, 4096);
     while let Some(guard) = held.pop() {
         drop(guard);
@@ -92,7 +92,7 @@ fn a_pause_publishes_all_that_was_begun_in_order() {
         assert_eq!(rig.used().len(), if held.is_empty() { 6 } else { 3 });
     }
     assert_eq!((&rig.used()[3..], rig.next_avail()), (&[0, 1, 2][..], 6));
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used()[3..], [0, 1, 2, 3]);
 }
 
@@ -101,9 +101,9 @@ fn a_request_that_is_given_up_lets_those_behind_it_pass() {
     let rig = Rig::new();
     let mut held = rig.offer_to_held(3);
     let (mut server, mut context) = (rig.server_on(ordered()), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     held.truncate(1);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used().len(), 3, "the first one holds the others up");
     let mut checks = Checks::new(Duration::MAX);
     let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
@@ -167,7 +167,7 @@ fn what_was_in_flight_is_done_first_and_once() {
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     assert_eq!(rig.next_avail(), 3);
     assert!(!server.is_drained() && server.is_at_rest());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
     assert_eq!((marked(&region), server.is_drained()), (vec![], true));
     let contents = contents(&region);
@@ -185,7 +185,7 @@ fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
     let region = left(&[], 0);
     let inflight_log = inflight_log(&rig, &region);
     let (mut server, mut context) = (rig.server_on(inflight_log), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(!rig.shared.device.has_served(), "nothing was asked for yet");
     rig.write(0, 0, 4096);
     let (device, calls) = (Arc::clone(&rig.shared.device), Rc::new(Cell::new(0)));
@@ -194,7 +194,7 @@ fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
         assert!(device.has_served(), "store {} of the region came first", seen.get());
         seen.set(seen.get() + 1);
     })));
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     watch_stores(None);
     assert!(calls.get() > 0);
     // Without a region, what a request that still waits did may be on the disk already.
@@ -202,10 +202,10 @@ fn the_disk_has_served_before_the_region_or_the_used_ring_says_so() {
     let held = rig.offer_to_held(1);
     rig.shared.device.forget_served();
     let (mut server, mut context) = (rig.server(), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(rig.shared.device.has_served() && !server.is_drained());
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
 }
 
 #[test]
@@ -217,11 +217,11 @@ fn requests_that_are_taken_again_have_no_more_room_than_others() {
     let (mut server, mut context) =
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.next_avail(), rig.used().len()), (8, 5));
     assert_eq!(marked(&region), [0, 3, 6], "the third waits for room, and is in flight");
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used()[5..], [0, 1, 2, 3, 4]);
     assert_eq!((marked(&region), rig.next_avail()), (vec![], 10));
 }
@@ -250,7 +250,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
         rig.vring.set_enabled(enabled);
         server.stop();
         assert_eq!(server.is_drained(), !enabled);
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert!(server.is_drained());
         if enabled {
             assert_eq!((rig.used(), marked(&region)), (vec![3, 0, 2], vec![]));
@@ -260,7 +260,7 @@ fn a_stop_finishes_what_was_in_flight_unless_the_ring_is_disabled() {
         // The next start of the ring does what is left, once.
         rig.vring.set_enabled(true);
         let mut server = rig.server_on(inflight_log(&rig, &region));
-        rig.settle(&mut server, &mut context);
+        rig.run_until_idle(&mut server, &mut context);
         assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
     }
 }
@@ -279,7 +279,7 @@ fn a_ring_that_breaks_leaves_the_rest_in_the_region() {
     assert_eq!(marked(&region), [0, 6, 9]);
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, USED).unwrap();
     let mut server = rig.server_on(inflight_log(&rig, &region));
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used(), [3, 0, 2, 1, 4]);
 }
 
@@ -293,10 +293,10 @@ fn a_head_that_is_in_flight_cannot_be_offered_again() {
     memory.write_obj(0_u16, GuestAddress(super::rig::AVAIL + 4 + 3 * 2)).unwrap();
     let (mut server, mut context) =
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     rig.offer(2, VIRTIO_BLK_T_IN, 0, 4096);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.used(), [0, 1, 0], "the ring is stopped");
 }
 
@@ -323,19 +323,19 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
                 }
             };
             let (mut server, mut context) = (rig.server_on(inflight_log), rig.worker_context());
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!(rig.next_avail(), stale);
             set(0, 0);
             // As many as make the available index what it was.
             (0..2).for_each(|n| rig.write(n, n.into(), 4096));
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![], 2));
             if tracked {
                 // A process that dies now leaves a region that goes with the cleared ring.
                 assert_eq!((contents(&region).used_index, marked(&region)), (0, vec![0, 3]));
             }
             drop(held);
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1], 2));
             if tracked {
                 assert_eq!((contents(&region).used_index, marked(&region)), (2, vec![]));
@@ -343,7 +343,7 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
             // From here on the used index is the device's own.
             memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
             rig.write(2, 2, 4096);
-            rig.settle(&mut server, &mut context);
+            rig.run_until_idle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![0, 1, 2], 3));
         }
     }
@@ -360,10 +360,10 @@ fn a_cleared_ring_does_not_make_a_region_forget() {
     let memory = rig.map.shared().memory().clone();
     memory.write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
     // Those in flight are taken again, and wait; the two behind them follow.
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.next_avail(), server.is_at_rest()), (10, false));
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.next_avail(), rig.used().len(), marked(&region)), (10, 10, vec![]));
 }
 

@@ -208,7 +208,7 @@ impl Rig {
     }
 
     /// Serves as a queue thread does, until nothing is left to be done without waiting.
-    pub(crate) fn settle(&self, server: &mut QueueServer<'_>, context: &mut WorkerContext) {
+    pub(crate) fn run_until_idle(&self, server: &mut QueueServer<'_>, context: &mut WorkerContext) {
         for _ in 0..1000 {
             self.pass_on(server);
             if server.serve(context) == Turn::Idle && !server.has_woken() {
@@ -228,7 +228,7 @@ impl Rig {
         for n in 0..count {
             self.write(n, n.into(), 4096);
         }
-        self.settle(&mut server, &mut context);
+        self.run_until_idle(&mut server, &mut context);
         assert_eq!(self.used().len(), usize::from(count));
         let held = (0..count).map(|page| self.shared.device.hold(page.into()).unwrap()).collect();
         for n in 0..count {

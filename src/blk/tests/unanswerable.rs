@@ -146,7 +146,7 @@ fn what_cannot_be_answered_is_not_done_and_stops_the_queue_each_time() {
             let mut context = ring.rig.worker_context();
             for times in 1..=3 {
                 let (mut server, error) = ring.start();
-                ring.rig.settle(&mut server, &mut context);
+                ring.rig.run_until_idle(&mut server, &mut context);
                 assert_eq!(ring.rig.used(), [0], "{mode:?}: {case}");
                 assert_eq!(ring.rig.status(0), 0, "{mode:?}: {case}");
                 assert_eq!(signals(&error), 1, "{mode:?}: {case}");
@@ -155,9 +155,9 @@ fn what_cannot_be_answered_is_not_done_and_stops_the_queue_each_time() {
                 assert!(server.is_drained(), "{mode:?}: {case}");
                 assert_eq!((ring.rig.next_avail(), ring.marked()), (1, vec![]), "{mode:?}: {case}");
                 // Kicks change nothing, also after a stop.
-                ring.rig.settle(&mut server, &mut context);
+                ring.rig.run_until_idle(&mut server, &mut context);
                 server.stop();
-                ring.rig.settle(&mut server, &mut context);
+                ring.rig.run_until_idle(&mut server, &mut context);
                 assert_eq!((signals(&error), ring.rig.used()), (0, vec![0]));
             }
             assert!((1..5).all(|page| ring.rig.page(page) == [0; 4096]), "{mode:?}: {case}");
@@ -174,7 +174,7 @@ fn what_cannot_be_answered_is_not_done_and_stops_the_queue_each_time() {
             );
             (1..5).for_each(|n| ring.preset(n, 0xff));
             let (mut server, _) = ring.start();
-            ring.rig.settle(&mut server, &mut context);
+            ring.rig.run_until_idle(&mut server, &mut context);
             assert_eq!(ring.rig.used(), [0, 1, 2, 3, 4], "{mode:?}: {case}");
             assert!((0..5).all(|n| ring.rig.status(n) == 0), "{mode:?}: {case}");
             assert!((0..5).all(|page| ring.rig.page(page) == ring.rig.data(page as u16)));
@@ -189,12 +189,12 @@ fn what_was_begun_before_is_finished_and_published() {
         let ring = Ring::new(mode);
         let held = ring.rig.offer_to_held(3);
         let ((mut server, _), mut context) = (ring.start(), ring.rig.worker_context());
-        ring.rig.settle(&mut server, &mut context);
+        ring.rig.run_until_idle(&mut server, &mut context);
         ring.rig.write(3, 9, 4096);
         ring.rig.write(4, 10, 4096);
         ring.spoil(3, &[desc(HEADERS + 96, 16, 0, 0)]);
         ring.preset(3, 0);
-        ring.rig.settle(&mut server, &mut context);
+        ring.rig.run_until_idle(&mut server, &mut context);
         assert_eq!((ring.broken(), ring.rig.next_avail()), (1, 6), "{mode:?}");
         // A stop waits for the three, and for nothing else.
         server.stop();
@@ -202,7 +202,7 @@ fn what_was_begun_before_is_finished_and_published() {
         let tracked = if mode == Mode::Tracked { vec![0, 3, 6] } else { vec![] };
         assert_eq!(ring.marked(), tracked);
         drop(held);
-        ring.rig.settle(&mut server, &mut context);
+        ring.rig.run_until_idle(&mut server, &mut context);
         assert!(server.is_drained(), "{mode:?}");
         assert_eq!(ring.rig.used()[3..], [0, 1, 2], "{mode:?}");
         assert_eq!((ring.marked(), ring.broken()), (vec![], 1), "{mode:?}");
@@ -217,14 +217,14 @@ fn what_was_in_flight_and_cannot_be_answered_stays_in_the_region() {
     let mut ring = Ring::new(Mode::Tracked);
     let mut context = ring.rig.worker_context();
     ring.rig.write(0, 0, 4096);
-    ring.rig.settle(&mut ring.rig.server(), &mut context);
+    ring.rig.run_until_idle(&mut ring.rig.server(), &mut context);
     (1..3).for_each(|n| ring.rig.write(n, n.into(), 4096));
     ring.region = left(&[3, 6], 1);
     ring.spoil(1, &[desc(HEADERS + 32, 16, 0, 0)]);
     ring.preset(1, 0);
     for times in 1..=2 {
         let (mut server, _) = ring.start();
-        ring.rig.settle(&mut server, &mut context);
+        ring.rig.run_until_idle(&mut server, &mut context);
         assert!(server.is_drained());
         assert_eq!((ring.rig.used(), ring.marked()), (vec![0], vec![3, 6]));
         assert_eq!(ring.broken(), times);

@@ -44,7 +44,7 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     let held = rig.offer_to_held(3);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     let before = clock::coarse();
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
     assert!(!server.check_parked(checks.at(before + 9 * SECOND), &stall_limits));
     assert_eq!(figures(&rig).stalled_requests, 0);
@@ -55,11 +55,11 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     }
     // Woken and parked again it is the same request.
     server.wake(0);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     server.check_parked(checks.at(later + 100 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 3);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(server.is_drained());
     assert!((0..3).all(|n| rig.status(n) == 0));
     assert_eq!((figures(&rig).expired_requests, figures(&rig).failed_reads), (0, 0));
@@ -67,13 +67,13 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
     let mut checks = Checks::new(Duration::MAX);
     let held = rig.shared.device.hold(0);
     rig.offer(0, VIRTIO_BLK_T_IN, 0, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     server.check_parked(checks.at(clock::coarse() + 9 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 3);
     server.check_parked(checks.at(clock::coarse() + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 4);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
 }
 
 #[test]
@@ -82,16 +82,16 @@ fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
     let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let parked = clock::coarse();
     wait_until("the clock advances", || clock::coarse() > parked);
     server.wake(0);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
     server.check_parked(checks.at(parked + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 1);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     let mut held = rig.offer_to_held(4);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     server.set_bound(Bound { bytes: u64::MAX, count: 2, ..Bound::default() });
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert!(!server.check_parked(checks.at(clock::coarse() + 19 * SECOND), &stall_limits));
     assert_eq!(rig.used().len(), 4);
     // The two that are parked fail, are published, and make room: the queue is to have a turn.
@@ -112,11 +112,11 @@ fn a_request_that_waits_far_too_long_fails_and_leaves_nothing_behind() {
     assert_eq!(figures(&rig).expired_requests, 2);
     assert_eq!(figures(&rig).failed_reads, 2);
     assert!(server.is_drained());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(rig.next_avail(), 8);
     // No request waits for their slots any more, so the next request gets them.
     drop(held.drain(..));
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.used().len(), server.is_drained()), (8, true));
     assert_eq!([rig.status(2), rig.status(3)], [0; 2]);
     assert!(rig.shared.device.hold(0).is_some());
@@ -132,7 +132,7 @@ fn time_in_which_the_daemon_was_not_there_does_not_count() {
     assert_eq!(interval, SECOND * 5 / 2);
     let held = rig.offer_to_held(2);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let mut now = clock::coarse();
     let mut check = |server: &mut QueueServer<'_>, after| {
         now += after;
@@ -150,7 +150,7 @@ fn time_in_which_the_daemon_was_not_there_does_not_count() {
     assert!(check(&mut server, interval));
     assert_eq!((figures(&rig).stalled_requests, figures(&rig).expired_requests), (2, 2));
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
 }
 
 #[test]
@@ -175,18 +175,18 @@ fn a_write_that_was_given_up_leaves_what_was_there() {
     let mut checks = Checks::new(Duration::MAX);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
     rig.write(0, 5, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let held = rig.shared.device.hold(5);
     rig.write(1, 5, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let stored = figures(&rig).compr_data_size;
     let stall_limits = StallLimits { report: SECOND, fail: 2 * SECOND };
     assert!(server.check_parked(checks.at(clock::coarse() + 2 * SECOND), &stall_limits));
     assert_eq!((rig.status(1), figures(&rig).failed_writes), (IOERR, 1));
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     rig.offer(2, VIRTIO_BLK_T_IN, 5 * 8, 4096);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!((rig.status(2), figures(&rig).compr_data_size), (0, stored));
     assert!(rig.data(2) == rig.data(0), "another page than the one that was there");
 }
@@ -304,18 +304,18 @@ fn each_poll_is_to_be_seen_by_the_watchdog_and_reported_requests_stay_reported()
     let held = rig.offer_to_held(2);
     let pulse = Arc::<Pulse>::default();
     let (mut server, mut context) = (rig.server_with(Arc::clone(&pulse)), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(pulse.last(), (2, "0 3 read of 4096 bytes from sector 8 false".into()));
     // One of the two is reported while it is polled, and then parked.
     pulse.report_next();
     server.wake(0);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(pulse.last(), (3, "0 0 read of 4096 bytes from sector 0 false".into()));
     let stall_limits = StallLimits { report: 10 * SECOND, fail: Duration::ZERO };
     server.check_parked(checks.at(clock::coarse() + 10 * SECOND), &stall_limits);
     assert_eq!(figures(&rig).stalled_requests, 1, "one was counted by the watchdog");
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     assert_eq!(pulse.last(), (5, "0 3 read of 4096 bytes from sector 8 true".into()));
 }
 
@@ -352,11 +352,11 @@ fn a_watchdog_that_is_off_says_nothing() {
     let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
     let (mut server, mut context) = (rig.server(), rig.worker_context());
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
     let off = StallLimits { report: Duration::ZERO, fail: Duration::ZERO };
     assert_eq!(off.interval(), None);
     assert!(!server.check_parked(checks.at(clock::coarse() + 1_000_000 * SECOND), &off));
     assert_eq!(figures(&rig).stalled_requests, 0);
     drop(held);
-    rig.settle(&mut server, &mut context);
+    rig.run_until_idle(&mut server, &mut context);
 }
