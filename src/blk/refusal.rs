@@ -32,7 +32,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// What the guest is told (VIRTIO 1.2, 5.2.6.2).
+    /// The status that the guest receives (VIRTIO 1.2, 5.2.6.2).
     pub(crate) fn status(self) -> Status {
         match self {
             Refusal::Type(_) | Refusal::Ranges | Refusal::Flags(_) => Status::Unsupported,
@@ -40,7 +40,7 @@ impl Refusal {
         }
     }
 
-    /// The kind of warning that it is.
+    /// The kind of warning for it.
     pub(crate) fn kind(self) -> Kind {
         match self {
             Refusal::ReadOnly => Kind::ReadOnly,

@@ -1,4 +1,4 @@
-//! How a request is answered: its status, and where that goes (VIRTIO 1.2, 5.2.6).
+//! How a request is answered: its status, and where it is written (VIRTIO 1.2, 5.2.6).
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -15,7 +15,7 @@ pub(crate) enum Status {
     Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
 }
 
-/// Where the status goes, and how many bytes of data come before it if all is well.
+/// Where the status is written, and how many bytes of data precede it on success.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reply {
     pub(crate) status: GuestAddress,

@@ -229,7 +229,7 @@ impl QueueThread<'_> {
                 }
                 queue.kick = Some(kick);
                 queue.server.start(error_event, inflight_log);
-                // The kick of a front end that reconnects may never come again.
+                // A front end that reconnects may not repeat its kick.
                 queue.hot = true;
             }
             Command::Poll { ring } => {

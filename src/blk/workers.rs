@@ -36,7 +36,7 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// As many threads as the options say, none of which runs yet.
+    /// As many threads as the options name. No thread runs yet.
     pub(crate) fn new(shared: Arc<Shared>, vrings: Vec<Vring>, trouble: EventFd) -> Self {
         let options = &shared.options;
         let count = usize::from(options.threads.clamp(1, options.num_queues.max(1)));

@@ -253,7 +253,7 @@ mod tests {
                 LoadError::Image(ImageError::Cut { at, length: 0x30_0000 }) if cut => {
                     assert_eq!(at, length);
                 }
-                // Where the file system tells that nothing is there.
+                // If the file system reports that no data is there.
                 LoadError::Image(ImageError::Changed) => {}
                 error => panic!("{length}: {error:?}"),
             }

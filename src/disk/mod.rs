@@ -38,7 +38,7 @@ use crate::vhost_user::{Others, Server, SessionEnd};
 pub struct DiskConfig {
     /// Its name in the log.
     pub name: DiskName,
-    /// Its size, its codec, and where its memory comes from.
+    /// Its size, its codec, and the source of its memory.
     pub device: DeviceConfig,
     /// The features that guests are offered.
     pub guest: GuestOptions,

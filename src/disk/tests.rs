@@ -65,7 +65,7 @@ fn a_disk_that_is_stopped_compacts_nothing() {
     assert!(waits.recv().unwrap());
     disk.stop();
     disk.stop();
-    // The sender goes without a word.
+    // The sender is dropped unused.
     disk.compact(move |_| done.send(false).unwrap());
     waits.recv().unwrap_err();
     assert_eq!(disk.report().orig_data_size, 0);

@@ -113,7 +113,7 @@ impl Handler {
         self.vrings[ring].clone()
     }
 
-    /// How far the front end has come.
+    /// The front end's progress.
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }

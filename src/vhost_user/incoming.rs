@@ -127,7 +127,7 @@ pub(crate) fn can_reply(stream: &UnixStream) -> Result<bool, SessionError> {
     Ok(events.is_some_and(|events| events.contains(PollFlags::POLLOUT)))
 }
 
-/// Whether nothing more will come after what is in the socket.
+/// Whether the peer has hung up: no data follows what is in the socket.
 pub(crate) fn has_hung_up(stream: &UnixStream) -> Result<bool, SessionError> {
     // The nix crate has no name for this event, and so does not report it either.
     let events = poll_now(stream, PollFlags::from_bits_retain(libc::POLLRDHUP))?;

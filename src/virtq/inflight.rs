@@ -2,7 +2,7 @@
 //! keeps it while the daemon dies (vhost-user, "Inflight I/O tracking", split virtqueues). This file has
 //! the region's layout and its mapping; `part` has the entries of one queue.
 //!
-//! A front end asks for a region before it says how large its rings are. Some ask for fewer entries than
+//! A front end requests a region before it sets the sizes of its rings. Some ask for fewer entries than
 //! a ring then has (QEMU up to 11.0 with virtio-mmio, and Debian's 10.0.13: 128 for a ring of 1024).
 //! Only sizes and place travel back with the region, so the daemon chooses its length:
 //!

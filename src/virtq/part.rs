@@ -38,7 +38,7 @@ const IN_FLIGHT: usize = 0;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
 
-/// What a part says of one head.
+/// What a part records of one head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) in_flight: u8,
@@ -90,8 +90,8 @@ impl Part {
         read.is_ok() && header == [0; HEADER_BYTES]
     }
 
-    /// Reads all of it, or nothing if a piece of the file is gone. Of a large part that is what its
-    /// header says, and at least the entries of a ring of `size`.
+    /// Reads all of it, or nothing if a piece of the file was truncated. All of a large part is as many
+    /// entries as its header names, and at least those of a ring of `size`.
     pub(crate) fn read(&self, size: u16) -> Option<Contents> {
         let entry = |head: u16| {
             let at = entry_at(head);
@@ -202,7 +202,7 @@ pub(crate) mod tests {
         });
     }
 
-    /// Has a part say something else, as another process would have left it.
+    /// Changes the contents of a part to what another process would have left.
     pub(crate) fn overwrite(part: &Part, contents: &Contents) {
         assert_eq!(contents.entries.len(), usize::from(part.capacity));
         part.store(FEATURES, contents.features);

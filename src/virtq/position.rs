@@ -75,7 +75,7 @@ pub(crate) fn read(
     let others = others.iter().filter(|part| !part.is_untouched()).map(read);
     let others = others.collect::<Result<Vec<_>, _>>()?;
     let base = queue.next_avail();
-    // Other indexes say more.
+    // Only indexes of 0 are ambiguous.
     let went_around = (base, used) == (0, 0) && went_around(queue, memory);
     if is_lost(queue, memory) {
         // The bytes that were read may be zeroes, which must not be written to the region.

@@ -129,7 +129,7 @@ impl Contents {
     }
 
     /// The first counter that is not in use. One that has counted to the end was not made by
-    /// counting, so what comes after that is of no concern.
+    /// counting, so the values after it do not matter.
     fn next_counter(&self) -> u64 {
         let most = self.entries.iter().map(|entry| entry.counter).max();
         most.unwrap_or_default().wrapping_add(1).max(1)

@@ -12,7 +12,7 @@ use crate::virtq::part::Part;
 /// Heads are marked in the order of the available ring and unmarked, when they are put back, in the
 /// reverse order, by one thread. So at any instant those of the ring's heads that are marked or in
 /// the used ring are a prefix of what was made available: as many as the used index and the number
-/// of marked ones say together. That sum is where the next process continues to take.
+/// of marked ones add up to. That sum is where the next process continues to take.
 #[derive(Debug)]
 pub(crate) struct RegionLog {
     part: Part,

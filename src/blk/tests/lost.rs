@@ -179,7 +179,7 @@ fn a_used_ring_in_lost_memory_gives_nothing_back() {
 }
 
 /// The indexes of a ring that is lost read as those of a new one. The region, which is not lost, keeps
-/// what it says of the ring.
+/// what it records of the ring.
 #[test]
 fn a_ring_in_lost_memory_is_not_taken_for_a_new_one_at_its_start() {
     for (used_ring, available_ring) in [(SECOND, AVAIL), (USED, SECOND)] {

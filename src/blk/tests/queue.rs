@@ -104,7 +104,7 @@ fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
             assert_eq!(rig.next_avail(), COUNT + 3);
             for done in 1..=COUNT {
                 drop(held.remove(0));
-                // The wake-up is all that the queue is told.
+                // The queue receives only the wake-up.
                 rig.pass_on(&mut server);
                 while server.serve(&mut context) == Turn::More {}
                 assert_eq!(rig.used().len(), usize::from(COUNT + done), "{bound:?}");
@@ -147,7 +147,7 @@ fn a_full_queue_is_not_kicked() {
 }
 
 #[test]
-fn one_request_is_let_in_whatever_its_size() {
+fn one_request_is_begun_whatever_its_size() {
     let rig = Rig::new();
     let held = rig.offer_to_held(2);
     let (mut server, mut context) = (rig.server(), rig.worker_context());

@@ -272,7 +272,7 @@ fn a_ring_that_breaks_leaves_the_rest_in_the_region() {
     let (mut server, mut context) =
         (rig.server_on(inflight_log(&rig, &region)), rig.worker_context());
     server.set_time_slice(Duration::ZERO);
-    // The used ring goes where no memory is.
+    // The used ring lies outside guest memory.
     rig.vring.set_queue_info(super::TABLE, super::rig::AVAIL, 1 << 40).unwrap();
     assert_eq!(server.serve(&mut context), Turn::Idle);
     assert!(server.is_drained());
@@ -331,7 +331,7 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
             rig.run_until_idle(&mut server, &mut context);
             assert_eq!((rig.used(), rig.next_avail()), (vec![], 2));
             if tracked {
-                // A process that dies now leaves a region that goes with the cleared ring.
+                // A process that dies now leaves a region that matches the cleared ring.
                 assert_eq!((contents(&region).used_index, marked(&region)), (0, vec![0, 3]));
             }
             drop(held);
@@ -349,7 +349,7 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
     }
 }
 
-/// What is in flight is more than what the ring says.
+/// The requests in flight are more than the ring shows.
 #[test]
 fn a_cleared_ring_does_not_make_a_region_forget() {
     let rig = Rig::new();

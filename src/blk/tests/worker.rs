@@ -49,7 +49,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The kick for what was offered before may have gone to the process before this one.
+/// An earlier process may have received the kick for the heads that were offered before.
 #[test]
 fn a_ring_is_looked_at_when_it_starts() {
     let rig = Rig::new();
