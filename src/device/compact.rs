@@ -39,13 +39,13 @@ pub struct Compactor {
     reader: Option<Reader>,
 }
 
-/// Why there is no memory to be had.
+/// Why memory is not available.
 struct Short {
     /// By what was last seen of the host, not by the disk's own limit.
     of_the_host: bool,
 }
 
-/// How to find out what the host can bear.
+/// How to find out what the host can spare.
 pub(super) struct HostWatch {
     spare: Box<dyn Fn() -> Option<u64> + Send + Sync>,
     /// When it was last done.
@@ -96,7 +96,7 @@ impl Device {
     }
 
     /// From now on the disk asks `spare` for the bytes that the host can spare, and takes a share of
-    /// them until it asks again. Writes fail for which there is none. To be set once.
+    /// them until it asks again. Writes fail that exceed the share. To be set once.
     pub fn watch_host(&self, spare: impl Fn() -> Option<u64> + Send + Sync + 'static) {
         let looked = Mutex::new(Instant::now());
         let roomy = AtomicBool::new(true);

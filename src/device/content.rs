@@ -15,7 +15,7 @@ use crate::store::Place;
 pub(super) struct NewContent<'d> {
     content: Content,
     object: Option<Owned<'d>>,
-    /// What the object adds to the slot's check sum; 0 where there is none.
+    /// What the object adds to the slot's check sum; 0 if it adds nothing.
     body: u32,
 }
 

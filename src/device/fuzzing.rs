@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn a_state_that_is_not_damaged_is_opened() {
         assert!(damaged_state(&[]));
-        // Locks alone are no damage.
+        // Locks alone are not damage.
         assert!(damaged_state(&[8, 7, 0, 0, 0, 8, 9, 0, 0, 0]));
     }
 

@@ -41,7 +41,7 @@ pub struct Io<'d, P> {
     cursor: Cursor,
     /// The page at the cursor, if it was begun and keeps those behind it from beginning.
     current: Option<PageOp<'d>>,
-    /// Pages before the cursor that are with the engine, or were. Allocates nothing as long as there are none.
+    /// Pages before the cursor that are with the engine, or were. Allocates nothing as long as it is empty.
     window: Vec<PageOp<'d>>,
     /// Jobs of these pages that are still to be submitted, oldest first.
     jobs: VecDeque<Arc<Job>>,

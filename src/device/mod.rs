@@ -46,7 +46,7 @@ pub struct DeviceConfig {
     pub block_size: BlockChoice,
     /// The codec of all writes.
     pub codec: CodecSpec,
-    /// Most bytes of arena and table together, with the table's check sums; 0 is no limit (zram's
+    /// Most bytes of arena and table together, with the table's check sums; 0 means no limit (zram's
     /// `mem_limit`, which bounds the arena alone). Rounded up to a page.
     pub mem_limit: u64,
     /// Where the memory of table and arena comes from.
@@ -133,7 +133,7 @@ impl DeviceConfig {
         Ok(self.size.next_multiple_of(PAGE_SIZE as u64))
     }
 
-    /// Most bytes of arena and table, rounded up to a page; 0 is no limit.
+    /// Most bytes of arena and table, rounded up to a page; 0 means no limit.
     fn limit(&self) -> u64 {
         self.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0)
     }

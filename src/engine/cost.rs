@@ -53,7 +53,7 @@ impl Average {
         let old = self.ns.load(Ordering::Relaxed);
         // A thread that had to wait for a processor says nothing of the codec.
         let new = new.min(old.saturating_mul(MOST_AT_ONCE) + 1000);
-        // An update that is lost to another thread's is no loss.
+        // An update that is lost to another thread's does not matter.
         self.ns.store((old * (PAST - 1) + new) / PAST, Ordering::Relaxed);
     }
 

@@ -31,12 +31,12 @@ pub(super) struct Budget {
     /// What may be taken until the host is asked again, in bytes; moved by the thread that watches
     /// the host.
     ceiling: AtomicU64,
-    /// What the host could bear when it was asked, in bytes.
+    /// What the host could spare when it was asked, in bytes.
     horizon: AtomicU64,
 }
 
 impl Budget {
-    /// A budget of at most `limit` bytes; 0 is no limit.
+    /// A budget of at most `limit` bytes; 0 means no limit.
     pub(super) fn new(limit: u64) -> Self {
         Self {
             total: AtomicU64::new(0),

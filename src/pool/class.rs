@@ -189,7 +189,7 @@ impl Class {
     /// Frees the object at `place`. Its memory stays until it is trimmed, or used again.
     pub(super) fn free(&mut self, place: Place, regions: &Regions) {
         let number = self.find(place, regions);
-        let number = number.unwrap_or_else(|| panic!("{place:?} is no object of this class"));
+        let number = number.unwrap_or_else(|| panic!("{place:?} is not an object of this class"));
         self.spans[number.span].give_back(number.object);
         self.objects -= 1;
         self.changes += 1;
@@ -395,7 +395,7 @@ impl Class {
             }
             let more = self.commit_run(number.span, run.start..ahead, common);
             match more {
-                // There may be room for what is needed where there is none for more.
+                // There may be room for what is needed but not for more.
                 Err(_) if ahead > run.end => self.commit_run(number.span, run, common)?,
                 other => other?,
             }

@@ -36,7 +36,7 @@ fn a_limit_is_never_exceeded_and_a_refusal_leaves_nothing_reserved() {
     });
 }
 
-/// The limit and what the host can bear are about arena and table together.
+/// The limit and what the host can spare are about arena and table together.
 #[test]
 fn arena_and_table_cannot_both_have_the_last_page() {
     for by_the_host in [false, true] {

@@ -47,7 +47,7 @@ pub struct Pool {
 
 impl Pool {
     /// A pool in `arena`, which is empty, for a disk of `pages` pages. At most `limit` bytes are
-    /// ever committed, those of the disk's table counted; 0 is no limit.
+    /// ever committed, those of the disk's table counted; 0 means no limit.
     pub fn new(arena: Arena, pages: u64, limit: u64) -> Self {
         let kinds = Classes::for_pages(pages);
         let classes =

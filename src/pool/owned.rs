@@ -103,7 +103,7 @@ impl Pool {
         Ok(stored)
     }
 
-    /// Copies an object to a lower place than `from`, where it lies. `None` if there is none. The caller
+    /// Copies an object to a lower place than `from`, where it lies. `None` if there is no such place. The caller
     /// has the object's slot name the copy, and then frees the original by [`Owned::free_at_once`].
     pub fn copy_below(&self, from: Place, object: &[u8], owner: u32) -> Option<Owned<'_>> {
         let place = self.allocate_below(from, object.len())?;

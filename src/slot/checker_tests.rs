@@ -167,7 +167,7 @@ fn a_sleeping_task_keeps_its_guard_and_holds_nobody_else_up() {
         let said = said.join().unwrap();
         assert!(said.contains("'slot' 2 is taken with 'slot' 5"), "{said}");
     });
-    // And what another thread releases is no longer held.
+    // A lock that another thread releases is not held any more.
     thread::scope(|scope| drop(scope.spawn(move || drop(guard))));
     let _turn = sleeper.enter();
     drop(take(&table, 2));
@@ -216,7 +216,7 @@ fn anything_where_nothing_may_be_held_is_found() {
     let guard = take(&table, 0);
     let said = fault(|| may_not_hold("an idle thread"));
     assert!(said.contains("may not hold: an idle thread, with 'slot' 0"), "{said}");
-    // Another thread's are no matter.
+    // Another thread's locks do not matter.
     thread::scope(|scope| drop(scope.spawn(|| may_not_hold("elsewhere"))));
     drop(guard);
     may_not_hold("at last");

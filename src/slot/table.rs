@@ -348,7 +348,7 @@ impl SlotTable {
                 })
             };
             let count = self.words.growth(index);
-            // There may be room for what is needed where there is none for more.
+            // There may be room for what is needed but not for more.
             grow(count).or_else(|error| if count > 1 { grow(1) } else { Err(error) })
         };
         self.coming.ensure(&self.words, &self.lot, index / WORDS_PER_PAGE, make)

@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// The table at the top, once more and for each combination of all that is no place.
+    /// The table at the top, once more and for each combination of all bits outside the place.
     fn expected(tag: u64, units: u64) -> Content {
         let (state, flags, codec, length) =
             (tag >> 2 & 3, tag >> 4 & 7, tag >> 7 & 15, (tag >> 11) as usize);

@@ -164,7 +164,7 @@ impl Mapping {
     /// lives.
     pub(super) unsafe fn write(&self, offset: u64, bytes: &[u8]) {
         let to = self.range(offset, bytes.len() as u64);
-        // SAFETY: `range` checked the bounds, the source is no part of the target, of which no slice
+        // SAFETY: `range` checked the bounds, the source is not part of the target, of which no slice
         // lives, and no other thread accesses the target.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
     }

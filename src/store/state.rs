@@ -58,7 +58,7 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the state in the directory `dir`; if `create`, makes it if there is none, and the
+    /// Opens the state in the directory `dir`; if `create`, makes it if it does not exist, and the
     /// directory too. If `locked`, its pages never leave memory once they exist. Directory and files
     /// belong to the process's user, or to the user with the number `owner`.
     ///
@@ -82,10 +82,10 @@ impl State {
             [true, ..] => {
                 let lost = || StateError::Lost { home: name.clone(), what: SUPERBLOCK };
                 let superblock = home.file(SUPERBLOCK)?.ok_or_else(lost)?;
-                let taken = Taken::new(superblock, &name, locked)?;
-                if taken.superblock.is_complete() {
+                let claimed = Claimed::new(superblock, &name, locked)?;
+                if claimed.superblock.is_complete() {
                     let others = [home.file(TABLE)?, home.file(ARENA)?];
-                    taken.complete(others, &name, wanted, locked)
+                    claimed.complete(others, &name, wanted, locked)
                 } else if create {
                     Self::make(&home, wanted, locked)
                 } else {
@@ -123,11 +123,11 @@ impl State {
         }
         let [superblock, table, arena] = found;
         let lost = StateError::Lost { home: home.into(), what: SUPERBLOCK };
-        let taken = Taken::new(superblock.ok_or(lost)?, home, locked)?;
-        if !taken.superblock.is_complete() {
+        let claimed = Claimed::new(superblock.ok_or(lost)?, home, locked)?;
+        if !claimed.superblock.is_complete() {
             return Err(StateError::Unfinished { home: home.into() });
         }
-        taken.complete([table, arena], home, wanted, locked)
+        claimed.complete([table, arena], home, wanted, locked)
     }
 
     /// A new state in files without names, which live as long as any process has their descriptors.
@@ -185,8 +185,8 @@ impl State {
         seal(&table, TABLE, &id, table_bytes(wanted)?)?;
         seal(&arena, ARENA, &id, wanted.arena_bytes)?;
         failpoint::reach("create.sealed");
-        let taken = Taken::new(superblock, home, locked)?;
-        let mut state = taken.complete([Some(table), Some(arena)], home, wanted, locked)?;
+        let claimed = Claimed::new(superblock, home, locked)?;
+        let mut state = claimed.complete([Some(table), Some(arena)], home, wanted, locked)?;
         state.new = true;
         Ok(state)
     }
@@ -258,8 +258,8 @@ impl State {
     }
 }
 
-/// A superblock whose lock is ours.
-struct Taken {
+/// A superblock whose file lock this process has.
+struct Claimed {
     file: Arc<File>,
     lock: Flock<File>,
     superblock: Superblock,
@@ -267,7 +267,7 @@ struct Taken {
     id: Id,
 }
 
-impl Taken {
+impl Claimed {
     fn new(file: File, home: &str, locked: bool) -> Result<Self, StateError> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let again = OpenOptions::new().read(true).write(true).open(path);

@@ -123,7 +123,7 @@ fn nothing_is_made_unless_it_is_said() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     // What is above it is not ours to make.
     assert!(matches!(open(&missing.join("x"), true), Err(StateError::Directory { .. })));
-    // What is no directory is not one, and not waited for either.
+    // A file that is not a directory is refused, and not waited for either.
     File::create(dir.join("file")).unwrap();
     mkfifo(&dir.join("pipe"), Mode::S_IRWXU).unwrap();
     for name in ["file", "pipe"] {

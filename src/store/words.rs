@@ -101,7 +101,7 @@ impl Words {
             let page = offset / HOST_PAGE;
             self.existing[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
             if let Some(sums) = &self.sums {
-                // They are made first, so a word without one is no word of ours.
+                // They are made first, so a word without one is not valid.
                 let at = page / PAGES_PER_SUMS * HOST_PAGE;
                 if at >= sums_until {
                     if sums.next_existing(at).map_err(fail)? != at {

@@ -178,7 +178,7 @@ fn a_writer_at_the_limit_does_no_more_than_it_needs() {
     assert_eq!(report.pages_compacted, 0, "nothing had to move");
 }
 
-/// The table grows with what a guest touches, so what the host can bear bounds it too.
+/// The table grows with what a guest touches, so what the host can spare bounds it too.
 #[test]
 fn a_host_without_memory_gives_none_to_the_table_either() {
     let device = device(1 << 20);

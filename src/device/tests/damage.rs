@@ -15,7 +15,7 @@ const KINDS: u64 = 6;
 const EMPTY: u64 = 5;
 /// One page for each kind that was overwritten by each kind.
 const PAGES: u64 = KINDS * KINDS;
-/// Bits of a word that are no content: two of the lock, three flags.
+/// Bits of a word that are not content: two of the lock, three flags.
 const NO_CONTENT: u64 = 0b111_0011;
 
 fn page_of(kind: u64, seed: u64) -> Vec<u8> {
@@ -482,7 +482,7 @@ fn damage_is_counted_as_a_failure_of_its_request() {
     read(&device, &mut context, 56, 40);
 }
 
-/// A word that no slot can have, which comes while the disk is served, is no empty page.
+/// A word that no slot can have, which comes while the disk is served, is not an empty page.
 #[test]
 fn a_word_of_unknown_content_is_that_pages_error() {
     let home = Home::new(8, "lz4");
