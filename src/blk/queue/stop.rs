@@ -43,7 +43,7 @@ impl QueueServer<'_> {
         let (mut heads, mut count) = (Vec::new(), 0);
         let in_flight = queue.next_avail().wrapping_sub(queue.next_used());
         for back in 1..=in_flight.min(queue.size()) {
-            // The driver does not overwrite an entry before its request is completed.
+            // The driver does not overwrite an entry at or behind the used index.
             let head = ring::available(queue, memory, queue.next_avail().wrapping_sub(back));
             let Some(head) = head.filter(|head| *head < queue.size() && seen.take(*head)) else {
                 break;
