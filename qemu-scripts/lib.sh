@@ -3,7 +3,7 @@
 # Sourced, never run.
 
 VUZ_SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck disable=SC2034 # for those who source this
+# shellcheck disable=SC2034 # for scripts that source this
 VUZ_ROOT=$(dirname "$VUZ_SCRIPTS")
 VUZ_CACHE=${VUZ_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vhost-user-zram}
 
@@ -50,7 +50,7 @@ apt_update_once() {
 
 # apt_install PACKAGE...: never removes anything from the machine.
 apt_install() {
-    have apt-get || die "please install these yourself (this is no Debian or Ubuntu): $*"
+    have apt-get || die "please install these yourself (this is not Debian or Ubuntu): $*"
     local p known=1
     for p in "$@"; do
         apt-cache show "$p" >/dev/null 2>&1 || known=
@@ -107,7 +107,7 @@ find_static_busybox() {
 }
 
 # Sets BUSYBOX.
-# shellcheck disable=SC2034 # for those who source this
+# shellcheck disable=SC2034 # for scripts that source this
 need_busybox() {
     BUSYBOX=$(find_static_busybox) && return
     # It may have to replace the dynamic busybox package: the one removal we accept.

@@ -69,7 +69,7 @@ fn a_ring_that_went_all_around_is_refused_by_a_daemon_that_never_served() {
         (queue.ring().used_idx().unwrap(), queue.ring().avail_idx().unwrap())
     };
     assert_eq!(indexes(&mut client), (0, 0));
-    // The daemon that served it goes on with it.
+    // The daemon that served it continues with it.
     client.reconnect(lost.socket()).unwrap();
     lost.end(Signal::SIGKILL);
     let daemon = Daemon::start("16M", &[]);
@@ -198,7 +198,7 @@ fn a_fresh_ring_is_refused_too_if_the_region_shows_use_of_another() {
     daemon.wait_for_log(
         "queue 0: the guest has used it before (base 0, used index 0, its in-flight region shows requests)",
     );
-    // Whoever begins anew is welcome, on both queues, and may set the region again.
+    // A guest that begins anew is served, on both queues, and may set the region again.
     let mut client = daemon.client_with(&ClientOptions { queues: 2, ..client_options() });
     for _ in 0..2 {
         for blk in &mut client.queues {

@@ -112,7 +112,7 @@ fn the_socket_of_a_live_daemon_is_left_alone() {
     let daemon = Daemon::start("16M", &[]);
     let socket = daemon.socket();
     mistake(&["--socket-path", text(&socket), "--size", "16M"], &[text(&socket)]);
-    // Also while it serves somebody.
+    // Also while it serves a front end.
     let mut client = daemon.client();
     mistake(&["--socket-path", text(&socket), "--size", "16M"], &[text(&socket)]);
     write_pattern(client.blk(), 0, 8, 1);
@@ -265,7 +265,7 @@ fn an_inherited_connected_socket_is_served_to_its_end() {
     write_pattern(client.blk(), 0, 80, 1);
     expect_pattern(client.blk(), 0, 80, 1);
     drop(client);
-    // Nobody can come after it.
+    // Nothing can come after it.
     let (status, stdout, stderr) = daemon.wait();
     assert!(status.success(), "{stdout:?} {stderr:?}");
 }

@@ -23,7 +23,7 @@ use nix::{
 };
 use vhost_user_zram_frontend::{Client, Op, Segment};
 
-/// Sets whether writes to a pipe block. All who share it are concerned.
+/// Sets whether writes to a pipe block. It concerns all processes that share it.
 fn set_blocking(pipe: &PipeWriter, blocking: bool) {
     let flags = if blocking { OFlag::empty() } else { OFlag::O_NONBLOCK };
     fcntl(pipe, FcntlArg::F_SETFL(flags)).expect("fcntl");

@@ -219,7 +219,7 @@ fn die_under_load(life: &mut Life, step: &str, nth: u64, mode: Mode, mix: Mix, c
     life.load.mix = mix;
     let end = life.load.completed + LONG;
     while life.load.run(&mut life.client, 100, || life.daemon.is_alive()) {
-        assert!(life.load.completed < end, "{step}:{nth}: nobody comes there");
+        assert!(life.load.completed < end, "{step}:{nth}: no process comes there");
         match compact {
             Compact::Never => {}
             Compact::NowAndThen => life.daemon.signal(Signal::SIGUSR2),
@@ -269,7 +269,7 @@ fn die_at_creation(step: &str, times: u64, setup: Setup, seed: u64) {
     let state = TempDir::in_memory();
     for _ in 0..times {
         setup.start_and_die(&state, &format!("{step}:1"));
-        // Half of a state is not for those who look for a whole one.
+        // Half of a state is refused where a whole one is expected.
         setup.is_refused(&state);
     }
     let mut life = Life::in_state(setup, seed, state);

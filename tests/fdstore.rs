@@ -55,7 +55,7 @@ fn a_disk_outlives_its_daemon_in_the_managers_hands() {
     assert_eq!(daemon.origin(), "new");
     assert_eq!(manager.names(), STATE);
     manager.wait_for("READY=1", 1);
-    // It is held before anybody is told that the disk can be used.
+    // It is held before any process is told that the disk can be used.
     let store = format!("FDSTORE=1 FDNAME={NAME}");
     assert_eq!(manager.inner().heard, [&store, "BARRIER=1", "READY=1"]);
     write_pattern(daemon.client().blk(), 0, 1000, 0);
@@ -176,7 +176,7 @@ fn descriptors_that_are_no_whole_state_are_refused() {
     assert_eq!(manager.start(&["--algorithm", "zstd"]).origin(), "opened");
 }
 
-/// A disk may be among what was handed to somebody else.
+/// A disk may be among what was handed to another process.
 #[test]
 fn descriptors_for_another_process_are_not_taken_for_none() {
     let manager = Manager::new(8);

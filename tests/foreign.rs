@@ -49,7 +49,7 @@ impl Driver {
         assert!(offset + len <= BUFFER);
         let start = self.buffer.as_ptr().wrapping_add(offset);
         // SAFETY: within the mapping, which lives as long as the test; a test uses each part for
-        // one request at a time, and looks at it when that is completed.
+        // one request at a time, and checks it when that is completed.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 

@@ -132,7 +132,7 @@ fn a_sent_sigbus_changes_nothing_and_lost_memory_is_still_survived() {
         daemon.signal(Signal::SIGBUS);
         let mut raw = Raw::new(&daemon);
         daemon.signal(Signal::SIGBUS);
-        // By the queue's thread, or while nobody runs.
+        // By the queue's thread, or while none runs.
         assert_eq!(raw.session.config(0, 8).expect("served").len(), 8, "round {round}");
         raw.queue.push(0).unwrap();
         raw.queue.publish_quietly().unwrap();

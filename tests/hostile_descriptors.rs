@@ -106,7 +106,7 @@ fn descriptors_of_a_wrong_kind_for_events_are_refused() {
     }
 }
 
-/// A kick descriptor that stays readable for ever is looked at once for each kick.
+/// A kick descriptor that stays readable for ever is checked once for each kick.
 #[test]
 fn a_kick_descriptor_that_stays_readable_keeps_no_thread_busy() {
     let mut daemon = victim();

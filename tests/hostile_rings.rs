@@ -205,7 +205,7 @@ fn random_bytes_in_the_rings_harm_nobody() {
                 assert!(used.len > 0, "a chain came back without a status");
             }
             if raw.queue.err_event().take() > 0 {
-                // Most chains stop the queue; the next one is to be looked at all the same.
+                // Most chains stop the queue; the next one is to be checked all the same.
                 raw.session.stop(0).unwrap();
                 raw.queue.reset().unwrap();
                 raw.session.start(&raw.queue).unwrap();

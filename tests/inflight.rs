@@ -22,7 +22,7 @@ use vhost_user_zram_frontend::{
 
 /// Where the ring of a daemon that died stands.
 const STAND: u16 = 100;
-/// Status byte of a request that nobody has answered.
+/// Status byte of a request that was not answered.
 const UNANSWERED: u8 = 0xee;
 
 /// A ring with requests laid out by hand, and a region that says what is in flight. Request `n` is a
@@ -449,7 +449,7 @@ fn a_region_too_small_for_its_ring_is_not_used_and_loses_nothing() {
                     without it";
         daemon.wait_for_log(&format!("{line}{order}"));
         hand.expect_done(&daemon, &[0, 1, 3]);
-        // What somebody has left in flight there is not forgotten.
+        // What another process has left in flight there is not forgotten.
         let mut hand = Hand::new(&daemon, 8192);
         hand.inflight = small();
         let header = Header { version: 1, desc_num: 4, used_idx: STAND, ..Header::default() };

@@ -57,7 +57,7 @@ fn messages_about_regions_that_cannot_be_are_refused_and_keep_no_descriptor() {
         ("too many queues", body(1 << 20, 0, 3, 128), vec![good]),
         ("far too many queues", body(1 << 20, 0, 0xffff, 128), vec![good]),
         ("no size", body(need, 0, 2, 0), vec![good]),
-        ("a size that is no power of two", body(need, 0, 2, 100), vec![good]),
+        ("a size that is not a power of two", body(need, 0, 2, 100), vec![good]),
         ("a size that no queue has", body(1 << 20, 0, 2, 0x8001), vec![good]),
         ("a region that is too small", body(need - 1, 0, 2, 128), vec![good]),
         ("an empty region", body(0, 0, 2, 128), vec![good]),

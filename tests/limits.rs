@@ -182,7 +182,7 @@ fn without_threads_there_is_a_line_and_no_panic() {
         let limit = format!("--nproc={most}");
         let mut command = limited(&limit, binary.to_str().unwrap(), &dir, &args);
         if geteuid().is_root() {
-            // The limit is not root's. Nobody else has this number.
+            // The limit is not root's. No other user has this number.
             command.uid(2_000_000_011);
         }
         let mut child = command

@@ -157,7 +157,7 @@ fn a_tmpfs_too_small_for_the_disk_gives_errors_and_loses_nothing() {
     }
     // Same-filled pages of a part of the table that exists need nothing.
     blk.write(spread(0) * PAGE, &[7; 4096]).unwrap();
-    // What is given up makes room again.
+    // What is freed makes room again.
     for (number, stored) in (0..).zip(&stored) {
         if *stored && number % 2 == 1 {
             blk.discard(spread(number) * PAGE, 8).unwrap();

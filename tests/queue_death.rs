@@ -1,4 +1,4 @@
-//! A queue thread that dies: the session ends, the daemon lives, and a front end that comes back goes on,
+//! A queue thread that dies: the session ends, the daemon lives, and a front end that comes back continues,
 //! if it can be told what was done.
 //!
 //! The thread is told where to die by `src/failpoint.rs`, which is there in debug builds only.
@@ -78,7 +78,7 @@ fn a_queue_that_is_accounted_for_goes_on_after_its_threads_death() {
             let mut client = client(&daemon, tracked);
             submit(client.blk(), 1);
             let closed = client.session.wire().wait_closed(LIMIT);
-            closed.unwrap_or_else(|error| panic!("{step}: nobody dies: {error}"));
+            closed.unwrap_or_else(|error| panic!("{step}: no thread dies: {error}"));
             client.reconnect(daemon.socket()).expect("another session");
             while client.blk().busy() > 0 {
                 let done =
@@ -92,7 +92,7 @@ fn a_queue_that_is_accounted_for_goes_on_after_its_threads_death() {
     }
 }
 
-/// Without a state and without a region completions come in any order, so nobody can tell.
+/// Without a state and without a region completions come in any order, so no process can tell.
 #[test]
 fn a_queue_that_is_not_accounted_for_is_refused_after_its_threads_death() {
     // In the second batch, when the first one is in the used ring.
@@ -107,7 +107,7 @@ fn a_queue_that_is_not_accounted_for_is_refused_after_its_threads_death() {
     let used = client.blk().queue().ring().used_idx().expect("used index");
     assert!(u64::from(used) >= PAGES, "used index {used}");
     for _ in 0..2 {
-        assert!(client.reconnect(daemon.socket()).is_err(), "it goes on");
+        assert!(client.reconnect(daemon.socket()).is_err(), "it continues");
     }
     daemon.wait_for_log("queue 0: the guest has used it before");
     assert!(daemon.is_alive());

@@ -261,7 +261,7 @@ fn the_no_interrupt_flag_is_honoured() {
             flush_and_look(&mut raw);
         }
         thread::sleep(Duration::from_millis(2));
-        assert_eq!(raw.queue.call_event().take(), 0, "an interrupt that nobody wants");
+        assert_eq!(raw.queue.call_event().take(), 0, "an interrupt that the driver does not want");
         raw.queue.want_call().unwrap();
         flush_and_look(&mut raw);
         raw.queue.call_event().wait("the interrupt", LIMIT).unwrap();

@@ -494,12 +494,12 @@ fn a_daemon_that_ends_lets_nobody_in_when_it_closes_the_session() {
     let client = daemon.client();
     daemon.signal(Signal::SIGTERM);
     client.session.wire().wait_closed(LIMIT).expect("closed");
-    UnixStream::connect(daemon.socket()).expect_err("a daemon that ends lets somebody in");
+    UnixStream::connect(daemon.socket()).expect_err("a daemon that ends lets a front end in");
     let (status, _, _) = daemon.wait();
     assert!(status.success());
 }
 
-/// Whoever starts the next daemon need not wait until the one before is gone.
+/// The next daemon's start need not wait until the one before is gone.
 #[test]
 fn the_socket_of_a_daemon_that_goes_is_waited_for_where_there_is_a_state() {
     let dir = TempDir::new();

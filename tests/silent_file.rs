@@ -1,6 +1,6 @@
 //! A front end that hands over a file of a FUSE file system whose server is silent.
 //!
-//! In a process of its own, with one test: whoever closes such a file waits for its server, and a
+//! In a process of its own, with one test: a process that closes such a file waits for its server, and a
 //! process that is started closes what it does not inherit.
 
 mod common;
@@ -27,7 +27,7 @@ fn a_silent_file_system_in_user_space_holds_up_nobody() {
     let Some(silent) = SilentFile::new() else { return };
     for code in ALL {
         assert!(!hand_over(&daemon, code, silent.file(), MEMORY, 0), "{code:?}");
-        // Also with what else is wrong, so that the message is refused before its file is looked at.
+        // Also with what else is wrong, so that the message is refused before its file is checked.
         assert!(!hand_over(&daemon, code, silent.file(), MEMORY, 1), "{code:?}");
         assert!(!hand_over(&daemon, code, silent.file(), 0, 0), "{code:?}");
         expect_served(&mut daemon);

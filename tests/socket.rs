@@ -1,4 +1,4 @@
-//! The socket: one daemon gets it, and those may connect who are meant to.
+//! The socket: one daemon gets it, and only the users that are meant to may connect.
 
 mod common;
 
@@ -53,7 +53,7 @@ fn access(socket: &Path) -> (u32, u32, u32) {
     (meta.permissions().mode() & 0o7777, meta.uid(), meta.gid())
 }
 
-/// Leaves a socket that nobody listens at.
+/// Leaves a socket at which no process listens.
 fn leave_stale(socket: &Path) {
     drop(UnixListener::bind(socket).expect("a stale socket"));
 }
@@ -80,7 +80,7 @@ fn of_daemons_that_start_at_once_one_gets_the_socket() {
             ended.len() >= DAEMONS - 1
         });
         assert!(ended.iter().all(|status| status.code() == Some(1)), "{ended:?}");
-        let winner = daemons.pop().expect("one goes on");
+        let winner = daemons.pop().expect("one continues");
         let client =
             vhost_user_zram_frontend::Client::connect(&socket, &common::daemon::client_options());
         write_pattern(client.expect("a client").blk(), 0, 8, 1);
@@ -108,7 +108,7 @@ fn a_daemon_that_makes_its_socket_keeps_others_out() {
         assert!(line.contains("another daemon") && line.contains("socket"), "{line}");
         assert_eq!(socket.exists(), stale);
         drop(first);
-        // What it leaves keeps nobody out.
+        // What it leaves keeps no daemon out.
         let daemon = Daemon::spawn(command(&socket, &[]), dir);
         write_pattern(daemon.client().blk(), 0, 8, 1);
         assert!(!lock.exists());
@@ -127,7 +127,7 @@ fn a_lock_that_cannot_be_had_is_named() {
     let (code, line) = refusal(command(&socket, &[]));
     assert_eq!(code, 1, "{line}");
     assert!(line.contains(&format!("the lock {}", lock.display())), "{line}");
-    // It is somebody else's.
+    // It is another user's.
     assert!(lock.is_symlink() && !dir.join("elsewhere").exists() && !socket.exists());
 }
 

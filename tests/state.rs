@@ -32,7 +32,7 @@ impl Home {
         Self(TempDir::in_memory())
     }
 
-    /// The state's directory, which nobody made yet.
+    /// The state's directory, which does not exist yet.
     fn path(&self) -> PathBuf {
         self.0.join("state")
     }
@@ -133,7 +133,7 @@ fn two_daemons_cannot_have_one_state() {
         home.refuses("16M", more, &["in use"]);
         expect_served(&mut first);
     }
-    // A state that cannot be had is no reason to touch a socket.
+    // A state that cannot be had is not a reason to touch a socket.
     assert!(!home.0.join("socket.unused").exists());
     first.end(Signal::SIGKILL);
     expect_served(&mut home.start(&[]));
@@ -333,7 +333,7 @@ fn allocated(path: &Path) -> u64 {
     path.metadata().expect("file").blocks() * 512
 }
 
-/// The front end of a guest that goes on while daemons come and go.
+/// The front end of a guest that keeps running while daemons come and go.
 struct Guest {
     region: Arc<Region>,
     blk: Blk,
@@ -382,7 +382,7 @@ impl Guest {
     }
 }
 
-/// A unit that is restarted: one command line, one socket, and a guest that goes on with its ring.
+/// A unit that is restarted: one command line, one socket, and a guest that continues with its ring.
 #[test]
 fn a_guest_goes_on_with_its_ring_at_the_next_daemon() {
     let home = Home::new();
@@ -418,7 +418,7 @@ fn a_guest_goes_on_with_its_ring_at_the_next_daemon() {
     }
 }
 
-/// Whether a daemon lets a guest go on that has its ring in use.
+/// Whether a daemon serves a guest that has its ring in use.
 fn lets_go_on(daemon: &Daemon, used: u16) -> bool {
     let mut session = daemon.session();
     let region = Region::new(GPA, 16 << 20).unwrap();
@@ -476,7 +476,7 @@ fn an_image_is_loaded_when_the_state_is_made_and_never_again() {
         expect_pattern(client.blk(), 100, 50, 2);
         expect_pattern(client.blk(), 150, 2850, 1);
     };
-    // Another image, and none at all: it is not looked at.
+    // Another image, and none at all: it is not read.
     fs::write(&image, pattern(0, 3000, 9)).unwrap();
     let daemon = home.start(&load);
     look(&daemon);
@@ -502,7 +502,7 @@ fn a_load_that_was_cut_short_is_begun_anew() {
     let image = home.0.join("image");
     for round in 0..2 {
         let mut loading = loading(&home, &image);
-        // It is being made, and by somebody else.
+        // It is being made, and by another process.
         home.refuses("256M", &["--create"], &["in use"]);
         if round == 0 {
             loading.0.kill().unwrap();

@@ -31,7 +31,7 @@ const V2: &str = include_str!("states/v2.txt");
 const SIZE: &str = "128K";
 const PAGES: u64 = 32;
 const PAGE: usize = 4096;
-/// A page whose slot is locked, with somebody waiting.
+/// A page whose slot is locked, with a waiter.
 const LOCKED: u64 = 6;
 /// A page whose change was cut short: its sum is the new one, its word is not.
 const CUT_SHORT: u64 = 7;
@@ -175,7 +175,7 @@ fn a_state_of_version_2_is_read() {
     let dir = restored(V2);
     let (table, superblock) = (dir.join("table"), dir.join("superblock"));
     let intent = 4096 + INTENT * 16;
-    assert_eq!(get::<1>(&table, LOCKED * 8)[0] & 3, 3, "locked, and somebody waits");
+    assert_eq!(get::<1>(&table, LOCKED * 8)[0] & 3, 3, "locked, with a waiter");
     assert_eq!(get(&superblock, intent), (CUT_SHORT + 1).to_le_bytes());
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let mut daemon = start(&dir, &[]);
@@ -193,7 +193,7 @@ fn a_state_of_version_2_is_read() {
         assert_eq!(get::<1>(&table, LOCKED * 8)[0] & 3, 0);
         assert_eq!(get(&superblock, intent), [0; 8]);
     }
-    // It served a guest, so one that has its ring in use may go on; and can be written to.
+    // It served a guest, so one that has its ring in use may continue; and can be written to.
     assert_eq!(get(&superblock, 3080), *b"served..");
     let daemon = start(&dir, &["--create"]);
     let mut client = daemon.client();

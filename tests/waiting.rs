@@ -1,5 +1,5 @@
-//! Front ends that wait while another one is served, say nothing, or come and go: nobody keeps others out,
-//! nor the daemon from ending, and who waits is seen in the log.
+//! Front ends that wait while another one is served, say nothing, or come and go: none keeps others out,
+//! nor the daemon from ending, and the log names each that waits.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn one_that_waits_and_one_that_gives_up_are_seen() {
     assert_eq!((waits, gave_up, count(") connects")), (2, 1, 2), "{lines:?}");
 }
 
-/// Their silence does not add up, since nobody is served who says nothing.
+/// Their silence does not add up, since a peer that says nothing is not served.
 #[test]
 fn those_who_say_nothing_keep_nobody_waiting() {
     let mut daemon = Daemon::start("16M", &[]);
@@ -108,7 +108,7 @@ fn a_message_for_whose_descriptors_there_is_no_room_ends_its_session_only() {
     }
 }
 
-/// Who comes when there are no descriptors left is turned away, and seen; nothing spins or hangs.
+/// A peer that comes when there are no descriptors left is turned away, and seen; nothing spins or hangs.
 #[test]
 fn one_for_whom_there_is_no_descriptor_is_turned_away() {
     let mut daemon = with_descriptors(40);
@@ -123,7 +123,7 @@ fn one_for_whom_there_is_no_descriptor_is_turned_away() {
     daemon.end(Signal::SIGTERM);
 }
 
-/// There is always one more to accept, while another one is served and while nobody is.
+/// There is always one more to accept, while another one is served and while none is.
 #[test]
 fn those_who_come_without_end_keep_nobody_waiting() {
     for served in [true, false] {

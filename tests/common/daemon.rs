@@ -130,7 +130,7 @@ impl Daemon {
     }
 
     /// Waits for a line of the log that contains `text`. What a test has seen by other means may be in
-    /// the log later than that, so this, or the whole log of a daemon that has ended, is what to look at.
+    /// the log later than that, so this, or the whole log of a daemon that has ended, is what to check.
     pub fn wait_for_log(&self, text: &str) -> String {
         let line = self.stderr.wait_for_text(text, LIMIT);
         line.unwrap_or_else(|| panic!("no line with {text:?}: {:?}", self.stderr.all()))

@@ -70,7 +70,7 @@ impl Drop for SilentFile {
     }
 }
 
-/// Answers until it is to be silent, and reads on then, until the file system is no more.
+/// Answers until it is to be silent, and reads on then, until the file system is gone.
 fn serve(mut device: File, silent: &AtomicBool) {
     let mut message = vec![0; 1 << 20];
     while let Ok(len) = device.read(&mut message) {

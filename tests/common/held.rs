@@ -50,7 +50,7 @@ impl Held {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("signal");
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn release(&self) {
         fs::remove_file(self.file()).expect("it is held");
     }
@@ -60,7 +60,7 @@ impl Held {
         wait_until(text, || self.said("stdout").contains(text));
     }
 
-    /// Tells it to end, and lets it go on when it knows.
+    /// Tells it to end, and lets it continue when it knows.
     pub fn stop(self) -> Ended {
         let before = self.events();
         self.signal(Signal::SIGTERM);

@@ -179,7 +179,7 @@ fn hear(socket: &UnixDatagram, shared: &Shared) -> bool {
     true
 }
 
-/// An open file that is nobody's state.
+/// An open file that does not belong to a state.
 pub fn some_file(dir: &TempDir, contents: &[u8]) -> File {
     let path = dir.join("some-file");
     std::fs::write(&path, contents).expect("file");

@@ -21,7 +21,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// No wait in the tests is longer. Nothing is ever asserted about how long something took.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// Looks at `condition` until it holds.
+/// Checks `condition` until it holds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !condition() {

@@ -98,7 +98,7 @@ pub fn describe(got: &[u8]) -> String {
             return format!("what change {change} wrote to sector {sector}, or its page");
         }
     }
-    format!("bytes that nobody wrote: {:02x?}...", &got[..got.len().min(32)])
+    format!("bytes that no change wrote: {:02x?}...", &got[..got.len().min(32)])
 }
 
 #[test]
@@ -124,5 +124,5 @@ fn all_kinds_occur_and_differ_by_place_and_change() {
         assert_ne!(mine, bytes(sector, change + 1));
     }
     assert_eq!(seen.len(), 5);
-    assert!(describe(&[1; SECTOR_LEN]).contains("nobody"));
+    assert!(describe(&[1; SECTOR_LEN]).contains("no change"));
 }

@@ -29,9 +29,9 @@ const QUEUE_SIZE: u16 = 128;
 pub enum Mode {
     /// A guest that begins anew: what was in flight may have happened or not.
     Cold,
-    /// The same guest goes on, with its in-flight region: what was in flight happens.
+    /// The same guest continues, with its in-flight region: what was in flight happens.
     Resume,
-    /// The same guest goes on, without one: requests come back in order then.
+    /// The same guest continues, without one: requests come back in order then.
     Ordered,
 }
 
@@ -78,7 +78,7 @@ impl Setup {
         let mut command = self.command(state, &socket);
         command.env("VUZ_CRASH_AT", crash);
         let status = status_of(command, &socket);
-        let status = status.unwrap_or_else(|| panic!("{crash}: nobody comes there at a start"));
+        let status = status.unwrap_or_else(|| panic!("{crash}: no process comes there at a start"));
         died_by_kill(status);
     }
 
@@ -170,7 +170,7 @@ impl Life {
         assert_eq!(left.taken, 0, "{left:?}");
     }
 
-    /// Takes what the daemon has completed, which is no more.
+    /// Takes what the daemon completed before it ended.
     fn look(&mut self) -> Left {
         self.load.reap(&mut self.client);
         let requests = self.in_flight();

@@ -17,7 +17,7 @@ use crate::{
 
 /// Sectors of a request at most.
 pub const LONGEST: usize = 16 * PAGE;
-/// How long a wait is that might be for somebody who is dead.
+/// How long a wait is that might be for a dead process.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// How often each kind of request comes, in shares.
@@ -299,7 +299,7 @@ impl Load {
         self.queues[queue].in_flight().count()
     }
 
-    /// Nobody will ever complete what is in flight.
+    /// No daemon will ever complete what is in flight.
     pub fn give_up(&mut self) {
         for job in self.queues.iter_mut().flat_map(|queue| queue.jobs.drain(..)).flatten() {
             match job.pending {

@@ -2,7 +2,7 @@
 //!
 //! Each sector has the changes that it may be of. A change that is acknowledged rules out all that
 //! were acknowledged before it was submitted; of changes that were in flight together any may be
-//! the last. What failed, and what nobody will ever acknowledge, may have happened or not, page by
+//! the last. What failed, and what will never be acknowledged, may have happened or not, page by
 //! page. A read rules out all that it did not find, once nothing is in flight on its sectors.
 
 use std::ops::Range;
@@ -96,7 +96,7 @@ impl Model {
         self.now
     }
 
-    /// When the first of the reads that are in flight was submitted. What was gone by then, nobody
+    /// When the first of the reads that are in flight was submitted. What was gone by then, no read
     /// can see any more.
     fn oldest_read(&self) -> Time {
         self.reading.iter().copied().min().unwrap_or(NEVER)

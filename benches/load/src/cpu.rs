@@ -64,7 +64,7 @@ pub enum Server {
     Process(u32),
     /// The kernel on behalf of this process: its own system time, system calls included.
     Kernel,
-    /// Nobody's; unknown.
+    /// Of no known process.
     Unknown,
 }
 

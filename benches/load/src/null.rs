@@ -1,7 +1,7 @@
 //! A back end that completes every request and touches no data: what is measured against it is the
 //! generator and the way of a request, nothing else.
 //!
-//! It looks at its rings for a while before it sleeps. Else it would be asleep again before a client that
+//! It polls its rings for a while before it sleeps. Else it would be asleep again before a client that
 //! has one request in flight sends the next, each would pay for a wake-up, and a back end that takes two
 //! microseconds for a request, and so is still awake, would be faster than none.
 
@@ -22,7 +22,7 @@ use vmm_sys_util::{
     event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier},
 };
 
-/// How long a ring is looked at after the last request.
+/// How long a ring is polled after the last request.
 const AWAKE: Duration = Duration::from_micros(50);
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -157,6 +157,6 @@ pub fn serve(path: &Path, queues: usize, capacity: u64) -> io::Result<()> {
 }
 
 fn other(error: vhost_user_backend::Error) -> io::Error {
-    // That enum is no `std::error::Error`.
+    // That enum is not a `std::error::Error`.
     io::Error::other(error.to_string())
 }

@@ -44,7 +44,7 @@ pub struct Io {
 pub enum Wait {
     /// Sleeps until it is woken.
     Irq,
-    /// Looks at the ring all the time.
+    /// Polls the ring all the time.
     Poll,
 }
 

@@ -59,7 +59,7 @@ struct Slot {
     offset: u64,
 }
 
-/// Writes that go on beside the plan, in a part of the disk of their own.
+/// Writes that continue beside the plan, in a part of the disk of their own.
 pub struct Beside {
     /// First byte of that part.
     pub first: u64,
@@ -137,7 +137,7 @@ impl Worker {
             }
             self.lane.publish()?;
             self.lane.reap(self.wait, &mut done)?;
-            // One look at the clock for a batch: what came back together was seen together.
+            // One reading of the clock for a batch: what came back together was seen together.
             let now = Instant::now();
             for Done { slot, ok } in done.drain(..) {
                 let Slot { begun, write, offset } = slots[slot];

@@ -72,7 +72,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When nobody accepts, or a message is refused.
+    /// When no back end accepts, or a message is refused.
     pub fn connect(path: impl AsRef<Path>, options: &ClientOptions) -> Result<Self> {
         let sock = connect_socket(path, options.session.timeout)?;
         Self::from_stream(sock, options)
@@ -117,12 +117,12 @@ impl Client {
 
     /// Goes on with another back end on the same disk, as QEMU does when the one before has died:
     /// with the same memory, rings, events and in-flight region, and with all that was submitted
-    /// still to be reaped. Signals that were on their way are lost and nobody kicks, so the back end
+    /// still to be reaped. Signals that were on their way are lost and no kick comes, so the back end
     /// has to look for itself. The queues may be in use by other threads meanwhile.
     ///
     /// # Errors
     ///
-    /// When nobody accepts in time, or a message is refused. It may be tried again.
+    /// When no back end accepts in time, or a message is refused. It may be retried.
     pub fn reconnect(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let sock = connect_socket(path, self.options.timeout)?;
         self.reconnect_stream(sock)

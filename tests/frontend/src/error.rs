@@ -7,7 +7,7 @@ use crate::blk::Status;
 /// An error of the front end, or an answer of the back end that it did not expect.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody accepted the connection before the deadline.
+    /// No back end accepted the connection before the deadline.
     #[error("cannot connect to {path} within {waited:?}: {source}")]
     Connect {
         /// The socket's path.
@@ -44,7 +44,7 @@ pub enum Error {
     /// The back end closed the connection.
     #[error("{0}: the back end closed the connection")]
     Closed(&'static str),
-    /// The back end answered a message with something that is no answer to it.
+    /// The back end answered a message with something that does not answer it.
     #[error("{what}: bad answer: {why}")]
     BadReply {
         /// The message.

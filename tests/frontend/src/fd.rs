@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Takes ownership of a descriptor that has just come with a message.
 pub(crate) fn own(fd: RawFd) -> File {
-    // SAFETY: the kernel has made this descriptor for us with SCM_RIGHTS; nobody else knows it.
+    // SAFETY: the kernel has made this descriptor for us with SCM_RIGHTS; no other code has it.
     unsafe { File::from_raw_fd(fd) }
 }
 

@@ -120,7 +120,7 @@ impl Region {
         &self.file
     }
 
-    /// Cuts the memfd down to `len` bytes while it is mapped here and in the back end. Nobody may touch
+    /// Cuts the memfd down to `len` bytes while it is mapped here and in the back end. No thread may touch
     /// what lies behind it afterwards: it is a SIGBUS.
     ///
     /// # Errors
@@ -141,7 +141,7 @@ impl Region {
         }
     }
 
-    /// Takes `len` bytes aligned to `align` (a power of two) that nobody else got; returns the
+    /// Takes `len` bytes aligned to `align` (a power of two) that no other caller got; returns the
     /// guest-physical address. Nothing is ever given back.
     ///
     /// # Errors

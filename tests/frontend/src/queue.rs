@@ -48,7 +48,7 @@ impl Event {
         self.0.write(1).map_err(io_err("eventfd write"))
     }
 
-    /// Takes the count; 0 when nobody signalled.
+    /// Takes the count; 0 when no signal came.
     pub fn take(&self) -> u64 {
         self.0.read().unwrap_or(0)
     }
@@ -352,7 +352,7 @@ impl Queue {
         self.want_no_call()
     }
 
-    /// Waits until a used element can be popped, by looking at the used index all the time.
+    /// Waits until a used element can be popped, by reading the used index all the time.
     ///
     /// # Errors
     ///
@@ -360,7 +360,7 @@ impl Queue {
     pub fn spin_used(&mut self, timeout: Duration) -> Result<()> {
         let mut since = None;
         loop {
-            // Reading the clock costs more than looking at the ring.
+            // Reading the clock costs more than reading the ring.
             for _ in 0..256 {
                 if self.popped != self.seen || self.wiring.ring.used_idx()? != self.popped {
                     return Ok(());

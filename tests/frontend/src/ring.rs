@@ -16,7 +16,7 @@ use crate::{
 // The in-memory form of the two halves of a descriptor; the rings' words are atomics on both sides.
 const _: () = assert!(size_of::<AtomicU64>() == 8 && size_of::<AtomicU16>() == 2);
 
-/// A descriptor: a buffer of the guest, and how it goes on.
+/// A descriptor: a buffer of the guest, and how its chain continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Desc {
     /// Guest-physical address of the buffer.
@@ -45,7 +45,7 @@ impl Desc {
         Self { addr, len, flags: DESC_INDIRECT, next: 0 }
     }
 
-    /// The same, going on at descriptor `next`.
+    /// The same, continued at descriptor `next`.
     pub fn then(self, next: u16) -> Self {
         Self { flags: self.flags | DESC_NEXT, next, ..self }
     }

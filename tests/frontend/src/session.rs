@@ -77,7 +77,7 @@ impl Options {
     }
 }
 
-/// Connects to a vhost-user socket, retrying until somebody accepts or the time is over.
+/// Connects to a vhost-user socket, retrying until a back end accepts or the time is over.
 ///
 /// # Errors
 ///
@@ -114,7 +114,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When nobody accepts, or a message is refused.
+    /// When no back end accepts, or a message is refused.
     pub fn connect(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
         let sock = connect_socket(path, options.timeout)?;
         Self::from_stream(sock, options)
@@ -376,7 +376,7 @@ impl Session {
 
     /// Has the back end take up queues that an earlier one has left, as QEMU does: the in-flight
     /// region first, then memory, then each ring with its used index for a base, then all enabled.
-    /// Nobody kicks.
+    /// No kick follows.
     ///
     /// # Errors
     ///
@@ -397,7 +397,7 @@ impl Session {
         queues.iter().try_for_each(|queue| self.enable(queue.index(), true))
     }
 
-    /// Sends `SET_VRING_BASE`: the avail index to go on at.
+    /// Sends `SET_VRING_BASE`: the avail index to continue at.
     ///
     /// # Errors
     ///
@@ -435,7 +435,7 @@ impl Session {
         self.call("SET_VRING_ENABLE", |f| f.set_vring_enable(index, on))
     }
 
-    /// Sets up and enables a queue, going on at what was pushed and not yet used.
+    /// Sets up and enables a queue, continuing at what was pushed and not yet used.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! The socket by hand: any bytes, any header, any descriptors attached.
 //!
-//! The stock `vhost` front end checks what it sends and waits without limit; whoever plays a broken or
+//! The stock `vhost` front end checks what it sends and waits without limit; a test that plays a broken or
 //! hostile VMM needs neither.
 
 use std::{
@@ -52,7 +52,7 @@ pub struct Message {
 pub enum Answer {
     /// Acknowledged with 0.
     Ack,
-    /// Acknowledged with another value: refused, the session goes on.
+    /// Acknowledged with another value: refused, the session continues.
     Nack(u64),
     /// The connection was closed.
     Closed,
