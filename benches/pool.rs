@@ -4,8 +4,8 @@
 //! `cargo bench --bench pool -- [--rounds N] [--csv FILE]`
 //!
 //! * `churn`: in a class of 8192 objects of 1.5 KiB, a working set of 64 for each thread; each step
-//!   frees one of them at random and stores one. The object's bytes are copied in, so this is no
-//!   less than the memory's speed; the same with objects of 8 bytes is the allocator alone, to
+//!   frees one of them at random and stores one. The object's bytes are copied in, so this takes at
+//!   least as long as the memory does; the same with objects of 8 bytes is the allocator alone, to
 //!   which the class does not matter.
 //! * `grow`: objects stored into an empty pool and then freed in order: fresh memory.
 //! * `shuffle`: all objects of 257 classes freed in random order, as a mass discard does.

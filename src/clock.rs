@@ -10,7 +10,7 @@ const MAX_STRIDE: u64 = 64 * 1024;
 /// Least work that a slice takes into account, in bytes: a sector.
 pub const MIN_WORK: u64 = 512;
 /// Readings of the clock that a slice is meant to take.
-const LOOKS: u32 = 8;
+const READINGS: u32 = 8;
 
 /// A slice of a thread's time.
 ///
@@ -73,7 +73,7 @@ impl TimeSlice {
         let over = self.is_over();
         if let (Some(last), Some((_, now))) = (last, self.looks) {
             let took = now.duration_since(last).as_nanos().max(1);
-            let stride = u128::from(work) * (self.limit / LOOKS).as_nanos() / took;
+            let stride = u128::from(work) * (self.limit / READINGS).as_nanos() / took;
             self.stride = stride.clamp(u128::from(MIN_WORK), u128::from(MAX_STRIDE)) as u64;
         }
         over

@@ -15,7 +15,7 @@ impl Notifier {
         Self { notified: AtomicBool::new(false), waker: Mutex::new(None) }
     }
 
-    /// Something is to be done. Cheap when nobody has answered the last notification yet.
+    /// Something is to be done. Cheap when no thread has answered the last notification yet.
     pub(crate) fn notify(&self) {
         // Not only a swap: this is called for every refill and flush of a cache, and a line that
         // is only read stays in all caches.

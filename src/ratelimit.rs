@@ -45,7 +45,7 @@ pub enum Kind {
 const KINDS: usize = Kind::Stalls as usize + 1;
 
 #[derive(Debug, Default)]
-struct State {
+struct Period {
     since: Option<Duration>,
     printed: u32,
     held_back: u64,
@@ -56,14 +56,14 @@ struct State {
 /// Each server has one, which outlives its sessions: a front end that reconnects starts no new
 /// period.
 pub struct Limiter {
-    states: [Mutex<State>; KINDS],
+    periods: [Mutex<Period>; KINDS],
     clock: Box<dyn Fn() -> Duration + Send + Sync>,
     sink: Box<dyn Fn(Level, Arguments<'_>) + Send + Sync>,
 }
 
 impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limiter").field("states", &self.states).finish_non_exhaustive()
+        f.debug_struct("Limiter").field("periods", &self.periods).finish_non_exhaustive()
     }
 }
 
@@ -79,7 +79,7 @@ impl Limiter {
         clock: impl Fn() -> Duration + Send + Sync + 'static,
         sink: impl Fn(Level, Arguments<'_>) + Send + Sync + 'static,
     ) -> Self {
-        Self { states: Default::default(), clock: Box::new(clock), sink: Box::new(sink) }
+        Self { periods: Default::default(), clock: Box::new(clock), sink: Box::new(sink) }
     }
 
     /// Logs a warning, unless there were too many of its kind lately.
@@ -96,22 +96,22 @@ impl Limiter {
         if !log::log_enabled!(level) && !cfg!(test) {
             return;
         }
-        let mut state = sync::lock(&self.states[kind as usize]);
+        let mut period = sync::lock(&self.periods[kind as usize]);
         let now = (self.clock)();
-        if state.since.is_none_or(|since| now.saturating_sub(since) >= PERIOD) {
-            if state.held_back > 0 {
+        if period.since.is_none_or(|since| now.saturating_sub(since) >= PERIOD) {
+            if period.held_back > 0 {
                 (self.sink)(
                     level,
-                    format_args!("{} more lines like the next one", state.held_back),
+                    format_args!("{} more lines like the next one", period.held_back),
                 );
             }
-            *state = State { since: Some(now), printed: 0, held_back: 0 };
+            *period = Period { since: Some(now), printed: 0, held_back: 0 };
         }
-        if state.printed < PER_PERIOD {
-            state.printed += 1;
+        if period.printed < PER_PERIOD {
+            period.printed += 1;
             (self.sink)(level, message);
         } else {
-            state.held_back += 1;
+            period.held_back += 1;
         }
     }
 }

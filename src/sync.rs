@@ -56,7 +56,7 @@ pub fn lock_as<'a, T>(class: &'static Class, mutex: &'a Mutex<T>) -> Locked<'a, 
     Locked { guard, _bound: bound }
 }
 
-/// Locks `mutex` as a lock of `class` if nobody has it.
+/// Locks `mutex` as a lock of `class` if no thread has it.
 pub fn try_lock_as<'a, T>(class: &'static Class, mutex: &'a Mutex<T>) -> Option<Locked<'a, T>> {
     let guard = match mutex.try_lock() {
         Ok(guard) => guard,

@@ -27,7 +27,7 @@ pub enum BlockSize {
     Page,
 }
 
-/// A number of bytes that is no logical block of a disk.
+/// A number of bytes that cannot be the logical block of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a logical block has 512 or 4096 bytes")]
 pub struct NoBlockSize;

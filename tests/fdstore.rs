@@ -97,7 +97,7 @@ fn two_daemons_cannot_have_one_set_of_descriptors() {
 }
 
 #[test]
-fn nothing_is_made_unless_it_is_said_and_somebody_holds_it() {
+fn nothing_is_made_unless_it_is_asked_for_and_a_manager_holds_it() {
     let manager = Manager::new(3);
     manager.refuses(Vec::new(), &[], &["no state", "--create"]);
     assert!(manager.inner().heard.is_empty());
@@ -138,7 +138,7 @@ fn a_manager_that_gives_descriptors_up_is_found_out() {
 }
 
 #[test]
-fn a_manager_that_does_not_answer_is_not_waited_for_for_ever() {
+fn the_wait_for_a_manager_that_does_not_answer_ends() {
     let manager = Manager::new(3);
     manager.inner().deaf = true;
     manager.refuses(Vec::new(), &["--create"], &["does not answer"]);

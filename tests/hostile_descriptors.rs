@@ -25,7 +25,7 @@ use vhost_user_zram_frontend::{
 };
 
 #[test]
-fn descriptors_that_nobody_asked_for_are_closed() {
+fn descriptors_that_no_message_needs_are_closed() {
     let mut daemon = victim();
     expect_served(&mut daemon);
     let before = daemon.open_fds();
@@ -140,7 +140,7 @@ fn a_kick_descriptor_that_stays_readable_keeps_no_thread_busy() {
 }
 
 #[test]
-fn a_saturated_blocking_call_descriptor_blocks_nobody() {
+fn a_saturated_blocking_call_descriptor_blocks_no_queue() {
     let mut daemon = victim();
     let mut raw = Raw::new(&daemon);
     let call = vmm_sys_util::eventfd::EventFd::new(0).unwrap();

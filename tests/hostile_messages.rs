@@ -327,7 +327,7 @@ fn bodies_of_a_wrong_length_are_refused() {
 }
 
 #[test]
-fn a_message_that_never_ends_keeps_nobody_out() {
+fn a_message_that_never_ends_keeps_no_other_out() {
     let mut daemon = victim();
     let whole = [&header(2, FLAG_VERSION, 8)[..], &[0; 8]].concat();
     for part in [1, 15] {
@@ -344,7 +344,7 @@ fn a_message_that_never_ends_keeps_nobody_out() {
 }
 
 #[test]
-fn a_front_end_that_reads_no_answers_keeps_nobody_out() {
+fn a_front_end_that_reads_no_answers_keeps_no_other_out() {
     let mut daemon = victim();
     let deaf = Wire::new(daemon.stream());
     deaf.socket().set_nonblocking(true).unwrap();

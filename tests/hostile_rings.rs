@@ -63,7 +63,7 @@ fn data_that_changes_while_it_is_written_is_stored_whole() {
 
 /// Descriptors, header and avail ring change all the time under the device's eyes.
 #[test]
-fn chains_that_change_while_they_are_read_harm_nobody() {
+fn chains_that_change_while_they_are_read_do_no_harm() {
     let mut victim = Victim::new();
     victim.case("chain under change", |raw| {
         let (ring, region, table) = (raw.queue.ring().clone(), Arc::clone(&raw.region), raw.table);
@@ -151,7 +151,7 @@ fn a_broken_avail_ring_stops_the_queue_visibly() {
 }
 
 #[test]
-fn one_head_twice_in_the_ring_harms_nobody() {
+fn one_head_twice_in_the_ring_does_no_harm() {
     let mut victim = Victim::new();
     victim.case("the same head in every entry", |raw| {
         raw.set_header(T_IN, MARK_SECTOR);
@@ -174,7 +174,7 @@ fn one_head_twice_in_the_ring_harms_nobody() {
 
 /// Rings full of random bytes, a few thousand times: whatever comes of it, the next client is served.
 #[test]
-fn random_bytes_in_the_rings_harm_nobody() {
+fn random_bytes_in_the_rings_do_no_harm() {
     let mut daemon = Daemon::start("16M", &[]);
     mark(&daemon);
     let mut random = Random::new(0x7a72_616d);

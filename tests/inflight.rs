@@ -490,7 +490,7 @@ fn a_region_may_come_while_rings_run() {
 
 /// A front end that hangs up under load and comes back with all it had, without a kick.
 #[test]
-fn a_front_end_that_comes_back_goes_on_where_it_was() {
+fn a_front_end_that_comes_back_continues_where_it_was() {
     let daemon = Daemon::start("64M", &["--num-queues", "2", "--engine-workers", "1"]);
     for tracked in [true, false] {
         let session = match tracked {

@@ -53,7 +53,7 @@ fn submit(blk: &mut Blk, generation: u64) {
 }
 
 #[test]
-fn a_queue_that_is_accounted_for_goes_on_after_its_threads_death() {
+fn a_queue_that_is_accounted_for_continues_after_its_threads_death() {
     let steps = [
         "write.fetched",
         "store.written",

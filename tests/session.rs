@@ -281,7 +281,7 @@ fn memory_slots_come_and_go() {
 
 /// QEMU changes a region by taking it away and giving it back, and says nothing more of the rings.
 #[test]
-fn a_ring_goes_on_when_its_memory_was_away() {
+fn a_ring_continues_when_its_memory_was_away() {
     let daemon = Daemon::start("16M", &[]);
     let mut raw = Raw::new(&daemon).unwritten();
     for generation in 1..4 {
@@ -489,7 +489,7 @@ fn a_daemon_that_ends_finishes_what_it_took() {
 
 /// A front end that comes back at once must not be let in by a daemon that is about to end.
 #[test]
-fn a_daemon_that_ends_lets_nobody_in_when_it_closes_the_session() {
+fn a_daemon_that_ends_lets_no_front_end_in_when_it_closes_the_session() {
     let daemon = Daemon::start("16M", &[]);
     let client = daemon.client();
     daemon.signal(Signal::SIGTERM);

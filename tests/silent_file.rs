@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use vhost::vhost_user::message::FrontendReq;
 
 #[test]
-fn a_silent_file_system_in_user_space_holds_up_nobody() {
+fn a_silent_file_system_in_user_space_holds_up_no_other() {
     // Before the file is there, and so ended after it is gone.
     let mut daemon = Daemon::start("16M", &["--num-queues", "1"]);
     mark(&daemon);

@@ -132,7 +132,7 @@ fn a_lock_that_cannot_be_had_is_named() {
 }
 
 #[test]
-fn who_has_the_socket_is_said() {
+fn the_holder_of_the_socket_is_named() {
     let daemon = Daemon::start("1M", &[]);
     let (code, line) = refusal(command(&daemon.socket(), &[]));
     assert_eq!(code, 1, "{line}");

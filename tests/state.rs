@@ -384,7 +384,7 @@ impl Guest {
 
 /// A unit that is restarted: one command line, one socket, and a guest that continues with its ring.
 #[test]
-fn a_guest_goes_on_with_its_ring_at_the_next_daemon() {
+fn a_guest_continues_with_its_ring_at_the_next_daemon() {
     let home = Home::new();
     let dir = TempDir::new();
     let socket = dir.join("socket");
@@ -419,7 +419,7 @@ fn a_guest_goes_on_with_its_ring_at_the_next_daemon() {
 }
 
 /// Whether a daemon serves a guest that has its ring in use.
-fn lets_go_on(daemon: &Daemon, used: u16) -> bool {
+fn lets_continue(daemon: &Daemon, used: u16) -> bool {
     let mut session = daemon.session();
     let region = Region::new(GPA, 16 << 20).unwrap();
     session.set_mem_table(&[Arc::clone(&region)]).unwrap();
@@ -435,7 +435,7 @@ fn a_blank_state_is_not_shown_to_a_running_guest() {
     // New, and opened without ever having served: both are blank.
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let daemon = home.start(&["--create"]);
-        assert!(!lets_go_on(&daemon, 7));
+        assert!(!lets_continue(&daemon, 7));
         daemon.end(signal);
     }
     // Once it served, every later daemon knows, however the one before ended.
@@ -446,12 +446,12 @@ fn a_blank_state_is_not_shown_to_a_running_guest() {
     drop(client);
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let daemon = home.start(&["--create"]);
-        assert!(lets_go_on(&daemon, 7));
+        assert!(lets_continue(&daemon, 7));
         daemon.end(signal);
     }
     // A state that was lost and made anew is blank again.
     fs::remove_dir_all(home.path()).unwrap();
-    assert!(!lets_go_on(&home.start(&["--create"]), 7));
+    assert!(!lets_continue(&home.start(&["--create"]), 7));
 }
 
 #[test]

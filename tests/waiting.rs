@@ -30,7 +30,7 @@ fn asking(daemon: &Daemon) -> Wire {
 }
 
 #[test]
-fn one_that_waits_and_one_that_gives_up_are_seen() {
+fn one_that_waits_and_one_that_leaves_are_seen() {
     let daemon = Daemon::start("16M", &[]);
     let first = daemon.client();
     let pid = std::process::id();
@@ -54,7 +54,7 @@ fn one_that_waits_and_one_that_gives_up_are_seen() {
 
 /// Their silence does not add up, since a peer that says nothing is not served.
 #[test]
-fn those_who_say_nothing_keep_nobody_waiting() {
+fn silent_front_ends_keep_no_other_waiting() {
     let mut daemon = Daemon::start("16M", &[]);
     mark(&daemon);
     let silent: Vec<UnixStream> = (0..100).map(|_| daemon.stream()).collect();
@@ -66,7 +66,7 @@ fn those_who_say_nothing_keep_nobody_waiting() {
 
 /// Peers that ask and leave have hung up, after which there is no rest.
 #[test]
-fn those_who_ask_and_leave_are_not_errors() {
+fn front_ends_that_ask_and_leave_are_not_errors() {
     let mut daemon = Daemon::start("16M", &[]);
     mark(&daemon);
     for _ in 0..60 {
@@ -125,7 +125,7 @@ fn one_for_whom_there_is_no_descriptor_is_turned_away() {
 
 /// There is always one more to accept, while another one is served and while none is.
 #[test]
-fn those_who_come_without_end_keep_nobody_waiting() {
+fn front_ends_without_end_keep_no_other_waiting() {
     for served in [true, false] {
         let daemon = Daemon::start("16M", &[]);
         let session = served.then(|| daemon.session());
@@ -152,7 +152,7 @@ fn those_who_come_without_end_keep_nobody_waiting() {
 
 /// Whatever a front end does or leaves undone, and however many wait: SIGTERM ends the daemon.
 #[test]
-fn nobody_keeps_the_daemon_from_ending() {
+fn no_front_end_keeps_the_daemon_from_ending() {
     type Do = fn(&Daemon) -> Vec<Wire>;
     let cases: [(&str, Do); 6] = [
         ("silent ones", |daemon| (0..3).map(|_| Wire::new(daemon.stream())).collect()),

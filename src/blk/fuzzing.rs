@@ -98,7 +98,7 @@ pub fn virtqueue(input: &[u8]) {
         mailbox.take(&mut commands, &mut woken);
         woken.drain(..).for_each(|(_, head)| server.wake(head));
         assert!(server.has_woken(), "a request was forgotten");
-        server.go_on(&mut context);
+        server.resume_woken(&mut context);
     }
     let state = vring.get_ref();
     let (taken, used) = (state.get_queue().next_avail(), state.get_queue().next_used());

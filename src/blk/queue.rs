@@ -323,7 +323,7 @@ impl<'d> QueueServer<'d> {
 
     /// Continues requests that woke up, for a slice of time, and publishes what is finished.
     /// Takes nothing new.
-    pub(crate) fn go_on(&mut self, context: &mut WorkerContext) {
+    pub(crate) fn resume_woken(&mut self, context: &mut WorkerContext) {
         self.poll_woken(context);
         self.publish_finished();
     }

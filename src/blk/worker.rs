@@ -284,7 +284,7 @@ impl QueueThread<'_> {
             }
             for queue in &mut self.queues {
                 if queue.server.has_woken() {
-                    queue.server.go_on(&mut self.context);
+                    queue.server.resume_woken(&mut self.context);
                 }
             }
             self.check_parked();

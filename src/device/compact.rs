@@ -27,7 +27,7 @@ const WRITER_WAITS: Duration = Duration::from_millis(2);
 const RECLAIM_ROUNDS: usize = 4;
 
 /// Least time between two readings of a host that had nothing to spare.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const REREAD_AFTER: Duration = Duration::from_millis(50);
 
 /// The mutexes of writers that reclaim, to the lock checker.
 static RECLAIMING: Class = Class::mutex("reclaiming");
@@ -101,12 +101,12 @@ impl Device {
         let looked = Mutex::new(Instant::now());
         let roomy = AtomicBool::new(true);
         if self.host.set(HostWatch { spare: Box::new(spare), looked, roomy }).is_ok() {
-            self.look_at_host();
+            self.read_host();
         }
     }
 
     /// Reads what the host can spare.
-    pub fn look_at_host(&self) {
+    pub fn read_host(&self) {
         let Some(host) = self.host.get() else { return };
         *sync::lock(&host.looked) = Instant::now();
         // What others of this process take meanwhile counts as ours.
@@ -125,13 +125,13 @@ impl Device {
 
     /// Reads it again, since the disk has taken its share, or there was none at the last reading
     /// and that was not just now. False if it did not read it.
-    fn look_again(&self) -> bool {
+    fn reread_host(&self) -> bool {
         let due = |host: &HostWatch| {
-            host.roomy.load(Ordering::Relaxed) || sync::lock(&host.looked).elapsed() >= LOOK_AGAIN
+            host.roomy.load(Ordering::Relaxed) || sync::lock(&host.looked).elapsed() >= REREAD_AFTER
         };
         let due = self.host.get().is_some_and(due);
         if due {
-            self.look_at_host();
+            self.read_host();
         }
         due
     }
@@ -185,7 +185,7 @@ impl Device {
         };
         for _ in 0..RECLAIM_ROUNDS {
             if why(&refused).of_the_host
-                && reader.outside(|| self.look_again())
+                && reader.outside(|| self.reread_host())
                 && let Ok(taken) = take()
             {
                 return Ok(taken);

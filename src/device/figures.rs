@@ -25,7 +25,7 @@ report! {
     compr_data_size: Gauge Bytes "compr_data" counted(pub(super));
     /// Bytes of arena memory, by its allocated blocks.
     mem_used_total: Gauge Bytes "mem_used" = source.pool.arena_bytes;
-    /// Limit on arena and table together (`table_bytes`, but for a seal); 0 is none.
+    /// Limit on arena and table together (`table_bytes`, but for a seal); 0 stands for no limit.
     mem_limit: Gauge Bytes "mem_limit" = source.pool.limit;
     /// The most arena memory there ever was.
     mem_used_max: Gauge Bytes "mem_used_max" = source.pool.arena_bytes_max;

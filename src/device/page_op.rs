@@ -374,7 +374,7 @@ impl<'d> PageOp<'d> {
         self.codec(turn, cx, pending, guard)
     }
 
-    /// Goes on with what the engine has done. What it could not do is done over again here.
+    /// Continues with what the engine has done. What it could not do is done over again here.
     #[cold]
     fn codec<P: Payload>(
         &mut self,

@@ -163,7 +163,7 @@ fn an_engine_without_workers_takes_nothing_and_keeps_nothing() {
 }
 
 #[test]
-fn what_nobody_takes_is_given_up_and_makes_room() {
+fn a_result_that_no_caller_takes_is_abandoned_and_makes_room() {
     let queue = Queue::new(2);
     let mut jobs: VecDeque<_> = (0..3).map(|seed| compress(seed, PAGE_SIZE)).collect();
     assert_eq!(queue.put(&mut jobs), 2);

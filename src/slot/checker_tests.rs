@@ -147,7 +147,7 @@ fn a_thread_that_waits_for_its_own_lock_is_found() {
 }
 
 #[test]
-fn a_sleeping_task_keeps_its_guard_and_holds_nobody_else_up() {
+fn a_sleeping_task_keeps_its_guard_and_holds_up_no_other() {
     let table = table(8);
     let (sleeper, other) = (Task::default(), Task::default());
     let turn = sleeper.enter();

@@ -64,7 +64,7 @@ fn model(test: impl Fn() + Sync + Send + 'static) {
 }
 
 #[test]
-fn two_threads_exclude_each_other_and_none_sleeps_for_ever() {
+fn two_threads_exclude_each_other_and_both_wake_up() {
     model(|| {
         let shared = Shared::new();
         let other = Arc::clone(&shared);
@@ -154,11 +154,11 @@ fn a_guard_released_by_another_thread_wakes_the_waiter() {
 }
 
 #[test]
-fn a_waiter_that_gives_up_takes_nobodys_turn_with_it() {
+fn a_waiter_that_leaves_takes_no_turn_of_others_with_it() {
     model(|| {
         let shared = Shared::new();
         let held = shared.slot().try_lock().unwrap();
-        // Gives up at any moment: queued, woken, or not even queued.
+        // Leaves at any moment: queued, woken, or not even queued.
         let quitter = {
             let other = Arc::clone(&shared);
             thread::spawn(move || {

@@ -94,7 +94,7 @@ fn spawn_all(count: usize, body: impl Fn(usize) + Send + Sync + 'static) {
 }
 
 #[test]
-fn five_threads_on_two_slots_exclude_each_other_and_none_sleeps_for_ever() {
+fn five_threads_on_two_slots_exclude_each_other_and_all_wake_up() {
     explore(|| {
         let shared = Shared::new();
         let its = Arc::clone(&shared);
@@ -125,7 +125,7 @@ fn impatient(shared: &Shared, index: usize, polls: usize) -> bool {
 }
 
 #[test]
-fn waiters_that_give_up_take_nobodys_turn_with_them() {
+fn waiters_that_leave_take_no_turn_of_others_with_them() {
     explore(|| {
         let shared = Shared::new();
         let its = Arc::clone(&shared);
@@ -144,7 +144,7 @@ fn waiters_that_give_up_take_nobodys_turn_with_them() {
 }
 
 #[test]
-fn guards_released_by_other_threads_wake_who_waits() {
+fn guards_released_by_other_threads_wake_the_waiters() {
     explore(|| {
         let shared: &'static Shared = Box::leak(Box::new(Arc::into_inner(Shared::new()).unwrap()));
         // Takes guards of others to their end, as a thread that completes their work.

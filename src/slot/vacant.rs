@@ -76,7 +76,7 @@ pub(super) struct Gone {
 }
 
 /// How a page was found.
-enum Taken {
+enum Found {
     Yes,
     /// It is not there, or has content; no reason to try again before that changes.
     No,
@@ -125,13 +125,13 @@ impl Coming {
         for page in candidates.take(BATCH) {
             let mut hidden = self.hidden();
             match take(pages, lot, page) {
-                Taken::Yes => {
+                Found::Yes => {
                     pages.hide(page);
                     hidden.push(page);
                     taken.push(page);
                 }
-                Taken::No => {}
-                Taken::Busy => gone.busy.push(page),
+                Found::No => {}
+                Found::Busy => gone.busy.push(page),
             }
         }
         if taken.is_empty() {
@@ -171,27 +171,27 @@ impl Coming {
 }
 
 /// Locks all slots of a page, if it exists, and they are empty and free.
-fn take(pages: &impl Pages, lot: &ParkingLot, page: u64) -> Taken {
+fn take(pages: &impl Pages, lot: &ParkingLot, page: u64) -> Found {
     if !pages.is_shown(page) {
-        return Taken::No;
+        return Found::No;
     }
     let slots = pages.slots(page);
     let slot = |index| Slot { word: pages.word(index), lot, index };
     // A read first, which costs less: most pages that are tried have content.
     let has_content = |index: u64| slot(index).has_content() || !pages.is_bare(index);
     if slots.clone().any(has_content) {
-        return Taken::No;
+        return Found::No;
     }
     let Some(stopped) = slots.clone().find(|index| !slot(*index).take_away()) else {
         // What is beside a word changes under its lock, so this is the check that counts.
         if slots.clone().all(|index| pages.is_bare(index)) {
-            return Taken::Yes;
+            return Found::Yes;
         }
         slots.for_each(|index| slot(index).put_back());
-        return Taken::No;
+        return Found::No;
     };
     (slots.start..stopped).for_each(|index| slot(index).put_back());
-    Taken::Busy
+    Found::Busy
 }
 
 /// Has a hidden page be as it was. The bit comes first: a thread that finds no bit takes a slot for

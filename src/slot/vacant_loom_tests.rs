@@ -198,7 +198,7 @@ fn a_write_beside_a_page_that_goes_is_not_lost() {
 }
 
 #[test]
-fn who_looks_at_a_slot_finds_its_page_there() {
+fn a_reader_of_a_slot_finds_its_page_there() {
     for waits in [0, 2] {
         model(3, move || {
             let table = Table::new(Content::Empty);

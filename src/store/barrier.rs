@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, compiler_fence, fence};
 ///
 /// Each of them stores something, calls its side, and loads what the other one stores: at least one
 /// of the two sees the other's store. Where the kernel helps (membarrier(2), Linux 4.14), the
-/// frequent side is no instruction at all.
+/// frequent side costs no instruction at all.
 #[derive(Debug, Clone, Copy)]
 pub struct Barrier {
     by_the_kernel: bool,

@@ -161,7 +161,7 @@ impl<'d> Rounds<'d> {
     /// A wait is over. Returns how long to wait yet before the work.
     fn begin(&mut self, wakened: Wakened) -> Duration {
         self.device.answer();
-        self.device.look_at_host();
+        self.device.read_host();
         if wakened == Wakened::Rung { DELAY } else { Duration::ZERO }
     }
 
@@ -188,7 +188,7 @@ impl<'d> Rounds<'d> {
         };
         // What went back is for any process that needs it, and not part of what the disk may take.
         if done.pages > 0 {
-            self.device.look_at_host();
+            self.device.read_host();
         }
         if self.pause.is_none() {
             self.device.rest();
@@ -216,7 +216,7 @@ fn run(shared: &Shared, device: &Device) {
             // A large disk takes its time, and meanwhile the host's memory changes.
             if checked.elapsed() >= DELAY {
                 checked = Instant::now();
-                device.look_at_host();
+                device.read_host();
             }
             !shared.is_stopped()
         };
@@ -481,7 +481,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(60));
         assert!(request(&device, &mut context, Op::Write, 0, 1));
         spare.store(0, Ordering::Relaxed);
-        device.look_at_host();
+        device.read_host();
         let refused = (1..64).filter(|page| !request(&device, &mut context, Op::Write, *page, 1));
         assert!(refused.count() > 50);
     }

@@ -269,7 +269,7 @@ impl Terms {
         };
         let (base, used) = (shown.base, shown.used);
         let indexes = match (base, used) {
-            (0, 0) if shown.went_around => Indexes::Wrapped,
+            (0, 0) if shown.wrapped => Indexes::Wrapped,
             (0, 0) => Indexes::Zero,
             _ => Indexes::Counted,
         };

@@ -178,7 +178,7 @@ fn a_stop_and_a_hang_up_end_a_stall() {
 }
 
 #[test]
-fn one_that_does_not_own_its_session_keeps_nobody_waiting() {
+fn a_front_end_that_does_not_own_its_session_keeps_no_other_waiting() {
     let mut peer = Peer::new(times(NEVER, Duration::ZERO, NEVER));
     // As long as no other front end waits there is no limit.
     (0..3).for_each(|_| peer.ask());
@@ -187,7 +187,7 @@ fn one_that_does_not_own_its_session_keeps_nobody_waiting() {
 }
 
 #[test]
-fn one_that_only_owns_its_session_keeps_nobody_waiting_for_ever() {
+fn a_front_end_that_only_owns_its_session_makes_room_in_the_end() {
     let mut peer = Peer::new(times(NEVER, NEVER, Duration::ZERO));
     peer.send(FrontendReq::SET_OWNER, &[], &[]);
     (0..3).for_each(|_| peer.ask());

@@ -167,7 +167,7 @@ fn a_place_that_is_not_in_the_file_is_refused() {
 }
 
 #[test]
-fn a_file_that_is_cut_short_is_lost_and_kills_nobody() {
+fn a_file_that_is_cut_short_is_lost_and_kills_no_process() {
     let file = File::from(memfd_create("x", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(8192).unwrap();
     let (given, alarm) = (VhostUserInflight::new(8192, 0, 1, 128), alarm());

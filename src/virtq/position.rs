@@ -34,7 +34,7 @@ pub(crate) struct Shown {
     available: u16,
     pub(crate) size: u16,
     /// Each element of the used ring was written.
-    pub(crate) went_around: bool,
+    pub(crate) wrapped: bool,
     /// The part of the region for a ring of this size.
     part: Option<(Part, Contents)>,
     /// What the other part of the queue has, if it was used.
@@ -76,13 +76,13 @@ pub(crate) fn read(
     let others = others.collect::<Result<Vec<_>, _>>()?;
     let base = queue.next_avail();
     // Only indexes of 0 are ambiguous.
-    let went_around = (base, used) == (0, 0) && went_around(queue, memory);
+    let wrapped = (base, used) == (0, 0) && has_wrapped(queue, memory);
     if is_lost(queue, memory) {
         // The bytes that were read may be zeroes, which must not be written to the region.
         return Err(PositionError::Unreadable);
     }
     let part = part.zip(contents);
-    Ok(Shown { base, used, available, size, went_around, part, others, too_small })
+    Ok(Shown { base, used, available, size, wrapped, part, others, too_small })
 }
 
 impl Shown {
@@ -136,7 +136,7 @@ impl Shown {
 /// request has a length of at least one byte. A driver that starts anew zeroes its ring (VIRTIO 1.2,
 /// 4.1.5.1.3 and 4.2.3.2; Linux and OVMF do, and virtio-win when it shuts a queue down). If a driver does
 /// not, its ring has elements that were never written, unless the indexes have wrapped around.
-fn went_around(queue: &Queue, memory: &Memory) -> bool {
+fn has_wrapped(queue: &Queue, memory: &Memory) -> bool {
     let mut elements = (0..u64::from(queue.size())).map(|at| 4 + 8 * at);
     elements.all(|offset| {
         let element = GuestAddress(queue.used_ring()).checked_add(offset);

@@ -137,7 +137,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
     // SAFETY: SIGBUS by a fault is one of the signals whose siginfo has a fault address.
     let address = unsafe { info.si_addr() } as usize;
     let errno = Errno::last_raw();
-    let replaced = WATCHED.iter().any(|watched| watched.give_up(address));
+    let replaced = WATCHED.iter().any(|watched| watched.abandon(address));
     if !replaced {
         // Not a watched region. The signal ends the process as it should; it is pending until the
         // handler returns.
@@ -152,7 +152,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
 impl Watched {
     /// If `address` lies in this region, marks the region as lost and makes it accessible again. Returns
     /// false if it does not, or if that fails.
-    fn give_up(&self, address: usize) -> bool {
+    fn abandon(&self, address: usize) -> bool {
         let len = self.len.load(Ordering::Acquire);
         let start = self.start.load(Ordering::Acquire);
         if len == 0 || !(start..start + len).contains(&address) {

@@ -250,7 +250,7 @@ impl Life {
     pub fn revive(&mut self, mode: Mode, tracked: bool) {
         self.start(None);
         if mode == Mode::Cold {
-            self.load.give_up();
+            self.load.abandon();
             self.client = connect(&self.daemon, &mut self.load, tracked);
         } else {
             self.client.reconnect(self.daemon.socket()).expect("the front end comes back");

@@ -300,7 +300,7 @@ impl Load {
     }
 
     /// No daemon will ever complete what is in flight.
-    pub fn give_up(&mut self) {
+    pub fn abandon(&mut self) {
         for job in self.queues.iter_mut().flat_map(|queue| queue.jobs.drain(..)).flatten() {
             match job.pending {
                 Pending::Change(number) => self.model.given_up(number),

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn of_changes_at_the_same_time_any_is_until_somebody_looks() {
+    fn of_changes_at_the_same_time_any_may_be_there_until_a_read() {
         for acknowledged_first in [0, 1] {
             for last in [0, 1] {
                 let mut model = Model::new(8);

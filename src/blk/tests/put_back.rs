@@ -188,8 +188,15 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
             }
             Step::Pause => {
                 server.pause();
-                let go_on = QueueServer::go_on;
-                rest(&rig, &mut server, &mut context, &mut held, QueueServer::is_at_rest, go_on);
+                let resume_woken = QueueServer::resume_woken;
+                rest(
+                    &rig,
+                    &mut server,
+                    &mut context,
+                    &mut held,
+                    QueueServer::is_at_rest,
+                    resume_woken,
+                );
                 server.resume();
             }
         }

@@ -84,7 +84,7 @@ fn requests_that_wake_up_and_new_ones_share_a_turn() {
 }
 
 #[test]
-fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
+fn a_queue_takes_no_more_than_its_bound_and_continues_without_a_kick() {
     const COUNT: u16 = 16;
     for event_idx in [false, true] {
         for bound in [
@@ -99,7 +99,7 @@ fn a_queue_takes_no_more_than_its_bound_and_goes_on_without_a_kick() {
             rig.run_until_idle(&mut server, &mut context);
             // Three of 4 KiB: the third is begun while fewer bytes than the bound are in flight.
             assert_eq!(rig.next_avail(), COUNT + 3);
-            // A kick changes nothing, and is no reason to spin.
+            // A kick changes nothing, and does not make the thread spin.
             assert_eq!(server.serve(&mut context), Turn::Idle);
             assert_eq!(rig.next_avail(), COUNT + 3);
             for done in 1..=COUNT {

@@ -85,7 +85,7 @@ fn a_pause_publishes_all_that_was_begun_in_order() {
         drop(guard);
         rig.pass_on(&mut server);
         while server.has_woken() {
-            server.go_on(&mut context);
+            server.resume_woken(&mut context);
             rig.pass_on(&mut server);
         }
         assert_eq!(server.is_at_rest(), held.is_empty());

@@ -77,7 +77,7 @@ fn a_request_that_waits_too_long_is_reported_once_and_may_still_end() {
 }
 
 #[test]
-fn the_time_of_a_request_goes_on_when_it_is_parked_again() {
+fn the_time_of_a_request_continues_when_it_is_parked_again() {
     let rig = Rig::new();
     let mut checks = Checks::new(Duration::MAX);
     let held = rig.offer_to_held(1);
@@ -233,7 +233,7 @@ fn a_thread_looks_after_what_it_has_parked_without_being_woken() {
 }
 
 #[test]
-fn a_thread_goes_on_with_what_wakes_up_without_a_kick() {
+fn a_thread_continues_with_what_wakes_up_without_a_kick() {
     let rig = Rig::new();
     let held = rig.offer_to_held(8);
     let (mut worker, _watch) = worker(&rig, StallLimits::default());

@@ -321,7 +321,7 @@ fn a_damaged_object_is_an_error_and_not_other_data() {
 }
 
 #[test]
-fn a_request_sleeps_on_a_held_slot_and_blocks_nobody_else() {
+fn a_request_sleeps_on_a_held_slot_and_blocks_no_other() {
     let device = device(4);
     let mut context = device.worker_context().unwrap();
     let (old, new) = (text(1, PAGE_SIZE), text(2, PAGE_SIZE));

@@ -219,7 +219,7 @@ proptest! {
 }
 
 #[test]
-fn locks_of_a_process_that_is_gone_are_nobodys() {
+fn locks_of_a_process_that_is_gone_are_free() {
     let home = Home::new(8, "lz4");
     let device = home.make();
     let mut context = device.worker_context().unwrap();
@@ -314,7 +314,7 @@ fn a_limit_below_what_is_stored_keeps_nothing_from_being_read() {
 
 /// What a process had stored and not named yet goes with it.
 #[test]
-fn memory_that_nobody_names_is_given_back() {
+fn memory_that_no_word_names_is_given_back() {
     let home = Home::new(64, "lz4");
     let device = home.make();
     let mut context = device.worker_context().unwrap();

@@ -109,7 +109,7 @@ fn a_read_behind_a_change_that_leaves_a_same_filled_page() {
 
 /// Requests of many pages and of one, each polled only when it was woken: all of them end.
 #[test]
-fn nobody_is_left_asleep_at_a_small_queue() {
+fn no_request_is_left_asleep_at_a_small_queue() {
     for (depth, requests, pages) in [(1, 8, 6), (4, 16, 16), (16, 64, 32)] {
         let device = offloading(PAGES, depth, 2, "latency=20us,reorder=2");
         let mut context = device.worker_context().unwrap();

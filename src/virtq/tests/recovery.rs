@@ -348,7 +348,7 @@ fn what_cannot_be_of_the_ring_is_refused() {
         let error = refused(&|c| c.entries[0].in_flight = mark, RING);
         assert_eq!(error, RecoveryError::Mark { head: 0, mark });
     }
-    // The region has more entries than the ring, which is no reason to refuse it.
+    // The region has more entries than the ring, and that does not make it invalid.
     let small = Standing { size: 4, ..RING };
     assert_eq!(refused(&|_| {}, small), RecoveryError::Head(5));
     let clear = |c: &mut Contents| c.entries[5].in_flight = 0;
@@ -430,14 +430,14 @@ fn a_used_ring_that_was_written_all_around_was_in_use() {
     let read = || position::read(&queue, &shared.memory(), None).unwrap();
     // The last request of each element was one of head 0 or of another one.
     for at in 0..u64::from(SIZE) {
-        assert!(!read().went_around, "{at} elements are of a ring that was cleared by halves");
+        assert!(!read().wrapped, "{at} elements are of a ring that was cleared by halves");
         let element = at << 32 | 1;
         shared
             .memory()
             .write_obj(element.rotate_left(32), GuestAddress(USED + 4 + 8 * at))
             .unwrap();
     }
-    assert!(read().went_around);
+    assert!(read().wrapped);
     assert_eq!(read().begin(Record::Order).unwrap().next_avail, 0);
 }
 

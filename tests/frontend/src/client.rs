@@ -115,7 +115,7 @@ impl Client {
         Ok(Self { session, region, queues, inflight, wirings, options })
     }
 
-    /// Goes on with another back end on the same disk, as QEMU does when the one before has died:
+    /// Continues with another back end on the same disk, as QEMU does when the one before has died:
     /// with the same memory, rings, events and in-flight region, and with all that was submitted
     /// still to be reaped. Signals that were on their way are lost and no kick comes, so the back end
     /// has to look for itself. The queues may be in use by other threads meanwhile.
