@@ -9,6 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
+use vhost_user_zram_frontend::Random;
+
 use super::lock::MAX_PASSED;
 use super::word::Word;
 use super::*;
@@ -39,23 +41,13 @@ fn bells(count: usize) -> (Vec<Waker>, Receiver<usize>) {
     ((0..count).map(bell).collect(), hears)
 }
 
-/// Numbers that look random, the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        (self.0 >> 33) % end
-    }
-}
-
 /// All waiters queue, and then newcomers take the lock whenever they can, for as long as they like,
 /// while woken waiters are polled late, or without a reason, or leave.
 #[test]
 fn waiters_are_served_in_order_with_few_newcomers_between() {
     for seed in 0..8 {
         let table = table();
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (wakers, woken) = bells(TASKS);
         let mut newcomer = table.try_lock(0);
         let mut places: Vec<_> = (0..TASKS).map(|_| None).collect();

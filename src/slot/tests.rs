@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
+use vhost_user_zram_frontend::Random;
+
 use super::word::Word;
 use super::*;
 use crate::checker;
@@ -230,10 +232,9 @@ fn threads_on_few_slots_never_share_a_lock_and_lose_no_update() {
         for seed in 0..THREADS {
             let table = &table;
             scope.spawn(move || {
-                let mut random = seed;
+                let mut random = Random::new(seed);
                 for _ in 0..ROUNDS {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    let index = random >> 33 & 1;
+                    let index = random.below(2);
                     let mut place = None;
                     let guard = sync::block_on(|cx| table.poll_lock(index, &mut place, cx));
                     let guard = guard.unwrap();

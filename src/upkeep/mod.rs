@@ -231,6 +231,8 @@ fn run(shared: &Shared, device: &Device) {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use vhost_user_zram_frontend::Random;
+
     use super::*;
     use crate::device::{
         BlockChoice, DeviceConfig, MemoryKind, Op, Payload, PayloadFault, WorkerContext,
@@ -239,14 +241,11 @@ mod tests {
     use crate::units::{PAGE_SIZE, SECTORS_PER_PAGE};
 
     /// Bytes that do not compress, different for each page.
-    struct Noise(u64);
+    struct Noise(Random);
 
     impl Payload for Noise {
         fn fetch(&mut self, _: u64, into: &mut [u8]) -> Result<(), PayloadFault> {
-            for piece in into.chunks_exact_mut(8) {
-                self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                piece.copy_from_slice(&(self.0 ^ self.0 >> 29).to_le_bytes());
-            }
+            self.0.fill(into);
             Ok(())
         }
 
@@ -289,7 +288,7 @@ mod tests {
     ) -> bool {
         let sector = page * SECTORS_PER_PAGE;
         let bytes = pages * PAGE_SIZE as u64;
-        let mut io = device.request(op, sector, bytes, Noise(page + 1)).unwrap();
+        let mut io = device.request(op, sector, bytes, Noise(Random::new(page))).unwrap();
         sync::block_on(|cx| io.poll(context, cx)).is_ok()
     }
 

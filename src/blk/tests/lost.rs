@@ -11,6 +11,8 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
+use vhost_user_zram_frontend::Random;
+
 use super::resume::{contents, inflight_log, left, marked};
 use super::rig::{AVAIL, DATA, HEADERS, ROOM, Rig, USED};
 use super::{NEXT, TABLE, WRITE, desc, put};
@@ -62,13 +64,8 @@ fn own_status(n: u16) -> u64 {
 
 /// Fills page 1 with an object, page 2 with one byte again and again and page 3 with noise.
 fn fill(rig: &Rig) {
-    let mut noise = 1_u32;
-    let noisy: Vec<u8> = (0..4096)
-        .map(|_| {
-            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (noise >> 24) as u8
-        })
-        .collect();
+    let mut noisy = [0; 4096];
+    Random::new(1).fill(&mut noisy);
     let memory = rig.map.shared().memory().clone();
     rig.write(0, 1, 4096);
     rig.write(1, 2, 4096);

@@ -56,7 +56,7 @@ struct Actor<'d> {
     device: &'d Device,
     thread: u64,
     context: WorkerContext,
-    random: u64,
+    random: Random,
     /// How often its own sector was written.
     version: u64,
     places: Vec<Option<Request<'d>>>,
@@ -73,7 +73,7 @@ impl<'d> Actor<'d> {
             device,
             thread,
             context: device.worker_context().unwrap(),
-            random: thread,
+            random: Random::new(thread),
             version: 0,
             places: (0..PLACES).map(|_| None).collect(),
             wakers: (0..PLACES).map(bell).collect(),
@@ -82,18 +82,12 @@ impl<'d> Actor<'d> {
         }
     }
 
-    fn below(&mut self, end: u64) -> u64 {
-        self.random =
-            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        (self.random >> 33) % end
-    }
-
     fn run(mut self) -> Tally {
         let mut held: VecDeque<SlotGuard<'_>> = VecDeque::new();
         for _ in 0..ROUNDS {
             // Now and then it holds a slot over other work, as an owner that sleeps does.
-            if self.below(4) == 0 {
-                let index = self.below(PAGES);
+            if self.random.below(4) == 0 {
+                let index = self.random.below(PAGES);
                 held.extend(self.device.table.try_lock(index));
             }
             match self.places.iter().position(Option::is_none) {
@@ -108,7 +102,7 @@ impl<'d> Actor<'d> {
             while let Ok(place) = self.woken.try_recv() {
                 self.poll(place);
             }
-            if held.len() > 1 || self.below(2) == 0 {
+            if held.len() > 1 || self.random.below(2) == 0 {
                 held.pop_front();
             }
         }
@@ -123,17 +117,17 @@ impl<'d> Actor<'d> {
     fn begin(&mut self, place: usize) {
         let (op, sector, sectors) = if place == 0 {
             // A new version, or whether the last one is still there.
-            let op = if self.below(2) == 0 { Op::Write } else { Op::Read };
+            let op = if self.random.below(2) == 0 { Op::Write } else { Op::Read };
             (op, (PAGES - 1) * 8 + self.thread, 1)
         } else {
             let end = (PAGES - 1) * 8;
-            match self.below(8) {
-                0 => (Op::Discard, self.below(PAGES - 1) * 8, 8),
-                1 | 2 => (Op::Read, self.below(PAGES - 1) * 8, 8),
-                3 | 4 => (Op::Write, self.below(PAGES - 1) * 8, 8),
+            match self.random.below(8) {
+                0 => (Op::Discard, self.random.below(PAGES - 1) * 8, 8),
+                1 | 2 => (Op::Read, self.random.below(PAGES - 1) * 8, 8),
+                3 | 4 => (Op::Write, self.random.below(PAGES - 1) * 8, 8),
                 kind => {
                     // Parts of a page or two.
-                    let (sector, most) = (self.below(end), self.below(11) + 1);
+                    let (sector, most) = (self.random.below(end), self.random.below(11) + 1);
                     let op = [Op::Write, Op::WriteZeroes, Op::Discard][kind as usize - 5];
                     (op, sector, most.min(end - sector))
                 }
@@ -155,11 +149,11 @@ impl<'d> Actor<'d> {
             self.version += 1;
             return stamp(self.thread, self.version);
         }
-        let kind = self.below(4);
+        let kind = self.random.below(4);
         (0..sectors)
             .flat_map(|_| {
-                let mut sector = vec![self.below(200) as u8 + 1; SECTOR];
-                let seed = self.below(u64::MAX);
+                let mut sector = vec![self.random.below(200) as u8 + 1; SECTOR];
+                let seed = self.random.below(u64::MAX);
                 match kind {
                     0 => sector.fill(3),
                     1 => sector[..SECTOR / 2].copy_from_slice(&text(seed, SECTOR / 2)),
@@ -184,7 +178,7 @@ impl<'d> Actor<'d> {
                 self.tally.slept += 1;
                 // What a discard did before it was dropped is not known here.
                 let may_drop = matches!(request.op, Op::Read | Op::Write) && place != 0;
-                if may_drop && self.below(4) == 0 {
+                if may_drop && self.random.below(4) == 0 {
                     self.places[place] = None;
                     self.tally.dropped += 1;
                 }

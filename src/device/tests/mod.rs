@@ -13,6 +13,8 @@ use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
 
+use vhost_user_zram_frontend::Random;
+
 use super::*;
 use crate::engine::Policy;
 use crate::failpoint;
@@ -112,13 +114,9 @@ fn text(seed: u64, length: usize) -> Vec<u8> {
 
 /// Bytes that do not compress.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let next = || {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
+    let mut bytes = vec![0; length];
+    Random::new(seed).fill(&mut bytes);
+    bytes
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod threads;
 
 use proptest::prelude::*;
 
+use vhost_user_zram_frontend::Random;
+
 use super::*;
 use crate::store::{Arena, HOST_PAGE, MemoryKind, Place};
 use crate::units::PAGE_SIZE;
@@ -20,13 +22,8 @@ fn pool(pages: u64, limit: u64) -> Pool {
 
 /// Bytes that only this object has.
 fn content(seed: u32, length: usize) -> Vec<u8> {
-    let mut state = u64::from(seed) << 20 | length as u64;
     let mut bytes = vec![0; length];
-    for piece in bytes.chunks_mut(8) {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        piece.copy_from_slice(&(state ^ state >> 29).to_le_bytes()[..piece.len()]);
-    }
+    Random::new(u64::from(seed) << 20 | length as u64).fill(&mut bytes);
     bytes
 }
 
