@@ -1,5 +1,8 @@
 //! Pages of the slot table that go beside threads which read them, model-checked: a table of one page
 //! with two slots, of which any use after it is gone is a race that loom reports.
+//!
+//! Each of these changes makes a test fail: no wait, no dismissal, no locks, locks released before the bit is
+//! set, either side of the barrier left out, a hidden part made anew.
 
 use std::convert::Infallible;
 use std::io;
