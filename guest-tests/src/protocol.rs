@@ -85,6 +85,11 @@ impl Said {
     }
 }
 
+/// Whether a line shows that the guest's kernel has started its init, which says so before it does anything.
+pub fn is_past_init(line: &str) -> bool {
+    matches!(Said::parse(line), Some(Said::Event { .. }))
+}
+
 /// The number `key` of the last event `name` among `lines`.
 pub fn last_number<'a>(
     lines: impl DoubleEndedIterator<Item = &'a String>,
@@ -152,6 +157,15 @@ pub fn without_reboots(lines: &[String]) -> impl Iterator<Item = &String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_line_of_an_init_shows_that_the_kernel_got_there() {
+        assert!(is_past_init("@@ init kernel=6.1.0"));
+        assert!(is_past_init("@@ ready kernel=6.1.0"));
+        for line in ["", "[    0.796994] mtrr: your CPUs had inconsistent MTRRdefType settings"] {
+            assert!(!is_past_init(line), "{line}");
+        }
+    }
 
     #[test]
     fn a_result_has_its_figures_and_all_of_its_text() {
