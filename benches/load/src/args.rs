@@ -8,10 +8,12 @@ use crate::{corpus::Kind, plan::Pattern, target::Wait};
 
 /// Load generator for vhost-user-blk sockets and, with the same operations and data, block devices.
 ///
-/// Processor time of the server: with --vhost that of --server-pid, all its threads; with --null that of
+/// Processor time of the server: with --vhost that of each --server-pid, all its threads; with --null that of
 /// the null back end's process; with --block the system time of this process, which is where the kernel
 /// does the work of a zram device and of io_uring (its worker threads included), system calls and all.
-/// "Whole machine" is all time of all processors that was not idle, divided by the operations.
+/// A server's time is read from its processor clock, in nanoseconds; where the kernel takes its samples of
+/// user and system time by ticks, this process's sum is exact and only its halves are an estimate.
+/// "Whole machine" is all time of all processors that was not idle, divided by the operations, in ticks.
 #[derive(Debug, Parser)]
 #[command(name = "zram-load", args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -136,12 +138,15 @@ pub struct RunArgs {
     /// Use only the first bytes of the disk, with suffix K, M or G.
     #[arg(long, value_parser = parse_size)]
     pub span: Option<u64>,
+    /// Leave the first bytes of the disk alone (a fill does not), with suffix K, M or G.
+    #[arg(long, default_value = "0", value_parser = parse_size, conflicts_with = "beside_writes")]
+    pub skip: u64,
     /// Start of the random sequences.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Process whose processor time is the server's.
-    #[arg(long)]
-    pub server_pid: Option<u32>,
+    /// Process whose processor time is the server's; several where the server is several processes.
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Vec<u32>,
     /// Name for the run in rows.
     #[arg(long, default_value = "")]
     pub label: String,

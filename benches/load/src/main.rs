@@ -99,6 +99,7 @@ fn measure(args: &RunArgs) -> Result<bool> {
         verify: args.verify,
         seed: args.seed,
         span: args.span,
+        skip: args.skip,
     };
     let (data, corpus_name) = match &args.corpus_file {
         Some(path) => {
@@ -114,7 +115,10 @@ fn measure(args: &RunArgs) -> Result<bool> {
     ensure!(data.len().is_multiple_of(corpus::PAGE), "the corpus must be whole pages");
     let mut printer = Printer { args, corpus: corpus_name, header: false, good: true };
     if let Some(path) = &args.vhost {
-        let server = args.server_pid.map_or(Server::Unknown, Server::Process);
+        let server = match &args.server_pid[..] {
+            [] => Server::Unknown,
+            pids => Server::Processes(pids.to_vec()),
+        };
         let target = vhost::open(path, &job.need(data.len()))?;
         printer.print("vhost", run::run(target, &job, &data, &server)?)?;
     } else if let Some(path) = &args.block {
@@ -204,5 +208,5 @@ fn ceiling(job: &Job, args: &RunArgs, data: &[u8]) -> Result<Vec<Row>> {
     let job = Job { verify: false, fill: false, measure: true, ..job.clone() };
     let null = NullServer::start(job.queues, args.span.unwrap_or(1 << 30))?;
     let target = vhost::open(&null.socket(), &job.need(data.len()))?;
-    Ok(run::run(target, &job, data, &Server::Process(null.child.id()))?)
+    Ok(run::run(target, &job, data, &Server::Processes(vec![null.child.id()]))?)
 }

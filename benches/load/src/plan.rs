@@ -7,6 +7,8 @@ use std::sync::{
 
 use vhost_user_zram_frontend::Random;
 
+use crate::target::Kind;
+
 /// A pattern of operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Pattern {
@@ -20,6 +22,8 @@ pub enum Pattern {
     Write,
     /// Reads and writes at random places.
     Mix,
+    /// Discards from front to back.
+    Discard,
 }
 
 impl Pattern {
@@ -31,7 +35,12 @@ impl Pattern {
             Self::Read => "read",
             Self::Write => "write",
             Self::Mix => "mix",
+            Self::Discard => "discard",
         }
+    }
+
+    fn is_sequential(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::Discard)
     }
 }
 
@@ -65,6 +74,14 @@ impl Contents {
         }
     }
 
+    /// Notes that `len` bytes at `offset` may hold anything.
+    pub fn forget(&self, offset: u64, len: u32) {
+        let first = (offset / u64::from(self.unit)) as usize;
+        for piece in &self.pieces[first..first + (len / self.unit) as usize] {
+            piece.store(UNKNOWN, Ordering::Relaxed);
+        }
+    }
+
     /// Byte of the corpus that the piece at `offset` holds, if that is known.
     pub fn get(&self, offset: u64) -> Option<u64> {
         let piece = self.pieces[(offset / u64::from(self.unit)) as usize].load(Ordering::Relaxed);
@@ -75,8 +92,8 @@ impl Contents {
 /// An operation by its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Whether it writes.
-    pub write: bool,
+    /// What it does.
+    pub kind: Kind,
     /// Offset on the disk in bytes.
     pub offset: u64,
     /// For writes: byte of the corpus to write from.
@@ -109,6 +126,8 @@ pub struct PlanOptions {
     pub read_percent: u64,
     /// Bytes of an operation.
     pub block: u32,
+    /// Bytes at the start of the disk that no operation touches.
+    pub skip: u64,
     /// Bytes of the corpus.
     pub corpus: u64,
     /// Total number of operations, of all lanes; without it, no end.
@@ -129,8 +148,9 @@ impl Plan {
     ) -> Self {
         let block = u64::from(options.block);
         let (lane, lanes) = (lane as u64, lanes as u64);
-        let all = capacity / block;
-        let apart = contents.is_some() || matches!(options.pattern, Pattern::Read | Pattern::Write);
+        let skipped = options.skip.div_ceil(block);
+        let all = (capacity / block).saturating_sub(skipped);
+        let apart = contents.is_some() || options.pattern.is_sequential();
         let (first, end) =
             if apart { (all * lane / lanes, all * (lane + 1) / lanes) } else { (0, all) };
         let unit = block.min(4096);
@@ -140,11 +160,12 @@ impl Plan {
             pattern: options.pattern,
             read_percent: options.read_percent,
             block,
-            first,
+            first: skipped + first,
             blocks: end - first,
             at: 0,
             left: options.ops.map(|ops| ops * (lane + 1) / lanes - ops * lane / lanes),
-            sources: (options.corpus - block) / unit + 1,
+            // A discard may be longer than the corpus, of which it takes nothing.
+            sources: options.corpus.saturating_sub(block) / unit + 1,
             unit,
             random,
             busy: contents.is_some().then(|| vec![false; (end - first) as usize]),
@@ -158,12 +179,14 @@ impl Plan {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1)?;
         }
-        let write = match self.pattern {
-            Pattern::Randread | Pattern::Read => false,
-            Pattern::Randwrite | Pattern::Write => true,
-            Pattern::Mix => self.random.below(100) >= self.read_percent,
+        let kind = match self.pattern {
+            Pattern::Randread | Pattern::Read => Kind::Read,
+            Pattern::Randwrite | Pattern::Write => Kind::Write,
+            Pattern::Mix if self.random.below(100) >= self.read_percent => Kind::Write,
+            Pattern::Mix => Kind::Read,
+            Pattern::Discard => Kind::Discard,
         };
-        let sequential = matches!(self.pattern, Pattern::Read | Pattern::Write);
+        let sequential = self.pattern.is_sequential();
         let mut index = if sequential { self.at } else { self.random.below(self.blocks) };
         // What a verified operation finds depends on those that overlap it, so none may.
         while self.busy.as_ref().is_some_and(|busy| busy[index as usize]) {
@@ -176,11 +199,14 @@ impl Plan {
             busy[index as usize] = true;
         }
         let offset = (self.first + index) * self.block;
-        let source = if write { self.random.below(self.sources) * self.unit } else { 0 };
-        if let (true, Some(contents)) = (write, &self.contents) {
-            contents.set(offset, self.block as u32, source);
+        let writes = kind == Kind::Write;
+        let source = if writes { self.random.below(self.sources) * self.unit } else { 0 };
+        match (kind, &self.contents) {
+            (Kind::Write, Some(contents)) => contents.set(offset, self.block as u32, source),
+            (Kind::Discard, Some(contents)) => contents.forget(offset, self.block as u32),
+            _ => {}
         }
-        Some(Step { write, offset, source })
+        Some(Step { kind, offset, source })
     }
 
     /// Notes that the operation at `offset` has come back.
@@ -203,7 +229,7 @@ mod tests {
 
     fn options(pattern: Pattern) -> PlanOptions {
         let (read_percent, block, corpus, ops, seed) = (50, 4096, 1 << 20, Some(10), 7);
-        PlanOptions { pattern, read_percent, block, corpus, ops, seed }
+        PlanOptions { pattern, read_percent, block, skip: 0, corpus, ops, seed }
     }
 
     #[test]
@@ -214,6 +240,25 @@ mod tests {
             offsets.extend(std::iter::from_fn(|| plan.next()).map(|s| s.offset / 4096));
         }
         assert_eq!(offsets, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn discards_pass_over_the_disk_behind_what_is_skipped_and_leave_it_unknown() {
+        let contents = Arc::new(Contents::new(10 * 4096, 4096));
+        contents.set(0, 10 * 4096, 0);
+        // Longer than the corpus, of which a discard takes nothing.
+        let discard = PlanOptions { skip: 4 * 4096, corpus: 512, ..options(Pattern::Discard) };
+        let offsets: Vec<_> = (0..2)
+            .flat_map(|lane| {
+                let mut plan = Plan::new(&discard, 10 * 4096, lane, 2, Some(Arc::clone(&contents)));
+                (0..3).filter_map(|_| plan.next()).collect::<Vec<_>>()
+            })
+            .map(|step| (step.kind, step.offset / 4096))
+            .collect();
+        let expected: Vec<_> = (4..10).map(|page| (Kind::Discard, page)).collect();
+        assert_eq!(offsets, expected);
+        let known: Vec<_> = (0..10).filter(|page| contents.get(page * 4096).is_some()).collect();
+        assert_eq!(known, [0, 1, 2, 3]);
     }
 
     #[test]

@@ -58,24 +58,30 @@ pub struct Job {
     pub seed: u64,
     /// Only so many bytes of the disk are used, if it is larger.
     pub span: Option<u64>,
+    /// Bytes at the start of the disk that the measured run leaves alone.
+    pub skip: u64,
 }
 
 impl Job {
     /// What the target has to be fit for, with a corpus of `corpus` bytes.
     pub fn need(&self, corpus: usize) -> Need {
+        let discard = self.measure && self.pattern == Pattern::Discard;
         let (block, depth) = if self.fill {
             (self.block.max(FILL_BLOCK), self.depth.max(FILL_DEPTH))
         } else {
             (self.block, self.depth)
         };
         let depth = depth + self.beside;
-        let buffers = u64::from(block).next_multiple_of(4096) * u64::from(depth);
+        // A discard has no data, and may be as long as the disk.
+        let buffer = if discard { FILL_BLOCK.min(block) } else { block };
+        let buffers = u64::from(buffer).next_multiple_of(4096) * u64::from(depth);
         Need {
             queues: self.queues,
             depth,
             block,
             segment: self.segment,
             no_inflight: self.no_inflight,
+            discard,
             memory: corpus as u64 + buffers * self.queues as u64 + (1 << 20),
         }
     }
@@ -99,16 +105,17 @@ pub fn run(mut target: Target, job: &Job, corpus: &[u8], server: &Server) -> Res
     let block = u64::from(job.block);
     let capacity = job.span.map_or(target.capacity, |span| span.min(target.capacity));
     let lanes = job.queues as u64;
-    if capacity / block / lanes <= u64::from(job.depth) {
+    if capacity.saturating_sub(job.skip) / block / lanes < u64::from(job.depth.max(1)) {
         return Err(TargetError::Unfit(format!("{capacity} bytes are too few for this run")));
     }
-    if corpus.len() < need.block as usize {
+    if !need.discard && corpus.len() < need.block as usize {
         return Err(TargetError::Unfit("the corpus is shorter than one operation".into()));
     }
     let region = Arc::clone(&target.region);
     let at = region.alloc(corpus.len() as u64, 4096)?;
     region.write(at, corpus)?;
-    let stride = u64::from(need.block).next_multiple_of(4096) * u64::from(need.depth);
+    let buffer = if need.discard { 0 } else { u64::from(need.block).next_multiple_of(4096) };
+    let stride = buffer * u64::from(need.depth);
     let buffers =
         (0..lanes).map(|_| region.alloc(stride, 4096)).collect::<std::result::Result<_, _>>()?;
     let unit = job.block.min(4096);
@@ -124,6 +131,7 @@ pub fn run(mut target: Target, job: &Job, corpus: &[u8], server: &Server) -> Res
             beside: 0,
             ops: Some(capacity / u64::from(FILL_BLOCK)),
             seed: job.seed ^ 0x6669_6c6c,
+            skip: 0,
             ..job.clone()
         };
         rows.push(round(&mut target, &fill, &stage, server, "fill")?);
@@ -149,6 +157,7 @@ fn round(
         pattern: job.pattern,
         read_percent: job.read_percent,
         block: job.block,
+        skip: job.skip,
         corpus: stage.corpus_len,
         ops: job.ops,
         seed: job.seed,
@@ -156,6 +165,7 @@ fn round(
     let beside_options = PlanOptions {
         pattern: Pattern::Randwrite,
         ops: None,
+        skip: 0,
         seed: job.seed ^ 0x6265_7369,
         ..options.clone()
     };

@@ -26,14 +26,25 @@ pub enum TargetError {
 /// Result of a target.
 pub type Result<T> = std::result::Result<T, TargetError>;
 
+/// What an operation does to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Reads it.
+    Read,
+    /// Writes to it.
+    Write,
+    /// Says that the bytes are not needed any more.
+    Discard,
+}
+
 /// One operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Io {
-    /// Whether it writes to the disk.
-    pub write: bool,
+    /// What it does.
+    pub kind: Kind,
     /// Offset on the disk in bytes.
     pub offset: u64,
-    /// Address of the data in the target's region.
+    /// Address of the data in the target's region; a discard has none.
     pub addr: u64,
     /// Length in bytes.
     pub len: u32,
@@ -92,6 +103,8 @@ pub struct Need {
     pub segment: u32,
     /// Do without in-flight tracking.
     pub no_inflight: bool,
+    /// Whether operations are discards.
+    pub discard: bool,
     /// Bytes of memory for data.
     pub memory: u64,
 }

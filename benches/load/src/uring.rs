@@ -15,7 +15,12 @@ use io_uring::{IoUring, opcode, types::Fd};
 use nix::fcntl::OFlag;
 use vhost_user_zram_frontend::Region;
 
-use crate::target::{Done, Io, Lane, Need, Result, Target, TargetError, Wait};
+use crate::target::{Done, Io, Kind, Lane, Need, Result, Target, TargetError, Wait};
+
+nix::ioctl_write_ptr_bad! {
+    /// Discards the bytes of a block device: offset, length.
+    blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]
+}
 
 struct UringLane {
     ring: IoUring,
@@ -23,6 +28,8 @@ struct UringLane {
     region: Arc<Region>,
     file: Arc<File>,
     lens: Vec<u32>,
+    /// Discards, which are done within their call.
+    discarded: Vec<Done>,
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> TargetError {
@@ -33,9 +40,16 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> TargetError {
 impl Lane for UringLane {
     #[inline]
     fn submit(&mut self, slot: usize, io: &Io) -> Result<()> {
+        if io.kind == Kind::Discard {
+            let range = [io.offset, u64::from(io.len)];
+            // SAFETY: The file is open for as long as this lane lives, and the call reads these two numbers.
+            let result = unsafe { blkdiscard(self.file.as_raw_fd(), &raw const range) };
+            self.discarded.push(Done { slot, ok: result.is_ok() });
+            return Ok(());
+        }
         let buffer = self.region.host_ptr(io.addr, u64::from(io.len))?;
         let fd = Fd(self.file.as_raw_fd());
-        let entry = if io.write {
+        let entry = if io.kind == Kind::Write {
             opcode::Write::new(fd, buffer, io.len).offset(io.offset).build()
         } else {
             opcode::Read::new(fd, buffer, io.len).offset(io.offset).build()
@@ -54,6 +68,7 @@ impl Lane for UringLane {
 
     #[inline]
     fn reap(&mut self, wait: Wait, done: &mut Vec<Done>) -> Result<()> {
+        done.append(&mut self.discarded);
         loop {
             for entry in self.ring.completion() {
                 let slot = entry.user_data() as usize;
@@ -95,6 +110,7 @@ pub fn open(path: &Path, need: &Need) -> Result<Target> {
                 region: Arc::clone(&region),
                 file: Arc::clone(&file),
                 lens: vec![0; usize::from(need.depth)],
+                discarded: Vec::new(),
             }) as Box<dyn Lane>)
         })
         .collect::<Result<_>>()?;

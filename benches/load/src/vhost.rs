@@ -4,10 +4,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_zram_frontend::{
-    Blk, Client, ClientOptions, Op, Options, Segment, Session, Status, spec::SECTOR,
+    Blk, Client, ClientOptions, Op, Options, Region, Segment, Session, Status, client::range,
+    spec::SECTOR,
 };
 
-use crate::target::{Done, Io, Lane, Need, Result, Target, TargetError, Wait};
+use crate::target::{Done, Io, Kind, Lane, Need, Result, Target, TargetError, Wait};
 
 /// A server that is silent for so long has failed.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -18,7 +19,13 @@ struct VhostLane {
     _session: Arc<Session>,
     segment: u32,
     segments: Vec<Segment>,
+    region: Arc<Region>,
+    /// Address of the ranges of discards, one for each slot.
+    ranges: u64,
 }
+
+/// Bytes of a discard's range.
+const RANGE: u32 = 16;
 
 impl Lane for VhostLane {
     #[inline]
@@ -27,13 +34,20 @@ impl Lane for VhostLane {
             return Err(TargetError::Unfit("more operations than slots".into()));
         };
         self.segments.clear();
+        if io.kind == Kind::Discard {
+            let addr = self.ranges + u64::from(RANGE) * slot as u64;
+            self.region.write(addr, &range(io.offset / SECTOR, io.len / SECTOR as u32, 0))?;
+            let data = [Segment { addr, len: RANGE }];
+            self.blk.submit(tag, Op::Discard, 0, &data, slot as u64)?;
+            return Ok(());
+        }
         let (mut addr, mut left) = (io.addr, io.len);
         while left > 0 {
             let len = left.min(self.segment);
             self.segments.push(Segment { addr, len });
             (addr, left) = (addr + u64::from(len), left - len);
         }
-        let op = if io.write { Op::Out } else { Op::In };
+        let op = if io.kind == Kind::Write { Op::Out } else { Op::In };
         self.blk.submit(tag, op, io.offset / SECTOR, &self.segments, slot as u64)?;
         Ok(())
     }
@@ -66,7 +80,8 @@ impl Lane for VhostLane {
 
 /// Connects to the socket at `path`.
 pub fn open(path: &Path, need: &Need) -> Result<Target> {
-    let per_request = need.block.div_ceil(need.segment) + 2;
+    let pieces = if need.discard { 1 } else { need.block.div_ceil(need.segment) };
+    let per_request = pieces + 2;
     let direct = u32::from(need.depth) * 3;
     let entries = per_request.max(direct).max(128).next_power_of_two();
     let mut session = Options { timeout: Duration::from_secs(10), ..Options::default() };
@@ -87,19 +102,30 @@ pub fn open(path: &Path, need: &Need) -> Result<Target> {
     if config.size_max != 0 {
         segment = segment.min(config.size_max);
     }
-    if config.seg_max != 0 && need.block.div_ceil(segment) > config.seg_max {
+    let most = u64::from(config.max_discard_sectors) * SECTOR;
+    if need.discard && most != 0 && u64::from(need.block) > most {
+        return Err(TargetError::Unfit(format!(
+            "the server discards at most {most} bytes a request"
+        )));
+    }
+    if !need.discard && config.seg_max != 0 && need.block.div_ceil(segment) > config.seg_max {
         let most = u64::from(segment) * u64::from(config.seg_max);
         return Err(TargetError::Unfit(format!("the server takes at most {most} bytes a request")));
     }
-    let segments = || Vec::with_capacity(need.block.div_ceil(segment) as usize);
+    let segments = || Vec::with_capacity(pieces as usize);
+    let ranges = u64::from(RANGE) * u64::from(need.depth);
     let session = Arc::new(client.session);
+    let region = client.region;
     let lane = |blk| {
-        let _session = Arc::clone(&session);
-        Box::new(VhostLane { blk, _session, segment, segments: segments() }) as Box<dyn Lane>
+        let (_session, region) = (Arc::clone(&session), Arc::clone(&region));
+        let ranges = region.alloc(ranges, 16)?;
+        let segments = segments();
+        Ok(Box::new(VhostLane { blk, _session, segment, segments, region, ranges })
+            as Box<dyn Lane>)
     };
     Ok(Target {
-        lanes: client.queues.into_iter().map(lane).collect(),
-        region: client.region,
+        lanes: client.queues.into_iter().map(lane).collect::<Result<_>>()?,
+        region,
         capacity: config.capacity * SECTOR,
     })
 }

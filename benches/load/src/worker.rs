@@ -13,7 +13,7 @@ use vhost_user_zram_frontend::Region;
 use crate::{
     histogram::Histogram,
     plan::Plan,
-    target::{Done, Io, Lane, Result, Wait},
+    target::{Done, Io, Kind, Lane, Result, Wait},
 };
 
 /// Operations run, nothing is counted.
@@ -55,7 +55,7 @@ impl Tally {
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     begun: Instant,
-    write: bool,
+    kind: Kind,
     offset: u64,
 }
 
@@ -103,7 +103,7 @@ impl Worker {
         let mut tally = Tally::default();
         let mut phase = self.phase.load(Ordering::Relaxed);
         let all = self.depth + self.beside.depth;
-        let mut slots = vec![Slot { begun: Instant::now(), write: false, offset: 0 }; all];
+        let mut slots = vec![Slot { begun: Instant::now(), kind: Kind::Read, offset: 0 }; all];
         let mut free: Vec<usize> = (0..self.depth).rev().collect();
         let mut free_beside: Vec<usize> = (self.depth..all).collect();
         let mut done = Vec::with_capacity(all);
@@ -120,17 +120,21 @@ impl Worker {
                         break;
                     }
                 };
-                slots[slot] = Slot { begun: now, write: step.write, offset: step.offset };
-                let addr = if step.write { self.corpus + step.source } else { self.buffer(slot) };
-                let io = Io { write: step.write, offset: step.offset, addr, len: self.block };
+                slots[slot] = Slot { begun: now, kind: step.kind, offset: step.offset };
+                let addr = match step.kind {
+                    Kind::Read => self.buffer(slot),
+                    Kind::Write => self.corpus + step.source,
+                    Kind::Discard => 0,
+                };
+                let io = Io { kind: step.kind, offset: step.offset, addr, len: self.block };
                 self.lane.submit(slot, &io)?;
             }
             while more && let Some(slot) = free_beside.pop() {
                 let Some(step) = self.beside.plan.next() else { break };
                 let offset = self.beside.first + step.offset;
-                slots[slot] = Slot { begun: now, write: true, offset };
+                slots[slot] = Slot { begun: now, kind: Kind::Write, offset };
                 let addr = self.corpus + step.source;
-                self.lane.submit(slot, &Io { write: true, offset, addr, len: self.block })?;
+                self.lane.submit(slot, &Io { kind: Kind::Write, offset, addr, len: self.block })?;
             }
             if free.len() == self.depth && free_beside.len() == self.beside.depth {
                 return Ok((tally, self.lane));
@@ -140,7 +144,7 @@ impl Worker {
             // One reading of the clock for a batch: what came back together was seen together.
             let now = Instant::now();
             for Done { slot, ok } in done.drain(..) {
-                let Slot { begun, write, offset } = slots[slot];
+                let Slot { begun, kind, offset } = slots[slot];
                 if slot >= self.depth {
                     tally.errors += u64::from(!ok);
                     tally.beside += u64::from(ok && phase == MEASURING);
@@ -154,7 +158,7 @@ impl Worker {
                     tally.ops += 1;
                     tally.latencies.record(now - begun);
                 }
-                if ok && !write && self.plan.contents().is_some() {
+                if ok && kind == Kind::Read && self.plan.contents().is_some() {
                     self.verify(slot, offset, &mut tally)?;
                 }
                 self.plan.completed(offset);
