@@ -18,7 +18,7 @@ const VERY_SLOW: Duration = Duration::from_micros(60);
 /// Queued jobs for each worker that are enough for it not to run out.
 const BACKLOG: usize = 4;
 
-/// Pages of a large request are spread over idle workers if all of them cost more than this.
+/// Pages of a large request are spread over idle workers, where that pays, if all of them cost more than this.
 const WORTH_SPREADING: Duration = Duration::from_micros(40);
 
 /// Pages from which on a request counts as large.
@@ -124,14 +124,15 @@ pub(super) fn share_of_slow(each: Duration, pages: usize, backlog: usize, worker
     if each >= VERY_SLOW { pages } else { pages.min(enough.saturating_sub(backlog)) }
 }
 
-/// How many of `pages` pages of a fast codec are to be handed over when so many workers are idle.
-pub(super) fn share(each: Duration, pages: usize, idle: usize) -> usize {
-    if pages >= LARGE && each * pages as u32 >= WORTH_SPREADING {
-        // The queue's own thread is one of those that work.
-        pages * idle / (idle + 1)
-    } else {
-        0
-    }
+/// Whether so many pages of a fast codec are worth handing some of them over.
+pub(super) fn is_worth_spreading(each: Duration, pages: usize) -> bool {
+    pages >= LARGE && each * pages as u32 >= WORTH_SPREADING
+}
+
+/// How many of `pages` pages that are worth it are to be handed over when so many workers are idle.
+pub(super) fn share(pages: usize, idle: usize) -> usize {
+    // The queue's own thread is one of those that work.
+    pages * idle / (idle + 1)
 }
 
 /// Whether a page is so slow that it is handed over wherever the workers have too little to do.
@@ -163,11 +164,12 @@ mod tests {
     #[test]
     fn what_is_handed_over_follows_the_cost() {
         let us = Duration::from_micros;
-        assert_eq!(share(us(5), 1, 2), 0);
-        assert_eq!(share(us(5), 32, 0), 0);
-        assert_eq!(share(us(5), 32, 1), 16);
-        assert_eq!(share(us(5), 33, 2), 22);
-        assert_eq!(share(us(1), 8, 2), 0, "too little work");
+        assert!(!is_worth_spreading(us(11), 1));
+        assert!(is_worth_spreading(us(5), 32));
+        assert!(!is_worth_spreading(us(1), 8), "too little work");
+        assert_eq!(share(32, 0), 0);
+        assert_eq!(share(32, 1), 16);
+        assert_eq!(share(33, 2), 22);
         assert_eq!(share_of_slow(us(20), 1, 0, 2), 1);
         assert_eq!(share_of_slow(us(20), 1, 8, 2), 0, "the workers have enough");
         assert_eq!(share_of_slow(us(20), 32, 3, 2), 5);

@@ -15,6 +15,7 @@ use super::job::{Job, Pending, Work};
 use super::model::{EngineModel, Fault};
 use super::queue::Queue;
 use super::threads::{self, Cpus};
+use super::trial::Trial;
 use super::worker::{self, InService};
 use crate::codec::{CodecError, CodecTable};
 use crate::sync;
@@ -129,6 +130,8 @@ pub struct Engine {
     policy: Policy,
     /// Workers that can work beside the thread that submits.
     beside: usize,
+    /// Of compression and of decompression. None where costs are assumed: nothing that is measured decides there.
+    trials: Option<[Mutex<Trial>; 2]>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -169,7 +172,8 @@ impl Engine {
         });
         let beside = workers.min(cpus - 1);
         // From here on dropping it ends the threads that were started.
-        let mut engine = Self { shared, policy, beside, threads: Vec::new() };
+        let trials = config.assumed_cost.is_none().then(Default::default);
+        let mut engine = Self { shared, policy, beside, trials, threads: Vec::new() };
         for index in 0..workers {
             let workspace = codecs.workspace()?;
             let (shared, cpus) = (Arc::clone(&engine.shared), config.cpus.clone());
@@ -209,10 +213,19 @@ impl Engine {
                     let backlog = self.shared.queue.queued();
                     return cost::share_of_slow(each, pages, backlog, self.shared.workers);
                 }
-                let idle = if pages > 1 { self.shared.queue.idle().min(self.beside) } else { 0 };
-                cost::share(each, pages, idle)
+                if !cost::is_worth_spreading(each, pages) || !self.spreading_pays(work, pages) {
+                    return 0;
+                }
+                cost::share(pages, self.shared.queue.idle().min(self.beside))
             }
         }
+    }
+
+    /// Whether the last trial says so. Counts the pages for the next one.
+    fn spreading_pays(&self, work: Work, pages: usize) -> bool {
+        let Some(trials) = &self.trials else { return true };
+        let direction = usize::from(matches!(work, Work::Decompress { .. }));
+        sync::lock(&trials[direction]).spreads(pages as u64, Instant::now())
     }
 
     /// Submits jobs, the first ones first, and takes those out of `jobs` that were accepted; each
@@ -272,6 +285,19 @@ impl Engine {
     #[cfg(test)]
     pub(super) fn compress_cost(&self) -> Duration {
         self.shared.costs.compress(0).get()
+    }
+
+    /// As on a machine of many processors, with trials that begin, or without any.
+    #[cfg(test)]
+    pub(super) fn pretend_many_processors(&mut self, trials: bool) {
+        self.beside = self.shared.workers;
+        self.trials = trials.then(Default::default);
+    }
+
+    /// Workers that wait.
+    #[cfg(test)]
+    pub(super) fn idle_workers(&self) -> usize {
+        self.shared.queue.idle()
     }
 
     /// All workers are gone, as if none of them could be replaced.

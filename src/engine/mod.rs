@@ -27,6 +27,8 @@ mod tests;
 #[cfg(not(loom))]
 mod threads;
 #[cfg(not(loom))]
+mod trial;
+#[cfg(not(loom))]
 mod worker;
 
 #[cfg(not(loom))]
