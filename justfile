@@ -40,6 +40,10 @@ bench *options:
 compare-zram *options:
     benches/compare-zram {{ options }}
 
+# Measures the daemon beside kernel zram, qemu-storage-daemon and nbdkit (root). Options: `benches/compare --help`.
+compare *options:
+    benches/compare {{ options }}
+
 # Builds the documentation of the code, which is then in target/doc.
 docs:
     tests/all docs

@@ -4,7 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::{corpus::Kind, plan::Pattern, target::Wait};
+use crate::{
+    corpus::Kind,
+    plan::Pattern,
+    sizes::{parse_seconds, parse_size},
+    target::Wait,
+};
 
 /// Load generator for vhost-user-blk sockets and, with the same operations and data, block devices.
 ///
@@ -159,35 +164,4 @@ pub struct RunArgs {
     /// Print one JSON object a row.
     #[arg(long)]
     pub json: bool,
-}
-
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&text[..at], 10),
-        Some((at, 'm' | 'M')) => (&text[..at], 20),
-        Some((at, 'g' | 'G')) => (&text[..at], 30),
-        Some((at, 't' | 'T')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|e| format!("{text}: {e}"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text}: too large"))
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|e| format!("{text}: {e}"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_suffixes() {
-        assert_eq!(parse_size("512"), Ok(512));
-        assert_eq!(parse_size("4k"), Ok(4096));
-        assert_eq!(parse_size("2G"), Ok(2 << 30));
-        assert!(parse_size("").is_err());
-        assert!(parse_size("99999999T").is_err());
-    }
 }

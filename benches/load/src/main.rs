@@ -1,7 +1,7 @@
 //! `zram-load`: drives a vhost-user-blk socket, or a block device with the same operations and data, and
 //! says how fast that was and what it cost.
 //!
-//! * [`args`]: command line
+//! * [`args`]: command line; [`sizes`]: numbers on it
 //! * [`corpus`]: the data; [`plan`]: the operations
 //! * [`target`]: what can be driven: [`vhost`], [`uring`]; [`null`]: a back end that does nothing
 //! * [`run`] and [`worker`]: a run, and one of its threads
@@ -15,6 +15,7 @@ mod null;
 mod plan;
 mod report;
 mod run;
+mod sizes;
 mod target;
 mod uring;
 mod vhost;
