@@ -18,7 +18,7 @@ const VERY_SLOW: Duration = Duration::from_micros(60);
 /// Queued jobs for each worker that are enough for it not to run out.
 const BACKLOG: usize = 4;
 
-/// Pages of a large request are spread over idle workers, where that pays, if all of them cost more than this.
+/// Pages of a large request are shared with the workers, where that pays, if all of them cost more than this.
 const WORTH_SPREADING: Duration = Duration::from_micros(40);
 
 /// Pages from which on a request counts as large.
@@ -129,10 +129,16 @@ pub(super) fn is_worth_spreading(each: Duration, pages: usize) -> bool {
     pages >= LARGE && each * pages as u32 >= WORTH_SPREADING
 }
 
-/// How many of `pages` pages that are worth it are to be handed over when so many workers are idle.
-pub(super) fn share(pages: usize, idle: usize) -> usize {
-    // The queue's own thread is one of those that work.
-    pages * idle / (idle + 1)
+/// Of the pages of a large request the queue's own thread compresses 3 where each worker does 5: it copies
+/// and installs all of them.
+const OWN: usize = 3;
+const OF_A_WORKER: usize = 5;
+
+/// How many of `pages` pages that are worth it are to be handed over, where so many workers have `backlog`
+/// jobs in all: so many that all of them are done at the same time.
+pub(super) fn share(pages: usize, backlog: usize, workers: usize) -> usize {
+    let of_workers = OF_A_WORKER * workers;
+    ((pages + backlog) * of_workers / (of_workers + OWN)).saturating_sub(backlog).min(pages)
 }
 
 /// Whether a page is so slow that it is handed over wherever the workers have too little to do.
@@ -167,9 +173,11 @@ mod tests {
         assert!(!is_worth_spreading(us(11), 1));
         assert!(is_worth_spreading(us(5), 32));
         assert!(!is_worth_spreading(us(1), 8), "too little work");
-        assert_eq!(share(32, 0), 0);
-        assert_eq!(share(32, 1), 16);
-        assert_eq!(share(33, 2), 22);
+        assert_eq!(share(32, 0, 0), 0, "no processor beside the queue's");
+        assert_eq!(share(32, 0, 1), 20);
+        assert_eq!(share(32, 0, 3), 26);
+        assert_eq!(share(32, 16, 1), 14, "30 of 48");
+        assert_eq!(share(32, 60, 1), 0, "the worker has enough");
         assert_eq!(share_of_slow(us(20), 1, 0, 2), 1);
         assert_eq!(share_of_slow(us(20), 1, 8, 2), 0, "the workers have enough");
         assert_eq!(share_of_slow(us(20), 32, 3, 2), 5);

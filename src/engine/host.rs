@@ -216,7 +216,8 @@ impl Engine {
                 if !cost::is_worth_spreading(each, pages) || !self.spreading_pays(work, pages) {
                     return 0;
                 }
-                cost::share(pages, self.shared.queue.idle().min(self.beside))
+                let backlog = self.shared.outstanding.load(Ordering::Relaxed);
+                cost::share(pages, backlog, self.beside)
             }
         }
     }
@@ -292,12 +293,6 @@ impl Engine {
     pub(super) fn pretend_many_processors(&mut self, trials: bool) {
         self.beside = self.shared.workers;
         self.trials = trials.then(Default::default);
-    }
-
-    /// Workers that wait.
-    #[cfg(test)]
-    pub(super) fn idle_workers(&self) -> usize {
-        self.shared.queue.idle()
     }
 
     /// All workers are gone, as if none of them could be replaced.

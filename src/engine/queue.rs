@@ -19,8 +19,7 @@ pub(super) struct Queue {
     state: Mutex<QueueState>,
     /// Workers wait here.
     filled: Condvar,
-    /// Workers that wait, and jobs that are queued; read without the mutex as hints.
-    idle: AtomicUsize,
+    /// Jobs that are queued; read without the mutex as a hint.
     queued: AtomicUsize,
 }
 
@@ -50,7 +49,6 @@ impl Queue {
             depth: depth.max(1),
             state: Mutex::new(QueueState::default()),
             filled: Condvar::new(),
-            idle: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
         }
     }
@@ -88,10 +86,8 @@ impl Queue {
                 return TakeResult::Closed;
             }
             state.idle += 1;
-            self.idle.store(state.idle, Ordering::Relaxed);
             state = sync::wait(&self.filled, state);
             state.idle -= 1;
-            self.idle.store(state.idle, Ordering::Relaxed);
         }
         // Few enough that the others have something too.
         let count = (state.jobs.len() / workers.max(1)).clamp(1, GRAB);
@@ -123,11 +119,6 @@ impl Queue {
         let late = state.jobs.drain(..late).map(|(job, _)| job).collect();
         self.queued.store(state.jobs.len(), Ordering::Relaxed);
         late
-    }
-
-    /// Workers with nothing to do, some moments ago.
-    pub(super) fn idle(&self) -> usize {
-        self.idle.load(Ordering::Relaxed)
     }
 
     /// Jobs in the queue, some moments ago.

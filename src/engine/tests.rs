@@ -198,19 +198,20 @@ fn nothing_is_handed_over_inline_and_no_thread_is_there() {
 }
 
 #[test]
-fn pages_are_spread_over_idle_workers_only_where_a_trial_says_that_it_pays() {
-    let costing_5_us = |config: &mut EngineConfig| {
+fn pages_are_shared_with_workers_only_where_a_trial_says_that_it_pays() {
+    let mut engine = engine(|config| {
         config.policy = Policy::Auto;
         config.assumed_cost = Some(Duration::from_micros(5));
-    };
+        // What is submitted stays with the workers.
+        config.model = Some("hang=1".parse().unwrap());
+        config.timeout = Duration::from_secs(3600);
+    });
     let work = Work::Compress { codec: 0, limit: 4096 };
-    let mut engine = engine(costing_5_us);
     engine.pretend_many_processors(true);
-    while engine.idle_workers() < 2 {
-        std::thread::yield_now();
-    }
     assert_eq!(engine.share(work, 32), 0, "it was not tried yet");
     engine.pretend_many_processors(false);
-    assert_eq!(engine.share(work, 32), 21, "two workers and the queue's thread");
+    assert_eq!(engine.share(work, 32), 24, "two workers and the queue's thread");
     assert_eq!(engine.share(work, 7), 0, "too few pages");
+    engine.submit(&mut (0..30).map(|seed| compress(seed, PAGE_SIZE)).collect());
+    assert_eq!(engine.share(work, 32), 17, "30 of 47 are with the workers");
 }
