@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -72,6 +73,12 @@ pub struct Memory {
     pub compressed: Option<u64>,
 }
 
+/// A number that no other call returns.
+fn serial() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Why `rival` cannot run here, if it cannot.
 pub fn missing(rival: &Rival) -> Option<&'static str> {
     let have = |program: &str| {
@@ -94,8 +101,11 @@ impl Server {
     ///
     /// When it does not get ready.
     pub fn start(rival: &Rival, queues: usize, setting: &Setting) -> Result<Self> {
-        let name = rival.name.replace('/', "_");
-        let path = |suffix: &str| setting.dir.join(format!("{name}.{suffix}"));
+        let name = &rival.name;
+        // Files of an earlier server of that name would say that this one is ready.
+        let dir = setting.dir.join(format!("{name}.{queues}.{}", serial()));
+        fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        let path = |suffix: &str| dir.join(suffix);
         let socket = path("socket");
         let mut server = Self {
             target: Target::Vhost(socket.clone()),
@@ -196,12 +206,16 @@ impl Server {
                 None => true,
             };
             if ended || begun.elapsed() > START {
-                let log = fs::read_to_string(&self.log).unwrap_or_default();
-                bail!("{name} does not get ready: {}", log.trim());
+                bail!("{name} does not get ready: {}", self.said());
             }
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// What its processes have printed.
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default().trim().to_owned()
     }
 
     /// Its processes.
@@ -218,7 +232,8 @@ impl Server {
         let mut memory = Memory { processes: 0, kernel: 0, compressed: None };
         for pid in self.pids() {
             let path = format!("/proc/{pid}/smaps_rollup");
-            let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+            let ended = || format!("{} has ended: {}", rival.name, self.said());
+            let text = fs::read_to_string(&path).with_context(ended)?;
             memory.processes += pss(&text).context(path)?;
         }
         if let Some(zram) = &self.zram {
