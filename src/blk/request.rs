@@ -19,7 +19,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard, VolatileSlice,
+};
 
 use crate::blk::config::{GuestOptions, MAX_FREE_SECTORS, MAX_FREE_SEGMENTS};
 use crate::blk::refusal::{Refusal, Refused};
@@ -119,6 +121,26 @@ impl Payload for GuestBytes {
         })?;
         // Bytes that were written to the zeroes in place of lost memory did not arrive.
         if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(()) }
+    }
+
+    fn fill<R>(
+        &mut self,
+        offset: u64,
+        len: usize,
+        fill: impl FnOnce(VolatileSlice<'_>) -> R,
+    ) -> Result<Option<R>, PayloadFault> {
+        let (mut fill, mut filled) = (Some(fill), None);
+        self.pieces(offset, len, |memory, addr, range| {
+            if range.len() == len
+                && let Ok(place) = memory.get_slice(addr, len)
+                && let Some(fill) = fill.take()
+            {
+                filled = Some(fill(place));
+            }
+            true
+        })?;
+        // As in `deliver`.
+        if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(filled) }
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 
 // Named for its link to the static library alone.
 use lz4_sys as _;
+use vm_memory::VolatileSlice;
 
 use super::{CodecError, PAGE_SIZE, Page, spec::LZ4};
 
@@ -72,17 +73,41 @@ impl Lz4 {
 }
 
 pub(super) fn decompress(object: &[u8], page: &mut Page) -> Result<(), CodecError> {
+    // SAFETY: page is PAGE_SIZE writable bytes, and the borrows keep it and the object apart.
+    unsafe { decompress_raw(object, page.as_mut_ptr()) }
+}
+
+/// Decompresses into memory that another process may read and write at the same time.
+///
+/// # Errors
+/// As for a page. A `place` that is not as long as one is taken for an object that does not fit.
+pub(super) fn decompress_shared(
+    object: &[u8],
+    place: &VolatileSlice<'_>,
+) -> Result<(), CodecError> {
+    if place.len() != PAGE_SIZE {
+        return Err(CodecError::NotAPage { algorithm: LZ4, decoded: place.len() });
+    }
+    // SAFETY: place is PAGE_SIZE writable bytes while it is borrowed. They are guest memory, and object
+    // is not. What another process writes there meanwhile changes what the page holds and nothing else:
+    // the library copies earlier output as matches, but takes each length and offset from the object.
+    unsafe { decompress_raw(object, place.ptr_guard_mut().as_ptr()) }
+}
+
+/// # Safety
+/// `page` is `PAGE_SIZE` writable bytes that do not overlap with `object`.
+unsafe fn decompress_raw(object: &[u8], page: *mut u8) -> Result<(), CodecError> {
     let corrupt = |reason| CodecError::Corrupt { algorithm: LZ4, len: object.len(), reason };
     // Nothing valid is longer, and so the length fits a C int.
     if object.len() > BOUND {
         return Err(corrupt("it is too long"));
     }
-    // SAFETY: object is as many readable bytes as is said, page PAGE_SIZE writable ones, and
-    // the borrows keep them apart. Whatever the object holds, the library stays in both.
+    // SAFETY: object is as many readable bytes as is said, page PAGE_SIZE writable ones, and they do not
+    // overlap. Whatever the object holds, the library stays in both.
     let decoded = unsafe {
         LZ4_decompress_safe(
             object.as_ptr().cast(),
-            page.as_mut_ptr().cast(),
+            page.cast(),
             object.len() as c_int,
             PAGE_SIZE as c_int,
         )

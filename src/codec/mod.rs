@@ -27,6 +27,8 @@ mod tests;
 mod workspace;
 mod zstd;
 
+use vm_memory::VolatileSlice;
+
 use crate::checker;
 use crate::units::{PAGE_SIZE, Page};
 
@@ -128,6 +130,29 @@ impl Codec {
             CodecSpec::Lz4 { .. } => lz4::decompress(object, page),
             CodecSpec::Lz4Flex => lz4_flex::decompress(object, page),
             CodecSpec::Zstd { .. } => ws.zstd(self.spec)?.decompress(object, page),
+        }
+    }
+
+    /// Whether [`Self::decompress_shared`] works. Only lz4's decoder is known to take nothing from its output
+    /// that decides where it reads or writes (docs/adr/0010).
+    pub fn writes_shared(&self) -> bool {
+        matches!(self.spec, CodecSpec::Lz4 { .. })
+    }
+
+    /// Decompresses `object` straight into `place`, a page of memory that another process may write at the
+    /// same time.
+    ///
+    /// # Errors
+    /// The object does not decode to a page, `place` is not as long as one, or the codec cannot do this.
+    pub fn decompress_shared(
+        &self,
+        object: &[u8],
+        place: &VolatileSlice<'_>,
+    ) -> Result<(), CodecError> {
+        checker::might_sleep("decompressing");
+        match self.spec {
+            CodecSpec::Lz4 { .. } => lz4::decompress_shared(object, place),
+            spec => Err(CodecError::Setup { spec, reason: "it cannot write to shared memory" }),
         }
     }
 }

@@ -342,6 +342,33 @@ fn both_lz4_read_what_the_other_wrote() {
 }
 
 #[test]
+fn lz4_decodes_into_shared_memory_what_it_decodes_into_a_page() {
+    let (lz4, mut ws) = ready("lz4");
+    let mut memory = vec![0; PAGE_SIZE + 64];
+    for page in gallery() {
+        let object = object(&lz4, &mut ws, &page);
+        memory.fill(0xa5);
+        let all = VolatileSlice::from(&mut memory[..]);
+        let place = all.subslice(32, PAGE_SIZE).unwrap();
+        lz4.decompress_shared(&object, &place).unwrap();
+        let cut = lz4.decompress_shared(&object[..object.len() - 1], &place);
+        assert!(cut.is_err(), "{} bytes", object.len());
+        lz4.decompress_shared(&object, &place).unwrap();
+        let short = all.subslice(0, PAGE_SIZE - 1).unwrap();
+        assert!(lz4.decompress_shared(&object, &short).is_err());
+        assert_eq!(memory[32..32 + PAGE_SIZE], page);
+        assert!(memory[..32].iter().chain(&memory[32 + PAGE_SIZE..]).all(|byte| *byte == 0xa5));
+    }
+    for other in ["lz4-flex", "zstd"] {
+        let (codec, mut ws) = ready(other);
+        let object = object(&codec, &mut ws, &gallery()[0]);
+        let place = VolatileSlice::from(&mut memory[..PAGE_SIZE]);
+        assert!(!codec.writes_shared());
+        assert!(codec.decompress_shared(&object, &place).is_err(), "{other}");
+    }
+}
+
+#[test]
 fn objects_cut_short_or_drawn_out_are_errors() {
     for text in SPECS {
         let (codec, mut ws) = ready(text);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::content::NewContent;
-use super::{Device, IoError};
+use super::{Device, IoError, Payload};
 use crate::codec::{CodecError, CodecTable, Workspace};
 use crate::engine::{Job, Sampler, Spares, Work};
 use crate::slot::{Content, Reader};
@@ -18,7 +18,7 @@ pub struct WorkerContext {
     pub(super) workspace: Workspace,
     pub(super) page: Box<Page>,
     object: Box<[u8; MAX_OBJECT]>,
-    sampler: Sampler,
+    pub(super) sampler: Sampler,
     pub(super) spares: Spares,
     /// Its thread's way to the slots.
     pub(super) reader: Reader,
@@ -132,6 +132,28 @@ impl Device {
             self.codecs.decompress(codec, workspace, object, page)
         });
         decoded.map_err(|source| IoError::Decompress { index, source })
+    }
+
+    /// Decompresses an object of the page `index` straight to where `payload` wants it, from its byte
+    /// `offset` on. False if that is not one piece of memory, or the codec cannot: nothing is done then.
+    pub(super) fn decompress_to(
+        &self,
+        index: u64,
+        codec: u8,
+        object: &[u8],
+        (payload, offset): (&mut impl Payload, u64),
+        sampler: &mut Sampler,
+    ) -> Result<bool, IoError> {
+        let failed = |source| IoError::Decompress { index, source };
+        let entry = self.codecs.get(codec).map_err(failed)?;
+        if !entry.writes_shared() {
+            return Ok(false);
+        }
+        let decoded = payload.fill(offset, PAGE_SIZE, |place| {
+            let work = Work::Decompress { codec };
+            self.engine.inline(work, sampler, || entry.decompress_shared(object, &place))
+        })?;
+        decoded.map_or(Ok(false), |decoded| decoded.map(|()| true).map_err(failed))
     }
 }
 

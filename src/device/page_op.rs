@@ -26,6 +26,7 @@ use super::{Device, WorkerContext};
 use crate::engine::{Engine, Job, Pending, Work};
 use crate::failpoint;
 use crate::slot::{Content, SlotGuard, Waiter};
+use crate::units::PAGE_SIZE;
 
 /// What is done with a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,6 +275,12 @@ impl<'d> PageOp<'d> {
                 let job = Job::decompress(bytes, codec, &mut turn.context.spares);
                 // A read has a copy of the object, so that no task waits for the slot meanwhile.
                 return self.submit(turn, cx, job, (!is_read).then_some(guard));
+            } else if is_read && self.part.len() == PAGE_SIZE {
+                let to = (&mut *turn.payload, self.offset);
+                let sampler = &mut turn.context.sampler;
+                if turn.device.decompress_to(self.index, codec, bytes, to, sampler)? {
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
         turn.device.decode(self.index, content, bytes, turn.context)?;

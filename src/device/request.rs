@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use vm_memory::VolatileSlice;
+
 use crate::codec::CodecError;
 use crate::pool::PoolError;
 use crate::store::StoreError;
@@ -37,6 +39,22 @@ pub trait Payload {
     /// # Errors
     /// The memory is gone.
     fn deliver(&mut self, offset: u64, from: &[u8]) -> Result<(), PayloadFault>;
+
+    /// Has `fill` write the `len` bytes from `offset` of the request on in place, if they lie in one piece of
+    /// memory. The guest may read and write them at the same time. `None` if they do not, and `fill` is
+    /// not called then.
+    ///
+    /// # Errors
+    /// The memory is gone.
+    fn fill<R>(
+        &mut self,
+        offset: u64,
+        len: usize,
+        fill: impl FnOnce(VolatileSlice<'_>) -> R,
+    ) -> Result<Option<R>, PayloadFault> {
+        let _ = (offset, len, fill);
+        Ok(None)
+    }
 }
 
 /// Why a request failed. What it had not got to by then is as it was.

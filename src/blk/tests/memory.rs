@@ -80,6 +80,7 @@ fn memory_that_is_cut_off_is_an_error_and_an_alarm_and_no_signal() {
     assert!(!map.is_lost());
 
     kept.set_len(0x1000).unwrap();
+    assert_eq!(bytes.fill(0, 0x1000, |place| place.copy_from(&page[..])), Err(PayloadFault));
     assert_eq!(bytes.fetch(0, &mut page), Err(PayloadFault));
     assert!(map.is_lost());
     assert_eq!(alarm.read().unwrap(), 1);

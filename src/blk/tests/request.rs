@@ -1,4 +1,4 @@
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, VolatileSlice};
 
 use crate::blk::config::GuestOptions;
 use crate::blk::config::StallLimits;
@@ -238,4 +238,24 @@ fn memory_out_of_reach_is_a_fault() {
         assert_eq!(bytes.fetch(0, &mut [0; 16]), Err(PayloadFault));
         assert_eq!(bytes.deliver(0, &[0; 16]), Err(PayloadFault));
     }
+}
+
+#[test]
+fn a_page_is_filled_in_place_where_it_is_one_piece() {
+    let guest = Guest::new();
+    let segments = vec![seg(DATA, 100), seg(DATA + 200, 60), seg(1 << 40, 8)];
+    let mut bytes = GuestBytes::new(guest.map.shared().memory(), segments);
+    let filled = bytes.fill(100, 60, |place| {
+        place.copy_from(&[7_u8; 60]);
+        place.len()
+    });
+    assert_eq!(filled, Ok(Some(60)));
+    let mut found = [0; 62];
+    guest.memory().read_slice(&mut found, GuestAddress(DATA + 199)).unwrap();
+    assert_eq!((found[0], found[61]), (0, 0));
+    assert_eq!(found[1..61], [7; 60]);
+    let called = |_: VolatileSlice<'_>| panic!("it is in two pieces");
+    assert_eq!(bytes.fill(50, 60, called), Ok(None));
+    assert_eq!(bytes.fill(160, 8, called), Ok(None), "it is out of reach");
+    assert_eq!(bytes.fill(160, 9, called), Err(PayloadFault), "it is beyond the end");
 }
