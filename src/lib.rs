@@ -31,6 +31,7 @@ mod failpoint;
 mod notifier;
 #[cfg(not(shuttle))]
 mod pool;
+mod prefetch;
 #[cfg(not(any(loom, shuttle)))]
 mod ratelimit;
 mod slot;

@@ -9,6 +9,7 @@ mod exchange;
 mod stop;
 mod work;
 
+use self::work::Parsed;
 use std::collections::VecDeque;
 use std::fmt::Arguments;
 use std::fs::File;
@@ -150,6 +151,8 @@ struct Scratch {
     taken: VecDeque<Head>,
     /// They were in flight when the ring started, and are resubmitted.
     resubmit: bool,
+    /// Heads that were taken and parsed and not begun; empty between batches.
+    parsed: VecDeque<Parsed>,
     finished: Vec<UsedElem>,
     chain: Chain,
     segments: Vec<Vec<Segment>>,

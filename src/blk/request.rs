@@ -15,12 +15,14 @@
 //! whose status cannot be written is [`Unanswerable`]. It is not carried out and not completed, and its
 //! queue stops.
 
+use std::rc::Rc;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard, VolatileSlice,
+    GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard, VolatileSlice,
 };
 
 use crate::blk::config::{GuestOptions, MAX_FREE_SECTORS, MAX_FREE_SEGMENTS};
@@ -28,6 +30,7 @@ use crate::blk::refusal::{Refusal, Refused};
 use crate::blk::reply::{Reply, Status};
 use crate::device::{Op, Payload, PayloadFault};
 use crate::units::SECTOR_SIZE;
+use crate::virtq::access;
 use crate::virtq::chain::{Chain, Segment, total, trim_front, trim_last_byte};
 use crate::virtq::elem::Unanswerable;
 use crate::virtq::memory::{self, Memory};
@@ -50,10 +53,13 @@ pub(crate) enum Request {
     Refused { refused: Refused, reply: Reply },
 }
 
+/// Guest memory at one moment.
+pub(crate) type Snapshot = Rc<GuestMemoryLoadGuard<Memory>>;
+
 /// Moves bytes between guest memory, named by segments, and private memory.
 #[derive(Debug)]
 pub(crate) struct GuestBytes {
-    memory: GuestMemoryLoadGuard<Memory>,
+    memory: Snapshot,
     segments: Vec<Segment>,
     /// Number of the segment that the last access ended in, and the offset where it starts: the
     /// device works through a request front to back.
@@ -61,7 +67,7 @@ pub(crate) struct GuestBytes {
 }
 
 impl GuestBytes {
-    pub(crate) fn new(memory: GuestMemoryLoadGuard<Memory>, segments: Vec<Segment>) -> Self {
+    pub(crate) fn new(memory: Snapshot, segments: Vec<Segment>) -> Self {
         Self { memory, segments, cursor: (0, 0) }
     }
 
@@ -109,7 +115,7 @@ impl GuestBytes {
 impl Payload for GuestBytes {
     fn fetch(&mut self, offset: u64, into: &mut [u8]) -> Result<(), PayloadFault> {
         self.pieces(offset, into.len(), |memory, addr, range| {
-            memory.read_slice(&mut into[range], addr).is_ok()
+            access::copy_from(memory, addr, &mut into[range]).is_some()
         })?;
         // Memory that was lost reads as zeroes, which must not become the disk's content.
         if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(()) }
@@ -117,7 +123,7 @@ impl Payload for GuestBytes {
 
     fn deliver(&mut self, offset: u64, from: &[u8]) -> Result<(), PayloadFault> {
         self.pieces(offset, from.len(), |memory, addr, range| {
-            memory.write_slice(&from[range], addr).is_ok()
+            access::copy_to(memory, addr, &from[range]).is_some()
         })?;
         // Bytes that were written to the zeroes in place of lost memory did not arrive.
         if memory::is_lost(&self.memory) { Err(PayloadFault) } else { Ok(()) }
@@ -259,7 +265,7 @@ fn check_data(
 }
 
 fn is_in_reach(memory: &Memory, segments: &[Segment]) -> bool {
-    segments.iter().all(|segment| memory.check_range(segment.addr, segment.len as usize))
+    segments.iter().all(|segment| access::is_in_reach(memory, segment.addr, segment.len as usize))
 }
 
 /// Takes the header off the front of the readable part.
@@ -306,7 +312,7 @@ fn copy_front(memory: &Memory, segments: &[Segment], into: &mut [u8]) -> Option<
             break;
         }
         let count = (segment.len as usize).min(into.len() - done);
-        memory.read_slice(&mut into[done..done + count], segment.addr).ok()?;
+        access::copy_from(memory, segment.addr, &mut into[done..done + count])?;
         done += count;
     }
     (done == into.len()).then_some(())
@@ -317,7 +323,7 @@ pub(crate) fn deliver_id(memory: &Memory, data: &[Segment], id: &[u8; 20]) -> St
     let mut left = &id[..];
     for segment in data {
         let (now, later) = left.split_at((segment.len as usize).min(left.len()));
-        if memory.write_slice(now, segment.addr).is_err() {
+        if access::copy_to(memory, segment.addr, now).is_none() {
             return Status::IoErr;
         }
         left = later;
@@ -325,7 +331,8 @@ pub(crate) fn deliver_id(memory: &Memory, data: &[Segment], id: &[u8; 20]) -> St
     if memory::is_lost(memory) { Status::IoErr } else { Status::Ok }
 }
 
-/// A snapshot of guest memory for one batch.
-pub(crate) fn snapshot(memory: &memory::SharedMemory) -> GuestMemoryLoadGuard<Memory> {
-    memory.memory()
+/// A snapshot of guest memory for one turn of a queue. Its requests share it without writing to what other
+/// threads read.
+pub(crate) fn snapshot(memory: &memory::SharedMemory) -> Snapshot {
+    Rc::new(memory.memory())
 }

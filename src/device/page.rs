@@ -7,7 +7,7 @@ use super::{Device, IoError, Payload};
 use crate::codec::{CodecError, CodecTable, Workspace};
 use crate::engine::{Job, Sampler, Spares, Work};
 use crate::slot::{Content, Reader};
-use crate::units::{PAGE_SIZE, Page};
+use crate::units::{PAGE_SIZE, Page, SECTORS_PER_PAGE};
 
 /// Longest object that is worth its decompression: 15/16 of a page. What compresses worse is
 /// stored raw ("huge"), which reads much faster and takes at most 256 bytes more.
@@ -46,6 +46,20 @@ impl WorkerContext {
 }
 
 impl Device {
+    /// Has the slot fetched of the first page of a request from `sector` on, which will be polled soon.
+    pub fn prefetch_slot(&self, sector: u64) {
+        self.table.prefetch(sector / SECTORS_PER_PAGE);
+    }
+
+    /// Has up to `bytes` bytes fetched of the object that is read first by a request from `sector` on, whose
+    /// slot was fetched.
+    pub fn prefetch_object(&self, sector: u64, bytes: usize, context: &WorkerContext) {
+        let hint = || self.table.hint(sector / SECTORS_PER_PAGE);
+        if let Some(object) = context.reader.inside(hint) {
+            self.pool.prefetch(object.place, object.length.min(bytes));
+        }
+    }
+
     /// Stores the page in `context.page`, if it is same-filled, as a content for the slot `index`,
     /// which does not name it yet.
     pub(super) fn encode_same(

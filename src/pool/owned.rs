@@ -148,6 +148,12 @@ impl Pool {
         unsafe { self.arena.read(place, TAG_BYTES, length) }
     }
 
+    /// Has an object fetched that will be read soon. It may be gone by now.
+    #[cfg(not(loom))]
+    pub fn prefetch(&self, place: Place, length: usize) {
+        self.arena.prefetch(place, TAG_BYTES + length);
+    }
+
     /// Makes the object at a place that was just allocated for it.
     fn fill(&self, place: Place, object: &[u8], owner: u32) -> Owned<'_> {
         // SAFETY: the place was allocated for an object of this length, and no other thread has it.

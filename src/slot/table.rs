@@ -302,6 +302,21 @@ impl SlotTable {
         content.object().is_none().then_some(content)
     }
 
+    /// Has the word of a slot fetched that will be used soon, of any index.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn prefetch(&self, index: u64) {
+        self.words.prefetch(index);
+    }
+
+    /// The object that a slot names at this moment, read without its lock: a hint of what will be read. Any
+    /// index is allowed.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn hint(&self, index: u64) -> Option<Object> {
+        self.readers.assert_inside();
+        let word = (index < self.len()).then(|| self.words.get(index)).flatten()?;
+        Word(word.load(Ordering::Relaxed)).content().object()
+    }
+
     /// Takes the lock of a slot, or queues for it; `None` if the slot is in a part of the table
     /// that does not exist, so it is empty. The rules stand at the top of `slot/lock.rs`.
     pub fn poll_lock<'a>(

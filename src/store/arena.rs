@@ -112,6 +112,12 @@ impl Arena {
         unsafe { self.mapping.write(place.offset() + skip as u64, bytes) }
     }
 
+    /// Has an object fetched that will be read soon, if there is one. The caller need not own it.
+    #[cfg(not(loom))]
+    pub fn prefetch(&self, place: Place, len: usize) {
+        self.mapping.prefetch(place.offset(), len);
+    }
+
     /// The bytes of an object, read in place.
     ///
     /// # Safety

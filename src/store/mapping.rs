@@ -15,6 +15,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::unistd::{Whence, lseek64};
 
 use super::{HOST_PAGE, MemoryKind, StoreError};
+use crate::prefetch;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// A part of a file, mapped shared and writable, whose pages exist only once populated or written.
@@ -198,6 +199,11 @@ impl Mapping {
         // valid value. All safe access to the mapping is atomic, and callers of `bytes` and `write`
         // answer for theirs.
         unsafe { at.as_ref() }
+    }
+
+    /// Has bytes fetched that will be used soon. What lies outside of the mapping is ignored.
+    pub(super) fn prefetch(&self, offset: u64, len: usize) {
+        prefetch::fetch(self.base.as_ptr().wrapping_add(offset as usize), len);
     }
 
     fn range(&self, offset: u64, len: u64) -> NonNull<u8> {

@@ -150,6 +150,12 @@ impl Words {
         self.has_page(index / WORDS_PER_PAGE).then(|| self.mapping.word(index))
     }
 
+    /// Has a word fetched that will be used soon, of any index.
+    #[cfg(not(loom))]
+    pub fn prefetch(&self, index: u64) {
+        self.mapping.prefetch(index.wrapping_mul(8), 8);
+    }
+
     /// The sum of the word of this index, if the word exists and there are sums.
     pub fn sum(&self, index: u64) -> Option<&AtomicU32> {
         let sums = self.sums.as_ref()?;

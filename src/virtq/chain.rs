@@ -4,8 +4,9 @@
 //! short one. This walk reports bad chains, and reads an indirect table in one piece.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Address, GuestAddress};
 
+use crate::virtq::access;
 use crate::virtq::memory::Memory;
 
 /// Most descriptors of one chain (QEMU's VIRTQUEUE_MAX_SIZE). Linux exceeds the ring's size with
@@ -14,6 +15,9 @@ const MAX_DESCRIPTORS: usize = 1024;
 
 /// Bytes of a descriptor.
 const DESCRIPTOR_BYTES: u32 = 16;
+
+/// Bytes that are fetched ahead of what a descriptor names: the table of a small request.
+const PREFETCHED: usize = 64;
 
 /// A range of guest memory that a request names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +50,6 @@ pub(crate) enum ChainError {
     IndirectLength,
 }
 
-impl From<GuestMemoryError> for ChainError {
-    fn from(_: GuestMemoryError) -> Self {
-        ChainError::Unreachable
-    }
-}
-
 /// The segments of one chain. They are reused, so that a request allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
@@ -82,7 +80,8 @@ impl Chain {
         for _ in 0..ring.size {
             let offset = u64::from(next) * u64::from(DESCRIPTOR_BYTES);
             let addr = ring.addr.checked_add(offset).ok_or(ChainError::Unreachable)?;
-            let descriptor: Descriptor = memory.read_obj(addr)?;
+            let descriptor: Descriptor =
+                access::read(memory, addr).ok_or(ChainError::Unreachable)?;
             if descriptor.refers_to_indirect_table() {
                 // The write flag means nothing here (2.7.5.3.1), a next one is forbidden.
                 return match descriptor.has_next() {
@@ -108,7 +107,7 @@ impl Chain {
             return Err(ChainError::IndirectLength);
         }
         self.table.resize(table.len() as usize, 0);
-        memory.read_slice(&mut self.table, table.addr())?;
+        access::copy_from(memory, table.addr(), &mut self.table).ok_or(ChainError::Unreachable)?;
         let mut next = 0;
         for _ in 0..count {
             let at = next * DESCRIPTOR_BYTES as usize;
@@ -137,6 +136,29 @@ impl Chain {
             self.readable.push(segment);
         }
     }
+}
+
+/// Has the memory fetched that the first descriptor of a chain names: its indirect table, or its header.
+pub(crate) fn prefetch_table(memory: &Memory, ring: DescriptorTable, head: u16) {
+    if let Some(first) = peek(memory, ring.addr, head) {
+        access::prefetch(memory, first.addr(), (first.len() as usize).min(PREFETCHED));
+    }
+}
+
+/// Has the header of a chain fetched, if that has an indirect table, which was fetched.
+pub(crate) fn prefetch_header(memory: &Memory, ring: DescriptorTable, head: u16) {
+    if let Some(table) = peek(memory, ring.addr, head)
+        && table.refers_to_indirect_table()
+        && let Some(first) = peek(memory, table.addr(), 0)
+    {
+        access::prefetch(memory, first.addr(), (first.len() as usize).min(PREFETCHED));
+    }
+}
+
+/// A descriptor of a table, of which nothing is checked.
+fn peek(memory: &Memory, table: GuestAddress, at: u16) -> Option<Descriptor> {
+    let offset = u64::from(at) * u64::from(DESCRIPTOR_BYTES);
+    access::read(memory, table.checked_add(offset)?)
 }
 
 /// A descriptor from its 16 bytes: le64 address, le32 length, le16 flags, le16 next.

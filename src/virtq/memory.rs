@@ -7,24 +7,67 @@ use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryReg
 use vm_memory::bitmap::BS;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError,
-    GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError,
-    GuestRegionMmap, GuestUsize, MemoryRegionAddress, VolatileSlice,
+    GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionMmap, GuestUsize, MemoryRegionAddress,
+    VolatileSlice,
 };
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtq::handed::{Handed, HandedError, Mapped};
-use crate::virtq::sigbus::Watch;
+use crate::virtq::sigbus::{self, Watch};
 
 /// Regions that a front end may have mapped at once (the crate's own bound for ADD_MEM_REG).
 pub(crate) const MAX_REGIONS: usize = 509;
 
 /// All regions of guest memory at one moment.
-pub(crate) type Memory = GuestRegionCollection<Region>;
+///
+/// Each request looks several addresses up. So the bounds of all regions lie together, and an access goes to
+/// the region alone that it concerns.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// First addresses of the regions, in order.
+    starts: Vec<u64>,
+    regions: Vec<Arc<Region>>,
+}
+
+impl Memory {
+    /// Memory of some regions, which are in order.
+    ///
+    /// # Errors
+    /// Two of them overlap.
+    fn of(regions: Vec<Arc<Region>>) -> Result<Self, MemoryError> {
+        let starts: Vec<_> = regions.iter().map(|region| region.start_addr().0).collect();
+        let follows = |pair: &[Arc<Region>]| pair[0].last_addr() < pair[1].start_addr();
+        if !regions.windows(2).all(follows) {
+            return Err(MemoryError::Overlap);
+        }
+        Ok(Self { starts, regions })
+    }
+}
+
+impl GuestMemoryBackend for Memory {
+    type R = Region;
+
+    fn num_regions(&self) -> usize {
+        self.regions.len()
+    }
+
+    #[inline]
+    fn find_region(&self, addr: GuestAddress) -> Option<&Region> {
+        let below = self.starts.partition_point(|start| *start <= addr.0);
+        let region = self.regions.get(below.checked_sub(1)?)?;
+        (addr.0 - region.start < region.len).then_some(region)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().map(Arc::as_ref)
+    }
+}
 
 /// Whether a part of guest memory was lost, so that bytes read from it may be wrong, and the guest may not
 /// see bytes written to it. To be called after the bytes were moved, and not before.
+#[inline]
 pub(crate) fn is_lost(memory: &Memory) -> bool {
-    memory.iter().any(Region::is_lost)
+    sigbus::has_faulted() && memory.iter().any(Region::is_lost)
 }
 
 /// The memory that queue threads take a snapshot of for each batch.
@@ -36,6 +79,9 @@ pub(crate) struct Region {
     // Dropped before the mapping: an unmapped range must not be watched any more.
     watch: Watch,
     mapping: GuestRegionMmap,
+    /// Its first address, and its bytes.
+    start: u64,
+    len: u64,
 }
 
 impl Region {
@@ -48,12 +94,14 @@ impl Region {
 impl GuestMemoryRegion for Region {
     type B = ();
 
+    #[inline]
     fn len(&self) -> GuestUsize {
-        self.mapping.len()
+        self.len
     }
 
+    #[inline]
     fn start_addr(&self) -> GuestAddress {
-        self.mapping.start_addr()
+        GuestAddress(self.start)
     }
 
     fn bitmap(&self) -> BS<'_, ()> {
@@ -87,7 +135,7 @@ pub(crate) enum MemoryError {
     #[error("a memory region ends beyond the address space")]
     Address,
     #[error("memory regions overlap")]
-    Layout(#[from] GuestRegionCollectionError),
+    Overlap,
     #[error("the front end has more than {MAX_REGIONS} memory regions")]
     TooMany,
     #[error("the memory region does not exist")]
@@ -137,7 +185,7 @@ impl MemoryMap {
     pub(crate) fn new(alarm: EventFd) -> Self {
         Self {
             regions: Vec::new(),
-            shared: SharedMemory::new(Memory::new()),
+            shared: SharedMemory::new(Memory::default()),
             alarm: Arc::new(alarm),
         }
     }
@@ -203,7 +251,8 @@ impl MemoryMap {
         let Mapped { watch, mapping } = handed.map(layout.file_offset, layout.size, &self.alarm)?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(layout.guest_addr));
         let mapping = mapping.ok_or(MemoryError::Address)?;
-        Ok((layout, Arc::new(Region { watch, mapping })))
+        let (start, len) = (mapping.start_addr().0, mapping.len());
+        Ok((layout, Arc::new(Region { watch, mapping, start, len })))
     }
 
     fn install(&mut self, mut regions: Vec<(Layout, Arc<Region>)>) -> Result<(), MemoryError> {
@@ -211,12 +260,7 @@ impl MemoryMap {
             return Err(MemoryError::TooMany);
         }
         regions.sort_by_key(|(layout, _)| layout.guest_addr);
-        let memory = if regions.is_empty() {
-            Memory::new()
-        } else {
-            let all = regions.iter().map(|(_, region)| Arc::clone(region)).collect();
-            Memory::from_arc_regions(all)?
-        };
+        let memory = Memory::of(regions.iter().map(|(_, region)| Arc::clone(region)).collect())?;
         // No other thread writes: the map belongs to the session's thread. A poisoned lock can still
         // be used, since it guards no data of its own.
         let guard = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! Split virtqueues as a device sees them, and the guest memory they lie in (VIRTIO 1.2, 2.7).
 //!
-//! * `memory`: the guest's memory
+//! * `memory`, `access`: the guest's memory, and short accesses to it
 //! * `handed`, `sigbus`: files that are mapped for a front end, and their loss
 //! * `ring`, `chain`, `elem`: available and used rings, descriptor chains, and a head between the two
 //! * `position`: where a ring that is started resumes
@@ -10,6 +10,7 @@
 //! * `order`: completions in order, where there is no region
 //! * `sys`: system calls that no crate in use has without `unsafe`
 
+pub(crate) mod access;
 pub(crate) mod chain;
 pub(crate) mod elem;
 pub(crate) mod handed;

@@ -13,6 +13,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::failpoint;
+use crate::virtq::access;
 use crate::virtq::chain::DescriptorTable;
 use crate::virtq::elem::{Head, Unanswerable, UsedElem};
 use crate::virtq::memory::{self, Memory, Region};
@@ -217,5 +218,5 @@ fn load(memory: &Memory, addr: GuestAddress) -> Result<u16, RingError> {
 
 fn write(memory: &Memory, base: u64, offset: u64, element: u64) -> Result<(), RingError> {
     let addr = address(base, offset)?;
-    memory.write_obj(element.to_le(), addr).map_err(|_| RingError::Unreachable)
+    access::write(memory, addr, element.to_le()).ok_or(RingError::Unreachable)
 }

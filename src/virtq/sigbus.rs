@@ -64,6 +64,16 @@ static WATCHED: [Watched; REGIONS] = [const {
     }
 }; REGIONS];
 
+/// Whether any range was ever lost.
+static FAULTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a range of this process was ever lost, so that it makes sense to ask which one: each request asks
+/// for all of its memory. To be called after the access in question, as [`Watch::faulted`] is.
+#[inline]
+pub(crate) fn has_faulted() -> bool {
+    FAULTED.load(Ordering::Acquire)
+}
+
 /// Keeps one range of addresses watched; dropped before the range is unmapped.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -162,6 +172,9 @@ impl Watched {
             return false;
         }
         self.faulted.store(true, Ordering::Release);
+        // Behind it: a thread that sees this one finds the other. Both are set before a byte can be read
+        // that is not the guest's.
+        FAULTED.store(true, Ordering::Release);
         let replaced = replace_by_zeroes(start, len);
         if replaced {
             alarm(self.alarm.load(Ordering::Relaxed));

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
-use vm_memory::GuestMemoryLoadGuard;
 
 use super::{BLIND_KICKS, Next, QueueServer, SHARE_IT, Turn, is_served};
+use crate::blk::request::Snapshot;
 use crate::ratelimit::Kind;
 use crate::virtq::elem::Head;
 use crate::virtq::memory::{Memory, SharedMemory};
@@ -19,7 +19,7 @@ impl QueueServer<'_> {
     pub(super) fn exchange(
         &mut self,
         state: &mut VringState<SharedMemory>,
-        memory: &GuestMemoryLoadGuard<Memory>,
+        memory: &Snapshot,
         over: bool,
     ) -> Result<Next, RingError> {
         let unreachable = |_| RingError::Unreachable;

@@ -53,7 +53,7 @@ fn regions_that_cannot_be_are_refused_and_change_nothing() {
         Err(MemoryError::Map(HandedError::FileTooShort { needed: 0x2000, found: 0x1fff }))
     ));
     let overlap = map.add(layout(0x1000, 0x10000, 0x1000), file(0x1000));
-    assert!(matches!(overlap, Err(MemoryError::Layout(_))));
+    assert!(matches!(overlap, Err(MemoryError::Overlap)));
     for (guest, user) in [(u64::MAX - 0xfff, 0), (0x10000, u64::MAX - 0xfff)] {
         let wrapped = map.add(layout(guest, user, 0x2000), file(0x2000));
         assert!(matches!(wrapped, Err(MemoryError::Address)));
@@ -72,7 +72,7 @@ fn memory_that_is_cut_off_is_an_error_and_an_alarm_and_no_signal() {
     map.add(layout(0, 0, 0x4000), file).unwrap();
     let shared = map.shared();
     let segments = vec![Segment { addr: GuestAddress(0x2000), len: 0x1000 }];
-    let mut bytes = GuestBytes::new(shared.memory(), segments);
+    let mut bytes = GuestBytes::new(shared.memory().into(), segments);
     let mut page = [0; 0x1000];
     shared.memory().write_slice(&[7; 0x1000], GuestAddress(0x2000)).unwrap();
     bytes.fetch(0, &mut page).unwrap();

@@ -217,7 +217,7 @@ fn the_serial_fills_as_much_as_there_is() {
 fn bytes_move_over_segment_borders_in_both_directions() {
     let guest = Guest::new();
     let segments = vec![seg(DATA, 100), seg(0, 0), seg(DATA + 200, 1), seg(DATA + 300, 500)];
-    let mut bytes = GuestBytes::new(guest.map.shared().memory(), segments);
+    let mut bytes = GuestBytes::new(guest.map.shared().memory().into(), segments);
     let pattern: Vec<u8> = (0..601_u32).map(|at| (at * 7) as u8).collect();
     bytes.deliver(0, &pattern[..50]).unwrap();
     bytes.deliver(50, &pattern[50..300]).unwrap();
@@ -234,7 +234,7 @@ fn bytes_move_over_segment_borders_in_both_directions() {
 fn memory_out_of_reach_is_a_fault() {
     let guest = Guest::new();
     for segment in [seg(1 << 20, 16), seg((1 << 20) - 8, 16), seg(u64::MAX - 7, 16)] {
-        let mut bytes = GuestBytes::new(guest.map.shared().memory(), vec![segment]);
+        let mut bytes = GuestBytes::new(guest.map.shared().memory().into(), vec![segment]);
         assert_eq!(bytes.fetch(0, &mut [0; 16]), Err(PayloadFault));
         assert_eq!(bytes.deliver(0, &[0; 16]), Err(PayloadFault));
     }
@@ -244,7 +244,7 @@ fn memory_out_of_reach_is_a_fault() {
 fn a_page_is_filled_in_place_where_it_is_one_piece() {
     let guest = Guest::new();
     let segments = vec![seg(DATA, 100), seg(DATA + 200, 60), seg(1 << 40, 8)];
-    let mut bytes = GuestBytes::new(guest.map.shared().memory(), segments);
+    let mut bytes = GuestBytes::new(guest.map.shared().memory().into(), segments);
     let filled = bytes.fill(100, 60, |place| {
         place.copy_from(&[7_u8; 60]);
         place.len()

@@ -183,7 +183,7 @@ impl Rig {
     /// What the disk holds in a page, without any ring.
     pub(crate) fn page(&self, page: u64) -> Vec<u8> {
         let segments = vec![Segment { addr: GuestAddress(SCRATCH), len: 4096 }];
-        let payload = GuestBytes::new(self.map.shared().memory(), segments);
+        let payload = GuestBytes::new(self.map.shared().memory().into(), segments);
         let mut read = self.shared.device.request(Op::Read, page * 8, 4096, payload).unwrap();
         let polled = read.poll(&mut self.worker_context(), &Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Ready(Ok(()))), "{polled:?}");

@@ -1,5 +1,6 @@
 //! Chains, rings and recovery against hand-laid guest memory.
 
+mod access;
 mod chain;
 mod handed;
 mod recovery;
