@@ -10,7 +10,7 @@ use crate::sizes::{parse_seconds, parse_size};
 ///
 /// Rivals: ours (this daemon), zram (the kernel's, by io_uring with O_DIRECT), zram-qsd (the kernel's, exported
 /// by qemu-storage-daemon as a vhost-user-blk disk), tmpfs-qsd (qemu-storage-daemon on a file on a tmpfs, no
-/// compression), nbdkit-zstd (nbdkit's memory plugin with zstd, behind qemu-storage-daemon's NBD client),
+/// compression), nbdkit-zstd (nbdkit's memory plugin with zstd, behind qemu-storage-daemon's NBD client; one queue),
 /// ours-zstd1 and ours-zstd3 (this daemon with zstd, at a few points), and null (a back end that does nothing,
 /// which is the generator's own ceiling). What cannot run here is left out with a line that says why.
 ///

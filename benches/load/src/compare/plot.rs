@@ -35,19 +35,22 @@ struct Bars {
     groups: Vec<(String, Vec<Option<Spread>>)>,
 }
 
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(31, 119, 180),
-    RGBColor(255, 127, 14),
-    RGBColor(44, 160, 44),
-    RGBColor(214, 39, 40),
-    RGBColor(148, 103, 189),
-    RGBColor(140, 86, 75),
-    RGBColor(227, 119, 194),
-    RGBColor(127, 127, 127),
-];
-
-fn colour(index: usize) -> RGBColor {
-    COLOURS[index % COLOURS.len()]
+/// The same colour for a rival in all plots; further rows of ours come last.
+fn colour(rival: &str) -> RGBColor {
+    match rival {
+        "ours" => RGBColor(31, 119, 180),
+        "zram" => RGBColor(255, 127, 14),
+        "zram-qsd" => RGBColor(214, 39, 40),
+        "tmpfs-qsd" => RGBColor(44, 160, 44),
+        "nbdkit-zstd" => RGBColor(148, 103, 189),
+        "ours-zstd1" => RGBColor(23, 190, 207),
+        "ours-zstd3" => RGBColor(140, 180, 220),
+        "null" => RGBColor(127, 127, 127),
+        other => {
+            let sum = other.bytes().map(usize::from).sum::<usize>();
+            [RGBColor(227, 119, 194), RGBColor(140, 86, 75), RGBColor(188, 189, 34)][sum % 3]
+        }
+    }
 }
 
 const WIDTH: u32 = 1000;
@@ -215,7 +218,7 @@ where
     put(&bars.title, (12, 10), 20)?;
     for (i, rival) in bars.rivals.iter().enumerate() {
         let (x, y) = (LABELS as i32 + (i as i32 % 5) * 155, 40 + 16 * (i as i32 / 5));
-        let key = Rectangle::new([(x, y), (x + 10, y + 10)], colour(i).filled());
+        let key = Rectangle::new([(x, y), (x + 10, y + 10)], colour(rival).filled());
         root.draw(&key).map_err(|e| failed(&e))?;
         put(rival, (x + 15, y - 1), 13)?;
     }
@@ -244,7 +247,10 @@ where
             let Some(spread) = spread else { continue };
             let (from, to) =
                 (top + f64::from(BAR) * i as f64, top + f64::from(BAR) * (i + 1) as f64 - 2.0);
-            let bar = Rectangle::new([(low, from), (spread.median, to)], colour(i).filled());
+            let bar = Rectangle::new(
+                [(low, from), (spread.median, to)],
+                colour(&bars.rivals[i]).filled(),
+            );
             let middle = f64::midpoint(from, to);
             let line = PathElement::new([(spread.min, middle), (spread.max, middle)], BLACK);
             chart.draw_series([bar]).map_err(|e| failed(&e))?;
@@ -306,20 +312,19 @@ fn depths(
         .light_line_style(BLACK.mix(0.05))
         .draw()
         .map_err(|e| failed(&e))?;
-    for (i, (rival, line)) in lines.iter().enumerate() {
-        let dots = line.iter().map(|at| Circle::new(*at, 3, colour(i).filled()));
+    for (rival, line) in &lines {
+        let colour = colour(rival);
+        let dots = line.iter().map(|at| Circle::new(*at, 3, colour.filled()));
         chart.draw_series(dots).map_err(|e| failed(&e))?;
         chart
-            .draw_series(LineSeries::new(line.iter().copied(), colour(i).stroke_width(2)))
+            .draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2)))
             .map_err(|e| failed(&e))?
             .label(*rival)
-            .legend(move |(x, y)| {
-                PathElement::new([(x, y), (x + 16, y)], colour(i).stroke_width(2))
-            });
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE.mix(0.9))
         .border_style(BLACK.mix(0.3))
         .draw()

@@ -12,10 +12,11 @@ use crate::{
 const HEAD: &str = "\
 Each cell is the median of the rounds, with least and greatest in brackets; `x` is the ratio to kernel zram (`zram`),
 taken round by round, and its median. All rivals run in each round, and another begins each time; the speed of such machines
-varies, so ratios say more than figures. `^`: the generator is the limit (at least 85 % of what it does against
+varies, so ratios say more than figures. `^`: the generator is the limit (at least 85 % of the most that it does against
 a back end that does nothing, `null`), so the figure is not counted and has no ratio. An empty cell was not measured.
 Points are pattern, bytes, depth of each queue; `-poll` is a client that polls, the others sleep until they are interrupted.
-`fill-128K` writes an empty disk once, `discard-4K` gives one half of it back page by page, `discard-16M` the other half.
+`fill-128K` writes an empty disk once, `discard-4K` gives one half of it back page by page, `discard-16M` the
+rest in large pieces.
 
 * `ours` this daemon; `zram` the kernel's, by io_uring with O_DIRECT; `zram-qsd` the same, exported by qemu-storage-daemon;
   `tmpfs-qsd` qemu-storage-daemon on a file on a tmpfs, which compresses nothing.
@@ -30,7 +31,10 @@ pub fn page(about: &str, figures: &Figures<'_>, plots: &[Plot]) -> String {
     let mut page = format!("# The disk beside its rivals\n\n{}\n{HEAD}\n", about.trim_end());
     page += &verdict(figures);
     for section in figures.sections() {
-        let queues = if section.queues == 1 { "one queue" } else { "two queues" };
+        let queues = match section.queues {
+            1 => "one queue".to_owned(),
+            n => format!("{n} queues, each with a client"),
+        };
         let title = format!("{}, {queues}", corpus_name(&section.corpus));
         // Writing to a String cannot fail.
         let _ = writeln!(page, "\n## {title}\n\nOperations a second:\n");
