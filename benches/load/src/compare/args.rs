@@ -63,6 +63,9 @@ pub struct Args {
     /// The daemon, if it is elsewhere.
     #[arg(long, value_name = "FILE")]
     pub daemon: Option<PathBuf>,
+    /// A few words on the daemon for the page, such as its revision.
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
     /// Print what would be measured, and end.
     #[arg(long)]
     pub list: bool,

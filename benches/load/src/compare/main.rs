@@ -52,8 +52,9 @@ fn main() -> ExitCode {
 
 /// Measures, or reads rows; writes the report. Returns how many measurements failed.
 fn act(args: &Args) -> Result<usize> {
-    fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let make_out = || fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string());
     if !args.from.is_empty() {
+        make_out()?;
         gather(&args.from, &args.out)?;
         report(&args.out)?;
         return Ok(0);
@@ -73,6 +74,7 @@ fn act(args: &Args) -> Result<usize> {
         }
         return Ok(0);
     }
+    make_out()?;
     let work = Workplace::make()?;
     let setting = setting(args, &work)?;
     fs::write(args.out.join("about.txt"), about(args, &setting, rounds)?)?;
@@ -168,12 +170,13 @@ fn about(args: &Args, setting: &Setting, rounds: u32) -> Result<String> {
         args.ours.iter().map(|(name, args)| format!("`{name}` is `{}`", args.join(" "))).collect();
     Ok(format!(
         "{}, Linux {}, {} processors ({model}).\n\
-         {}; {}; {}.\n\
+         {}{}; {}; {}.\n\
          Disks of {} MiB, {}; {rounds} rounds, {} s a point after {} s.{}{}\n",
         says("date", &["+%F"]).unwrap_or_else(none),
         says("uname", &["-r"]).unwrap_or_else(none),
         std::thread::available_parallelism()?,
         says(&daemon, &["--version"]).unwrap_or_else(none),
+        args.note.as_ref().map_or(String::new(), |note| format!(" ({note})")),
         says("qemu-storage-daemon", &["--version"]).unwrap_or_else(none),
         says("nbdkit", &["--version"]).unwrap_or_else(none),
         args.size >> 20,

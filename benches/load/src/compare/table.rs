@@ -28,7 +28,7 @@ rest in large pieces.
 
 /// The whole page.
 pub fn page(about: &str, figures: &Figures<'_>, plots: &[Plot]) -> String {
-    let mut page = format!("# The disk beside its rivals\n\n{}\n{HEAD}\n", about.trim_end());
+    let mut page = format!("# The disk beside its rivals\n\n{}\n\n{HEAD}\n", about.trim_end());
     page += &verdict(figures);
     for section in figures.sections() {
         let queues = match section.queues {
@@ -237,6 +237,7 @@ mod tests {
             sample(0, "zram", "files", 100.0),
         ];
         let page = page("A machine.", &Figures::new(&samples, &[]), &[]);
+        assert!(page.contains("\n\nA machine.\n\nEach cell"), "paragraphs of their own");
         let line = page.lines().find(|line| line.contains("beside `zram`")).unwrap();
         assert_eq!(
             line,
