@@ -125,6 +125,13 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     queue_threads: Option<u16>,
 
+    /// Longest time in microseconds for which a queue thread polls its empty virtqueues before it sleeps: a
+    /// request that comes within it costs no kick and no wake-up. The thread polls only while that pays,
+    /// and an idle disk is not polled. 0 means never.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50,
+          value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    poll_us: u32,
+
     /// Serial number of the disk, up to 20 bytes.
     #[arg(long, value_name = "TEXT", default_value = "vhost-user-zram", value_parser = parse_serial)]
     serial: String,
@@ -270,6 +277,7 @@ impl Args {
                         report: Duration::from_secs(self.watchdog.into()),
                         fail: Duration::from_secs(self.watchdog_fail.into()),
                     },
+                    poll: Duration::from_micros(self.poll_us.into()),
                 },
                 host_reserve: self.host_reserve,
             },

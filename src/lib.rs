@@ -28,6 +28,8 @@ mod engine;
 #[cfg(not(any(loom, shuttle)))]
 mod failpoint;
 #[cfg(not(shuttle))]
+mod inbox;
+#[cfg(not(shuttle))]
 mod notifier;
 #[cfg(not(shuttle))]
 mod pool;

@@ -14,6 +14,7 @@ complete -c vhost-user-zram -l algorithm -d 'Compression algorithm of new pages:
 complete -c vhost-user-zram -l num-queues -d 'Maximum number of virtqueues of a guest, 1 to 64. An unused virtqueue costs nothing' -r
 complete -c vhost-user-zram -l queue-size -d 'Maximum size of a virtqueue: a power of two, 2 to 32768 descriptors. The protocol does not tell front ends, so one whose queues are larger is refused' -r
 complete -c vhost-user-zram -l queue-threads -d 'Maximum number of threads that serve the virtqueues. A thread starts with the first of its queues [default: the number of CPUs]' -r
+complete -c vhost-user-zram -l poll-us -d 'Longest time in microseconds for which a queue thread polls its empty virtqueues before it sleeps: a request that comes within it costs no kick and no wake-up. The thread polls only while that pays, and an idle disk is not polled. 0 means never' -r
 complete -c vhost-user-zram -l serial -d 'Serial number of the disk, up to 20 bytes' -r
 complete -c vhost-user-zram -l mem-limit -d 'Maximum memory of the compressed pages and the slot table (8 bytes a page, or 12 with a state, in units of 512 pages), in bytes or with a suffix. Writes that need more fail. 0 means no limit' -r
 complete -c vhost-user-zram -l engine -d 'Where pages are compressed: inline (in the queue\'s thread), offload (in worker threads), or auto (in worker threads if the codec is slow, or if the request is large and workers are idle) [default: auto, or offload with --engine-model]' -r

@@ -85,6 +85,8 @@ pub struct GuestOptions {
     pub read_only: bool,
     /// How long a request may take.
     pub stall_limits: StallLimits,
+    /// Longest time for which a queue thread polls its empty rings before it sleeps; zero is never.
+    pub poll: Duration,
 }
 
 impl GuestOptions {
@@ -220,6 +222,7 @@ pub(crate) mod tests {
             serial: "a serial of more than twenty".into(),
             read_only: false,
             stall_limits: StallLimits::default(),
+            poll: Duration::ZERO,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Entry point of the fuzz target `virtqueue`: everything that a guest can send.
 
+use std::time::Duration;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock};
@@ -49,6 +51,7 @@ pub(crate) fn options() -> GuestOptions {
         serial: "fuzz".into(),
         read_only: false,
         stall_limits: StallLimits::default(),
+        poll: Duration::ZERO,
     }
 }
 

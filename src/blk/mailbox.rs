@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::sync;
+use crate::inbox::Inbox;
 use crate::virtq::inflight_log::InflightLog;
 
 /// A command of the session to a queue thread. If the thread has ended, the command's `Sender` is dropped
@@ -30,23 +30,22 @@ pub(crate) enum Command {
 }
 
 #[derive(Default)]
-struct Inbox {
+struct Mail {
     commands: Vec<Command>,
     woken: Vec<Arc<RequestWaker>>,
-    /// The thread has ended. Commands are dropped, which the sender notices.
-    closed: bool,
 }
 
 /// The mailbox of one queue thread.
 pub(crate) struct Mailbox {
-    inbox: Mutex<Inbox>,
+    /// Closed when the thread has ended. Commands are dropped then, which the sender notices.
+    inbox: Inbox<Mail>,
     event: EventFd,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         let event = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Arc::new(Self { inbox: Mutex::default(), event }))
+        Ok(Arc::new(Self { inbox: Inbox::default(), event }))
     }
 
     /// Readable while there may be something in the mailbox.
@@ -54,9 +53,14 @@ impl Mailbox {
         &self.event
     }
 
+    /// Whether there may be something in the mailbox, without a system call.
+    pub(crate) fn is_full(&self) -> bool {
+        self.inbox.is_full()
+    }
+
     /// Sends the thread a command.
     pub(crate) fn send(&self, command: Command) {
-        self.put(|inbox| inbox.commands.push(command));
+        self.put(|mail| mail.commands.push(command));
     }
 
     /// A waker that puts one request of one ring on the thread's list.
@@ -69,33 +73,23 @@ impl Mailbox {
     pub(crate) fn take(&self, commands: &mut Vec<Command>, woken: &mut Vec<(usize, u16)>) {
         // The event is reset first: what is put in after that signals it again.
         let _ = self.event.read();
-        let mut inbox = sync::lock(&self.inbox);
-        commands.append(&mut inbox.commands);
-        for waker in inbox.woken.drain(..) {
-            // From here on it may be woken again: the thread polls it after this.
-            waker.listed.store(false, Ordering::Release);
-            woken.push((waker.ring, waker.head));
-        }
+        self.inbox.take(|mail| {
+            commands.append(&mut mail.commands);
+            for waker in mail.woken.drain(..) {
+                // From here on it may be woken again: the thread polls it after this.
+                waker.listed.store(false, Ordering::Release);
+                woken.push((waker.ring, waker.head));
+            }
+        });
     }
 
     /// The thread ends: drops what is in the mailbox, and all that is sent later.
     pub(crate) fn close(&self) {
-        let mut inbox = sync::lock(&self.inbox);
-        inbox.closed = true;
-        inbox.commands.clear();
+        self.inbox.close(|mail| mail.commands.clear());
     }
 
-    fn put(&self, change: impl FnOnce(&mut Inbox)) {
-        let was_empty = {
-            let mut inbox = sync::lock(&self.inbox);
-            if inbox.closed {
-                return;
-            }
-            let was_empty = inbox.commands.is_empty() && inbox.woken.is_empty();
-            change(&mut inbox);
-            was_empty
-        };
-        if was_empty {
+    fn put(&self, change: impl FnOnce(&mut Mail)) {
+        if self.inbox.put(change) {
             // Fails only if the counter is full, and then the event is readable anyway.
             let _ = self.event.write(1);
         }
@@ -117,7 +111,7 @@ impl Wake for RequestWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.listed.swap(true, Ordering::AcqRel) {
-            self.mailbox.put(|inbox| inbox.woken.push(Arc::clone(self)));
+            self.mailbox.put(|mail| mail.woken.push(Arc::clone(self)));
         }
     }
 }

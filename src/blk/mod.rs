@@ -6,6 +6,7 @@
 //! * `queue`: one virtqueue, served
 //! * `parked`: its requests that wait, and how many there may be
 //! * `workers`, `worker`, `mailbox`: queue threads, and their commands and wake-ups
+//! * `poll`: when a queue thread polls its rings before it sleeps
 //! * `watchdog`: requests that do not end
 
 pub(crate) mod config;
@@ -13,6 +14,7 @@ pub(crate) mod config;
 pub mod fuzzing;
 pub(crate) mod mailbox;
 pub(crate) mod parked;
+pub(crate) mod poll;
 pub(crate) mod queue;
 pub(crate) mod refusal;
 pub(crate) mod reply;

@@ -6,6 +6,7 @@
 //! `broken_queues` counts it. What it had begun before is finished and published.
 
 mod exchange;
+mod poll;
 mod stop;
 mod work;
 
@@ -90,6 +91,9 @@ pub(crate) enum Turn {
     Idle,
     /// There is more already.
     More,
+    /// The ring is empty, and the driver was not asked for kicks: the thread has to poll the ring, or give
+    /// the queue another turn before it sleeps.
+    Poll,
 }
 
 /// What follows an exchange with the ring.
@@ -125,6 +129,8 @@ pub(crate) struct QueueServer<'d> {
     wakers: Vec<Option<Waker>>,
     /// The driver was told not to kick.
     quiet: bool,
+    /// The thread polls the ring when it is empty, so the driver need not be asked for kicks.
+    polled: bool,
     /// Used index when the driver was last asked whether it wants an interrupt.
     signalled: u16,
     /// Heads of parked requests that can continue, in the order in which they woke up. A head may be
@@ -182,6 +188,7 @@ impl<'d> QueueServer<'d> {
             parked: Parked::new(Bound::default(), &shared.parked),
             wakers: Vec::new(),
             quiet: false,
+            polled: false,
             signalled: 0,
             woken: VecDeque::new(),
             time_slice: TimeSlice::new(TIME_SLICE, MIN_WORK),

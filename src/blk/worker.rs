@@ -1,4 +1,5 @@
-//! A queue thread: sleeps until one of its queues has work, and never on anything else.
+//! A queue thread: sleeps until one of its queues has work, and never on anything else. While requests come
+//! soon after one another, it polls its empty rings for a moment before it sleeps (`poll`).
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +12,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::blk::mailbox::{Command, Mailbox};
+use crate::blk::poll::Polling;
 use crate::blk::queue::{QueueServer, Shared, Turn, Vring};
+use crate::blk::request::snapshot;
 use crate::blk::watchdog::{Checks, Pulse, Watch};
 use crate::checker;
 use crate::clock;
@@ -20,6 +23,9 @@ use crate::ratelimit::Kind;
 
 /// Epoll token of the mailbox; those of kicks are the numbers of their queues in the thread.
 const MAILBOX: u64 = u64::MAX;
+
+/// Requests that a poll finds, after which the thread asks epoll for the kicks of other queues.
+const IN_A_ROW: u32 = 16;
 
 /// A queue thread, from the session's side.
 pub(crate) struct Worker {
@@ -49,12 +55,25 @@ impl Worker {
             let queues = vrings.into_iter().map(|(index, vring)| {
                 let (mailbox, pulse) = (Arc::clone(&its_mailbox), Arc::clone(&pulse));
                 let server = QueueServer::new(index, vring, shared, mailbox, pulse);
-                Served { index, server, kick: None, hot: false, stopped: None }
+                Served { index, server, kick: None, hot: false, unasked: false, stopped: None }
             });
             let queues = queues.collect();
             let (mailbox, checks) = (its_mailbox, Checks::of(&watch.stall_limits()));
-            QueueThread { queues, mailbox, epoll, context, watch, pulse, checks, quitting: false }
-                .run();
+            let thread = QueueThread {
+                queues,
+                shared,
+                mailbox,
+                epoll,
+                context,
+                watch,
+                pulse,
+                checks,
+                polling: Polling::new(shared.options.poll, clock::since_start()),
+                sleepy: false,
+                in_a_row: 0,
+                quitting: false,
+            };
+            thread.run();
             drop(end);
         };
         let thread = crate::threads::spawn(&format!("queue-{number}"), body)?;
@@ -102,12 +121,25 @@ struct Served<'d> {
     kick: Option<File>,
     /// Has work, or may have.
     hot: bool,
+    /// Its driver was not asked for kicks: the thread does not sleep before the queue has had a turn.
+    unasked: bool,
     /// The sender to notify when it is drained.
     stopped: Option<Sender<()>>,
 }
 
+/// How a poll of the rings ended.
+enum Polled {
+    /// A ring has something new.
+    Found,
+    /// The thread is called by its mailbox.
+    Called,
+    /// There is nothing, or nothing was to be polled.
+    Nothing,
+}
+
 struct QueueThread<'d> {
     queues: Vec<Served<'d>>,
+    shared: &'d Shared,
     mailbox: Arc<Mailbox>,
     epoll: Epoll,
     context: WorkerContext,
@@ -115,6 +147,11 @@ struct QueueThread<'d> {
     pulse: Arc<Pulse>,
     /// The checks of parked requests, by the coarse clock.
     checks: Checks,
+    polling: Polling,
+    /// The turns that follow ask the drivers for kicks.
+    sleepy: bool,
+    /// Polls that found something since epoll was asked.
+    in_a_row: u32,
     quitting: bool,
 }
 
@@ -127,7 +164,7 @@ impl QueueThread<'_> {
                 return;
             }
             checker::may_not_hold("a queue's thread sleeps");
-            let count = match self.sleep(&mut events) {
+            let count = match self.wait(&mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => panic!("epoll fails: {error}"),
@@ -143,9 +180,12 @@ impl QueueThread<'_> {
                 self.obey(command);
             }
             self.check_parked();
+            let sleepy = std::mem::take(&mut self.sleepy) || !self.polling.is_on();
             for queue in &mut self.queues {
-                if queue.hot {
-                    queue.hot = queue.server.serve(&mut self.context) == Turn::More;
+                if queue.hot || queue.unasked {
+                    queue.server.set_polled(!sleepy);
+                    let turn = queue.server.serve(&mut self.context);
+                    (queue.hot, queue.unasked) = (turn == Turn::More, turn == Turn::Poll);
                 }
                 if queue.server.is_drained()
                     && let Some(stopped) = queue.stopped.take()
@@ -156,11 +196,81 @@ impl QueueThread<'_> {
         }
     }
 
-    /// Waits for events, if there is nothing to do.
-    fn sleep(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+    /// Waits for events, if there is nothing to do: first by polling the rings, if that pays.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
         if self.queues.iter().any(|queue| queue.hot) {
-            return self.epoll.wait(0, events);
+            return self.ask(events);
         }
+        if self.queues.iter().any(|queue| queue.unasked) {
+            match self.poll() {
+                Polled::Found if self.in_a_row < IN_A_ROW => {
+                    self.in_a_row += 1;
+                    return Ok(0);
+                }
+                Polled::Found | Polled::Called => return self.ask(events),
+                // The drivers are asked for kicks before the thread sleeps.
+                Polled::Nothing => {
+                    self.sleepy = true;
+                    return Ok(0);
+                }
+            }
+        }
+        if !self.polling.is_watching() {
+            return self.sleep(events);
+        }
+        self.polling.sleeps(clock::since_start());
+        let count = self.sleep(events)?;
+        if events[..count].iter().any(|event| event.data() != MAILBOX) {
+            self.polling.kicked(clock::since_start());
+        }
+        Ok(count)
+    }
+
+    /// The events that are there.
+    fn ask(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        self.in_a_row = 0;
+        self.epoll.wait(0, events)
+    }
+
+    /// Polls the rings while nothing is in flight, for as long as that is worth it.
+    fn poll(&mut self) -> Polled {
+        // What is parked is checked from time to time.
+        if !self.queues.iter().all(|queue| queue.server.is_at_rest()) {
+            return Polled::Nothing;
+        }
+        let began = clock::since_start();
+        if !self.polling.begin(began) {
+            return Polled::Nothing;
+        }
+        let memory = snapshot(&self.shared.memory);
+        let (polled, now) = loop {
+            let mut found = false;
+            for queue in &mut self.queues {
+                queue.hot = queue.server.has_news(&memory);
+                found |= queue.hot;
+            }
+            let now = clock::since_start();
+            let over = self.polling.read(now, found);
+            if over {
+                break (if found { Polled::Found } else { Polled::Nothing }, now);
+            } else if self.mailbox.is_full() {
+                break (Polled::Called, now);
+            }
+            std::hint::spin_loop();
+        };
+        self.shared.device.figures().polled(
+            now.saturating_sub(began),
+            match polled {
+                Polled::Found => Some(true),
+                Polled::Nothing => Some(false),
+                Polled::Called => None,
+            },
+        );
+        polled
+    }
+
+    /// Sleeps until there are events, or parked requests are to be checked.
+    fn sleep(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
         // Only parked requests have to be checked while nothing happens.
         let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
         let interval = self.watch.stall_limits().interval().filter(|_| parked);

@@ -1,6 +1,7 @@
 //! What a device counts, under the kernel's names.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::Op;
 use crate::engine::{EngineReport, Histogram};
@@ -16,7 +17,7 @@ report! {
     /// (Documentation/admin-guide/blockdev/zram.rst); requests are counted beside them.
     pub struct Report from source: &Source<'_>;
     /// Counters of one disk, of one shard of threads.
-    pub struct Figures of Counter { pages_stored }
+    pub struct Figures of Counter { pages_stored, polled_ns }
     prefix "";
     /// Bytes of the pages that hold something, uncompressed.
     orig_data_size: Gauge Bytes "orig_data" =
@@ -80,6 +81,12 @@ report! {
     blind_queues: Counter Queues "blind" counted(pub);
     /// Pages freed by discard or write-zeroes.
     notify_free: Counter Pages "freed" counted(pub);
+    /// Times that a queue thread polled its empty rings and found a request, which saved a sleep.
+    poll_hits: Counter Polls "successful" counted(pub(super));
+    /// Times that a queue thread polled its empty rings in vain.
+    poll_misses: Counter Polls "vain" counted(pub(super));
+    /// Time that queue threads polled empty rings, in vain or not.
+    poll_us: Counter Microseconds "polled" = source.count(|counters| &counters.polled_ns) / 1000;
     beside {
         /// What the engine did.
         engine: EngineReport = source.engine;
@@ -179,6 +186,17 @@ impl Figures {
         self.invalid_io.inc();
         if let Some(op) = op {
             self.failed(op);
+        }
+    }
+
+    /// Counts that a queue thread polled its empty rings for `time`. `hit` is whether it found a request, if
+    /// it was not called away.
+    pub fn polled(&self, time: Duration, hit: Option<bool>) {
+        self.polled_ns.add(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
+        match hit {
+            Some(true) => self.poll_hits.inc(),
+            Some(false) => self.poll_misses.inc(),
+            None => {}
         }
     }
 
@@ -290,7 +308,7 @@ mod tests {
                     table_bytes=0 table_index_bytes=0 span_bytes=0 cache_bytes=0 state_bytes=0 reads=0 \
                     writes=0 discards=0 write_zeroes=0 flushes=0 failed_reads=0 failed_writes=0 \
                     invalid_io=0 stalled_requests=0 expired_requests=0 broken_queues=0 blind_queues=0 \
-                    notify_free=2 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
+                    notify_free=2 poll_hits=0 poll_misses=0 poll_us=0 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
                     engine_fallbacks=0 engine_failures=0 engine_corruptions=0 engine_timeouts=0 \
                     engine_deaths=0 engine_depth=0 engine_depth_max=0 engine_service_us=-";
         assert_eq!(report.to_string(), line);

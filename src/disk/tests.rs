@@ -1,5 +1,7 @@
 //! A disk as a whole.
 
+use std::time::Duration;
+
 use std::fs;
 use std::sync::mpsc::channel;
 
@@ -28,6 +30,7 @@ fn config(name: &str) -> DiskConfig {
             serial: "test".into(),
             read_only: false,
             stall_limits: StallLimits::default(),
+            poll: Duration::ZERO,
         },
         host_reserve: Some(0),
     }

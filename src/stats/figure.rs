@@ -31,6 +31,8 @@ pub enum Unit {
     Submissions,
     /// Worker threads.
     Workers,
+    /// Times that a queue thread polled its rings.
+    Polls,
     /// Microseconds; metrics have seconds.
     Microseconds,
 }
@@ -46,6 +48,7 @@ impl Unit {
             Unit::Jobs => "jobs",
             Unit::Submissions => "submissions",
             Unit::Workers => "workers",
+            Unit::Polls => "polls",
             Unit::Microseconds => "seconds",
         }
     }

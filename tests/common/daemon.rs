@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    env, fs,
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -41,8 +41,14 @@ impl Daemon {
         Self::spawn(command, dir)
     }
 
-    /// Starts a daemon by any command, and waits until it is ready.
+    /// Starts a daemon by any command, and waits until it is ready. `VUZ_TEST_POLL_US` is its `--poll-us`, if
+    /// the command has none.
     pub fn spawn(mut command: Command, dir: TempDir) -> Self {
+        if let Some(limit) = env::var_os("VUZ_TEST_POLL_US")
+            && command.get_args().all(|arg| arg != "--poll-us")
+        {
+            command.arg("--poll-us").arg(limit);
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

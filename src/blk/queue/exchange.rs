@@ -55,6 +55,10 @@ impl QueueServer<'_> {
         let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
         if taken.is_empty() {
             outcome?;
+            // Of a ring that was not used yet, the driver's kicks are counted.
+            if self.polled && self.begun {
+                return Ok(Next::Rest(if self.has_woken() { Turn::More } else { Turn::Poll }));
+            }
             self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
                 let in_use = state.get_queue().next_avail() != 0;

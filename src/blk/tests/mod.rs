@@ -3,6 +3,7 @@
 mod leave;
 mod lost;
 mod memory;
+mod poll;
 mod put_back;
 mod queue;
 mod refused;

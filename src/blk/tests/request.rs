@@ -1,5 +1,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, VolatileSlice};
 
+use std::time::Duration;
+
 use crate::blk::config::GuestOptions;
 use crate::blk::config::StallLimits;
 use crate::blk::reply::Status;
@@ -21,6 +23,7 @@ fn options(read_only: bool) -> GuestOptions {
         serial: "serial".into(),
         read_only,
         stall_limits: StallLimits::default(),
+        poll: Duration::ZERO,
     }
 }
 

@@ -1,5 +1,7 @@
 //! A queue and its disk, driven by hand.
 
+use std::time::Duration;
+
 use std::fs::File;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -48,15 +50,20 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self::with(false)
+        Self::with(false, Duration::ZERO)
     }
 
     /// A rig whose disk must not be changed.
     pub(crate) fn read_only() -> Self {
-        Self::with(true)
+        Self::with(true, Duration::ZERO)
     }
 
-    fn with(read_only: bool) -> Self {
+    /// A rig whose queue threads poll for up to `limit`.
+    pub(crate) fn polled(limit: Duration) -> Self {
+        Self::with(false, limit)
+    }
+
+    fn with(read_only: bool, poll: Duration) -> Self {
         let map = for_tests(0, DATA + 32 * ROOM);
         let options = GuestOptions {
             num_queues: 1,
@@ -65,6 +72,7 @@ impl Rig {
             serial: String::new(),
             read_only,
             stall_limits: StallLimits::default(),
+            poll,
         };
         let codec = "lz4".parse().unwrap();
         let memory = MemoryKind::default();

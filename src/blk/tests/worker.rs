@@ -20,14 +20,14 @@ use crate::blk::watchdog::Watch;
 use crate::blk::worker::Worker;
 use crate::virtq::inflight_log::InflightLog;
 
-fn worker(rig: &Rig) -> Worker {
+pub(super) fn worker(rig: &Rig) -> Worker {
     let watch = Watch::new(1, StallLimits::default());
     let trouble = EventFd::new(EFD_NONBLOCK).unwrap();
     let vrings = vec![(0, rig.vring.clone())];
     Worker::spawn(0, vrings, Arc::clone(&rig.shared), rig.worker_context(), trouble, watch).unwrap()
 }
 
-fn start(worker: &Worker, kick: File) {
+pub(super) fn start(worker: &Worker, kick: File) {
     worker.send(Command::Start {
         ring: 0,
         kick,
@@ -36,12 +36,12 @@ fn start(worker: &Worker, kick: File) {
     });
 }
 
-fn event() -> File {
+pub(super) fn event() -> File {
     let event = nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK);
     File::from(OwnedFd::from(event.unwrap()))
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
