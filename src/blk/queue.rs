@@ -118,7 +118,8 @@ pub(crate) struct QueueServer<'d> {
     begun: bool,
     /// The driver kicked since the ring was last read.
     kicked: bool,
-    /// Reads of the ring after a kick, since the start, that found no head, while none was found at all.
+    /// Reads of the ring after a kick, since the start, that found no head or an index that makes no sense, while
+    /// no head was found at all.
     blind_kicks: u8,
     /// Told when the ring breaks.
     error_event: Option<File>,
@@ -278,7 +279,7 @@ impl<'d> QueueServer<'d> {
     }
 
     /// Whether it broke and was not started since.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
     }

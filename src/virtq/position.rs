@@ -157,7 +157,8 @@ fn is_lost(queue: &Queue, memory: &Memory) -> bool {
 pub(crate) fn was_cleared(queue: &Queue, memory: &Memory) -> bool {
     // The driver makes heads available after it has cleared the used index.
     queue.next_used() != 0
-        && queue.avail_idx(memory, Ordering::Acquire).is_ok()
+        // More than that is left from before, and is cleared next.
+        && queue.avail_idx(memory, Ordering::Acquire).is_ok_and(|index| index.0 <= queue.size())
         && ring::used_index(queue, memory) == Some(0)
         // Lost memory reads as zeroes too.
         && !is_lost(queue, memory)

@@ -52,16 +52,25 @@ impl QueueServer<'_> {
             self.quiet = true;
         }
         let (queue, taken) = (state.get_queue_mut(), &mut self.scratch.taken);
+        let in_use = queue.next_avail() != 0;
         let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
         if taken.is_empty() {
-            outcome?;
+            if let Err(error) = outcome {
+                self.may_be_half_cleared(in_use, error)?;
+                self.quiet = false;
+                state.enable_notification().map_err(unreachable)?;
+                // Asking for kicks writes to the ring too: to one that is cleared by now it has to be done again.
+                return match position::was_cleared(state.get_queue(), memory) {
+                    true => Ok(Next::Work),
+                    false => Ok(Next::Rest(self.rest(false))),
+                };
+            }
             // Of a ring that was not used yet, the driver's kicks are counted.
             if self.polled && self.begun {
                 return Ok(Next::Rest(if self.has_woken() { Turn::More } else { Turn::Poll }));
             }
             self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
-                let in_use = state.get_queue().next_avail() != 0;
                 self.found_nothing(in_use);
                 return Ok(Next::Rest(self.rest(false)));
             }
@@ -90,6 +99,17 @@ impl QueueServer<'_> {
         if let Some(region_log) = self.inflight_log.region_log() {
             region_log.end_batch(&[], 0);
         }
+    }
+
+    /// Whether an available index that makes no sense may be one of a ring that the guest is about to clear, of
+    /// which only a part is cleared: the ring was in use when it was started, no head was taken since, and no
+    /// kick is certain to be the driver's, which kicks when its ring is ready.
+    fn may_be_half_cleared(&mut self, in_use: bool, error: RingError) -> Result<(), RingError> {
+        if std::mem::take(&mut self.kicked) {
+            self.blind_kicks = self.blind_kicks.saturating_add(1);
+        }
+        let may_be = in_use && error == RingError::AvailableIndex && !self.begun;
+        if may_be && self.blind_kicks < BLIND_KICKS { Ok(()) } else { Err(error) }
     }
 
     /// A head was taken.

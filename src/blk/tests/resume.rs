@@ -351,6 +351,43 @@ fn a_ring_that_is_cleared_after_its_start_begins_anew() {
 
 /// The requests in flight are more than the ring shows.
 #[test]
+fn a_ring_of_which_a_part_is_cleared_is_read_again_at_the_drivers_kick() {
+    // Used and available index, as the clearing leaves them after a part of it and in the end.
+    for (halfway, used_first) in [((1000_u16, 0_u16), false), ((0, 1000), true)] {
+        let rig = Rig::new();
+        let memory = rig.map.shared().memory().clone();
+        let set = |(used, avail): (u16, u16)| {
+            memory.write_obj(used, GuestAddress(USED + 2)).unwrap();
+            memory.write_obj(avail, GuestAddress(super::rig::AVAIL + 2)).unwrap();
+        };
+        rig.vring.set_queue_next_avail(1000);
+        rig.vring.set_queue_next_used(1000);
+        set(halfway);
+        let (mut server, mut context) = (rig.server(), rig.worker_context());
+        assert_eq!(server.serve(&mut context), Turn::Idle, "used first: {used_first}");
+        // The front end's own kick at the start.
+        server.kicked();
+        assert_eq!(server.serve(&mut context), Turn::Idle);
+        assert!(!server.is_broken());
+        set((0, 0));
+        rig.write(0, 0, 4096);
+        server.kicked();
+        rig.run_until_idle(&mut server, &mut context);
+        assert_eq!((rig.used(), rig.status(0)), (vec![0], 0), "used first: {used_first}");
+    }
+    // An index that makes no sense at the driver's kick is a broken ring.
+    let rig = Rig::new();
+    rig.vring.set_queue_next_avail(7000);
+    rig.map.shared().memory().write_obj(1000_u16, GuestAddress(super::rig::AVAIL + 2)).unwrap();
+    let (mut server, mut context) = (rig.server(), rig.worker_context());
+    for kicks in 1..=2 {
+        server.kicked();
+        server.serve(&mut context);
+        assert_eq!(server.is_broken(), kicks == 2);
+    }
+}
+
+#[test]
 fn a_cleared_ring_does_not_make_a_region_forget() {
     let rig = Rig::new();
     let held = rig.offer_to_held(5);
