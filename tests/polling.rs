@@ -38,11 +38,17 @@ fn polls_find_requests_while_they_come_and_end_when_none_come() {
     });
     // The client hangs up much later: the thread that served it is still there, and idle.
     wait_until("a poll in vain", || daemon.stats()["poll_misses"] > 0);
-    let mut before = sleeps(&daemon);
+    let state = |daemon: &mut Daemon| {
+        let sleeps = sleeps(daemon);
+        assert!(!sleeps.is_empty());
+        let stats = daemon.stats();
+        // One that polls without an end does not go to sleep either.
+        (sleeps, stats["poll_us"], stats["poll_misses"])
+    };
+    let mut before = state(&mut daemon);
     wait_until("a thread that stays asleep", || {
         thread::sleep(MOMENT);
-        let now = sleeps(&daemon);
-        assert!(!now.is_empty());
+        let now = state(&mut daemon);
         std::mem::replace(&mut before, now.clone()) == now
     });
     // It was asked for kicks before that.
@@ -54,7 +60,7 @@ fn polls_find_requests_while_they_come_and_end_when_none_come() {
 }
 
 #[test]
-fn without_polling_each_request_comes_with_a_kick() {
+fn with_a_limit_of_zero_no_ring_is_polled() {
     let mut daemon = Daemon::start("16M", &["--poll-us", "0"]);
     let mut client = daemon.client();
     for generation in 0..100 {

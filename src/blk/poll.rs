@@ -122,6 +122,18 @@ impl Polling {
         over
     }
 
+    /// A command has ended the poll, which was as much in vain as one that took so long.
+    pub(crate) fn called(&mut self, now: Duration) {
+        self.credit = self.credit.saturating_sub(self.waited(now));
+        self.empty_since = None;
+    }
+
+    /// Something else than a kick has ended the thread's sleep: how long the rings will have been empty at the
+    /// next kick is counted from the next sleep on.
+    pub(crate) fn woken(&mut self) {
+        self.empty_since = None;
+    }
+
     fn lose_processor(&mut self) {
         self.doubled = if self.hits < UNDISTURBED { self.doubled + 1 } else { 0 }.min(MOST_DOUBLED);
         self.hits = 0;
@@ -307,5 +319,28 @@ mod tests {
             assert!(!thread.wait(us(1), us(1)).1);
         }
         assert!(thread.wait(us(1), us(1)).1, "the pause is over");
+    }
+
+    #[test]
+    fn polls_that_commands_end_take_of_the_time_for_polls_in_vain() {
+        let mut polling = Polling::new(LIMIT, Duration::ZERO);
+        let mut polled = Duration::ZERO;
+        while polling.begin(polled) {
+            polled += LIMIT / START / 2;
+            assert!(!polling.read(polled, false));
+            polling.called(polled);
+            assert!(polled < LIMIT * 100, "the time is not taken");
+        }
+    }
+
+    #[test]
+    fn a_sleep_that_a_worker_ends_does_not_make_the_next_one_long() {
+        let mut polling = Polling::new(LIMIT, Duration::ZERO);
+        let first = polling.bound;
+        polling.sleeps(Duration::ZERO);
+        polling.woken();
+        polling.sleeps(LIMIT * 9);
+        polling.kicked(LIMIT * 9 + LIMIT / 2);
+        assert!(polling.bound > first);
     }
 }

@@ -222,6 +222,8 @@ impl QueueThread<'_> {
         let count = self.sleep(events)?;
         if events[..count].iter().any(|event| event.data() != MAILBOX) {
             self.polling.kicked(clock::since_start());
+        } else {
+            self.polling.woken();
         }
         Ok(count)
     }
@@ -254,6 +256,7 @@ impl QueueThread<'_> {
             if over {
                 break (if found { Polled::Found } else { Polled::Nothing }, now);
             } else if self.mailbox.is_full() {
+                self.polling.called(now);
                 break (Polled::Called, now);
             }
             std::hint::spin_loop();

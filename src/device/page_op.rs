@@ -276,6 +276,8 @@ impl<'d> PageOp<'d> {
                 // A read has a copy of the object, so that no task waits for the slot meanwhile.
                 return self.submit(turn, cx, job, (!is_read).then_some(guard));
             } else if is_read && self.part.len() == PAGE_SIZE {
+                // The slot stays locked while the guest's memory is written, as for a page that is stored raw. A
+                // page fault there makes other requests for this page wait, and no others.
                 let to = (&mut *turn.payload, self.offset);
                 let sampler = &mut turn.context.sampler;
                 if turn.device.decompress_to(self.index, codec, bytes, to, sampler)? {

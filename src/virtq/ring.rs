@@ -202,6 +202,18 @@ pub(crate) fn wants_interrupt(
     Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
+/// Asks for the kick of head 0 of a ring that is being cleared, after its driver was asked for that of the next head
+/// by the index that it had before: with an event index that would suppress the first kick, if
+/// the driver has cleared the used ring already. To be called before the first head is taken, when nothing
+/// but a clearing makes the used index 0.
+pub(crate) fn ask_for_first_kick(queue: &Queue, memory: &Memory) -> Result<(), RingError> {
+    if queue.event_idx_enabled() && queue.next_used() != 0 && used_index(queue, memory) == Some(0) {
+        let avail_event = address(queue.used_ring(), 4 + 8 * u64::from(queue.size()))?;
+        access::write(memory, avail_event, 0_u16).ok_or(RingError::Unreachable)?;
+    }
+    Ok(())
+}
+
 /// The used index as it stands in guest memory, or `None` if it cannot be reached.
 pub(crate) fn used_index(queue: &Queue, memory: &Memory) -> Option<u16> {
     queue.used_idx(memory, Ordering::Acquire).ok().map(|index| index.0)

@@ -33,7 +33,7 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
@@ -64,13 +64,15 @@ static WATCHED: [Watched; REGIONS] = [const {
     }
 }; REGIONS];
 
-/// Whether any range was ever lost.
+/// Whether any range was ever lost. It stays set: a process that lost one reads all of them from then on.
 static FAULTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether a range of this process was ever lost, so that it makes sense to ask which one: each request asks
 /// for all of its memory. To be called after the access in question, as [`Watch::faulted`] is.
 #[inline]
 pub(crate) fn has_faulted() -> bool {
+    // Not before the access, which may have been a plain load.
+    fence(Ordering::Acquire);
     FAULTED.load(Ordering::Acquire)
 }
 

@@ -71,6 +71,9 @@ impl QueueServer<'_> {
             }
             self.quiet = false;
             if !state.enable_notification().map_err(unreachable)? {
+                if !self.begun {
+                    ring::ask_for_first_kick(state.get_queue(), memory)?;
+                }
                 self.found_nothing(in_use);
                 return Ok(Next::Rest(self.rest(false)));
             }
