@@ -228,21 +228,21 @@ impl<'a> Machine<'a> {
     /// has not loaded the driver of its disk, so the hang says nothing of the daemon, and the guest is
     /// started again.
     pub fn start_guest(&mut self) -> Result<()> {
+        let booted = self.start_until_init().and_then(|()| self.booted(0));
+        self.boot_failed = booted.is_err();
+        booted.context("the guest did not boot")
+    }
+
+    fn start_until_init(&mut self) -> Result<()> {
         for _ in 1..STARTS {
             self.launch_guest()?;
             if self.reaches_init()? {
-                break;
+                return Ok(());
             }
             say("a guest's kernel hung before it had a disk driver; the guest is started again");
             self.end_guest(Signal::SIGKILL)?;
         }
-        let booted = match self.guest {
-            Some(_) => Ok(()),
-            None => self.launch_guest(),
-        };
-        let booted = booted.and_then(|()| self.booted(0));
-        self.boot_failed = booted.is_err();
-        booted.context("the guest did not boot")
+        self.launch_guest()
     }
 
     /// Whether the guest gets to its init in time, or ends in another way, of which the caller's wait tells.

@@ -22,6 +22,9 @@ use crate::virtq::ring::{self, RingError};
 /// Most segments that a spare vector has room for: those of the largest request, as vectors grow.
 const SPARE_SEGMENTS: usize = 128;
 
+/// Segments of requests that are parsed together, about: what they take is bounded by that.
+const PARSED_SEGMENTS: usize = 128;
+
 /// Bytes of an object or of a page's data that are fetched ahead: for a whole batch, and for the next request.
 /// Behind them the processor sees by itself where it goes.
 const FETCHED_FIRST: usize = 128;
@@ -87,7 +90,7 @@ impl<'d> QueueServer<'d> {
             taken.iter().for_each(|head| chain::prefetch_header(memory, table, head.index()));
         }
         let mut segments = 0;
-        while segments < SPARE_SEGMENTS
+        while segments < PARSED_SEGMENTS
             && let Some(head) = self.scratch.taken.pop_front()
         {
             self.refill_chain();
