@@ -12,8 +12,8 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::internals::{
     BlockChoice, BlockSize, CodecSpec, Cpus, DeviceConfig, DiskConfig, DiskName, Endpoint,
-    EngineConfig, EngineModel, GuestOptions, ImageFormat, Keep, MemoryKind, Policy, Settings,
-    SocketAccess, StallLimits,
+    EngineConfig, EngineModel, GuestOptions, ImageFormat, Keep, MemoryKind, Policy, Rate, Rates,
+    Settings, SocketAccess, StallLimits,
 };
 
 /// Exit code for an invalid command line, as with most programs.
@@ -141,6 +141,29 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     mem_limit: u64,
 
+    /// Maximum number of read requests a second, of all virtqueues together. Requests beyond it wait, and no
+    /// virtqueue gets more of it than another one that needs as much. 0 means no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    read_iops: u64,
+
+    /// Maximum number of bytes read a second, in bytes or with a suffix. 0 means no limit.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    read_bps: u64,
+
+    /// Maximum number of write requests a second, discards and write-zeroes included. 0 means no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    write_iops: u64,
+
+    /// Maximum number of bytes written a second, in bytes or with a suffix. Discards and write-zeroes have no
+    /// bytes. 0 means no limit.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    write_bps: u64,
+
+    /// What an idle disk saves up of these limits for a burst, as milliseconds of them.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = Rate::DEFAULT_BURST_MS,
+          value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
+    rate_burst_ms: u32,
+
     /// Where pages are compressed: inline (in the queue's thread), offload (in worker threads), or auto
     /// (in worker threads if the codec is slow, or if the request is large and workers are idle)
     /// [default: auto, or offload with --engine-model].
@@ -255,6 +278,15 @@ impl Args {
             (None, Some(_)) => BlockChoice::IfNew(BlockSize::Sector),
             (None, None) => BlockChoice::IfNew(BlockSize::Page),
         };
+        let rate = |operations_per_second, bytes_per_second| Rate {
+            operations_per_second,
+            bytes_per_second,
+            burst_ms: self.rate_burst_ms,
+        };
+        let rates = Rates {
+            read: rate(self.read_iops, self.read_bps),
+            write: rate(self.write_iops, self.write_bps),
+        };
         Settings {
             endpoint,
             disk: DiskConfig {
@@ -280,6 +312,7 @@ impl Args {
                     poll: Duration::from_micros(self.poll_us.into()),
                 },
                 host_reserve: self.host_reserve,
+                rates,
             },
             keep,
             create: self.create,

@@ -5,7 +5,7 @@
 //! them; `tests/layers.rs` keeps that table true.
 
 // Under loom and shuttle only what they explore is built: the lock, its word and its wait queues,
-// and under loom what the pool and the engine share. So much of it has no caller there.
+// and under loom what the pool, the engine and the rate limits share. So much of it has no caller there.
 #![cfg_attr(any(loom, shuttle), allow(dead_code, unused_imports))]
 
 #[cfg(not(any(loom, shuttle)))]
@@ -36,6 +36,8 @@ mod pool;
 mod prefetch;
 #[cfg(not(any(loom, shuttle)))]
 mod ratelimit;
+#[cfg(not(shuttle))]
+mod rates;
 mod slot;
 #[cfg(not(any(loom, shuttle)))]
 mod stats;
@@ -68,6 +70,7 @@ pub mod internals {
     pub use crate::engine::{Cpus, EngineConfig, EngineModel, Policy};
     pub use crate::failpoint::STEPS;
     pub use crate::pool::{Effort, LastRound, Move, Owned, Pool};
+    pub use crate::rates::{Rate, Rates};
     pub use crate::store::{Arena, State};
     pub use crate::threads::{DiskName, current_disk};
     pub use crate::units::{BlockSize, PAGE_SIZE, Page, SECTORS_PER_PAGE};

@@ -17,6 +17,11 @@ complete -c vhost-user-zram -l queue-threads -d 'Maximum number of threads that 
 complete -c vhost-user-zram -l poll-us -d 'Longest time in microseconds for which a queue thread polls its empty virtqueues before it sleeps: a request that comes within it costs no kick and no wake-up. The thread polls only while that pays, and an idle disk is not polled. 0 means never' -r
 complete -c vhost-user-zram -l serial -d 'Serial number of the disk, up to 20 bytes' -r
 complete -c vhost-user-zram -l mem-limit -d 'Maximum memory of the compressed pages and the slot table (8 bytes a page, or 12 with a state, in units of 512 pages), in bytes or with a suffix. Writes that need more fail. 0 means no limit' -r
+complete -c vhost-user-zram -l read-iops -d 'Maximum number of read requests a second, of all virtqueues together. Requests beyond it wait, and no virtqueue gets more of it than another one that needs as much. 0 means no limit' -r
+complete -c vhost-user-zram -l read-bps -d 'Maximum number of bytes read a second, in bytes or with a suffix. 0 means no limit' -r
+complete -c vhost-user-zram -l write-iops -d 'Maximum number of write requests a second, discards and write-zeroes included. 0 means no limit' -r
+complete -c vhost-user-zram -l write-bps -d 'Maximum number of bytes written a second, in bytes or with a suffix. Discards and write-zeroes have no bytes. 0 means no limit' -r
+complete -c vhost-user-zram -l rate-burst-ms -d 'What an idle disk saves up of these limits for a burst, as milliseconds of them' -r
 complete -c vhost-user-zram -l engine -d 'Where pages are compressed: inline (in the queue\'s thread), offload (in worker threads), or auto (in worker threads if the codec is slow, or if the request is large and workers are idle) [default: auto, or offload with --engine-model]' -r
 complete -c vhost-user-zram -l engine-workers -d 'Number of worker threads that compress [default: one for each CPU, or one less if the threads of the queues compress, too]' -r
 complete -c vhost-user-zram -l engine-queue -d 'Maximum number of pages that wait for a worker' -r

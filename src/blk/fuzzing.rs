@@ -71,6 +71,7 @@ pub fn virtqueue(input: &[u8]) {
         memory: memory.clone(),
         options: options(),
         log: Arc::default(),
+        throttle: Default::default(),
         parked: Default::default(),
         seen: Default::default(),
         announced: Default::default(),

@@ -17,7 +17,7 @@ use crate::virtq::inflight_log::InflightLog;
 pub(crate) enum Command {
     /// Serve a ring that is ready, and poll it at once.
     Start { ring: usize, kick: File, error_event: Option<File>, inflight_log: InflightLog },
-    /// Poll a ring: it was enabled.
+    /// Poll a ring: it was enabled, or the rate limits changed.
     Poll { ring: usize },
     /// Take no more heads of a ring; answer when all that were taken are published or put back.
     Stop { ring: usize, stopped: Sender<()> },
@@ -69,6 +69,11 @@ impl Mailbox {
         Waker::from(Arc::new(RequestWaker { mailbox: Arc::clone(self), ring, head, listed }))
     }
 
+    /// A waker that has the thread poll one ring.
+    pub(crate) fn caller(self: &Arc<Self>, ring: usize) -> Waker {
+        Waker::from(Arc::new(Caller { mailbox: Arc::clone(self), ring }))
+    }
+
     /// Takes everything out: commands, and woken requests as (ring, head), added to the vectors.
     pub(crate) fn take(&self, commands: &mut Vec<Command>, woken: &mut Vec<(usize, u16)>) {
         // The event is reset first: what is put in after that signals it again.
@@ -113,5 +118,16 @@ impl Wake for RequestWaker {
         if !self.listed.swap(true, Ordering::AcqRel) {
             self.mailbox.put(|mail| mail.woken.push(Arc::clone(self)));
         }
+    }
+}
+
+struct Caller {
+    mailbox: Arc<Mailbox>,
+    ring: usize,
+}
+
+impl Wake for Caller {
+    fn wake(self: Arc<Self>) {
+        self.mailbox.send(Command::Poll { ring: self.ring });
     }
 }

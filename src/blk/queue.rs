@@ -8,8 +8,10 @@
 mod exchange;
 mod poll;
 mod stop;
+mod throttle;
 mod work;
 
+use self::throttle::Throttled;
 use self::work::Parsed;
 use std::collections::VecDeque;
 use std::fmt::Arguments;
@@ -32,6 +34,7 @@ use crate::blk::watchdog::{Check, Pulse};
 use crate::clock::{self, MIN_WORK, TimeSlice};
 use crate::device::{Device, WorkerContext};
 use crate::ratelimit::{Kind, Limiter};
+use crate::rates::Throttle;
 use crate::virtq::chain::{Chain, Segment};
 use crate::virtq::elem::{Head, UsedElem};
 use crate::virtq::inflight_log::InflightLog;
@@ -64,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) options: GuestOptions,
     /// The log, without lines that repeat too often.
     pub(crate) log: Arc<Limiter>,
+    /// The disk's rate limits.
+    pub(crate) throttle: Arc<Throttle>,
     /// Bytes of memory that parked requests take.
     pub(crate) parked: AtomicUsize,
     /// A request of this session's guest was seen, so its memory is here.
@@ -87,7 +92,8 @@ impl Shared {
 /// Whether a queue has more to do right away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// A kick will come when there is more, or a parked request will wake up and make room for it.
+    /// A kick will come when there is more, or a parked request will wake up and make room for it, or the queue
+    /// waits for a rate limit ([`QueueServer::waits_until`]).
     Idle,
     /// There is more already.
     More,
@@ -138,6 +144,12 @@ pub(crate) struct QueueServer<'d> {
     /// in it that waits no more.
     woken: VecDeque<u16>,
     time_slice: TimeSlice,
+    /// The disk has rate limits in this turn.
+    limited: bool,
+    /// Its next request waits for a rate limit.
+    throttled: Option<Throttled>,
+    /// Wakes the thread for this queue.
+    caller: Option<Waker>,
     /// What is wrong with the ring behind the heads that were taken.
     fault: Option<RingError>,
     /// Why the queue cannot continue with those.
@@ -193,6 +205,9 @@ impl<'d> QueueServer<'d> {
             signalled: 0,
             woken: VecDeque::new(),
             time_slice: TimeSlice::new(TIME_SLICE, MIN_WORK),
+            limited: false,
+            throttled: None,
+            caller: None,
             fault: None,
             stuck: None,
             broken: false,
@@ -233,6 +248,7 @@ impl<'d> QueueServer<'d> {
     pub(crate) fn stop(&mut self) {
         self.running = false;
         self.stopping = true;
+        self.wait_no_more();
     }
 
     /// Puts large requests back where that is possible, for a pause. The others are finished; see
@@ -309,6 +325,7 @@ impl<'d> QueueServer<'d> {
     /// Gives the queue its turn: a slice of time for requests that woke up, and one for new heads.
     pub(crate) fn serve(&mut self, context: &mut WorkerContext) -> Turn {
         self.poll_woken(context);
+        self.look_at_limits();
         let vring = self.vring.clone();
         // Guest memory changes only while the thread rests.
         let memory = snapshot(&self.shared.memory);

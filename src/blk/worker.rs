@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -180,6 +181,7 @@ impl QueueThread<'_> {
                 self.obey(command);
             }
             self.check_parked();
+            self.check_throttled();
             let sleepy = std::mem::take(&mut self.sleepy) || !self.polling.is_on();
             for queue in &mut self.queues {
                 if queue.hot || queue.unasked {
@@ -236,8 +238,10 @@ impl QueueThread<'_> {
 
     /// Polls the rings while nothing is in flight, for as long as that is worth it.
     fn poll(&mut self) -> Polled {
-        // What is parked is checked from time to time.
-        if !self.queues.iter().all(|queue| queue.server.is_at_rest()) {
+        // What is parked is checked from time to time, and what waits for a rate limit is due at some time.
+        let waits =
+            |server: &QueueServer<'_>| !server.is_at_rest() || server.waits_until().is_some();
+        if self.queues.iter().any(|queue| waits(&queue.server)) {
             return Polled::Nothing;
         }
         let began = clock::since_start();
@@ -272,12 +276,15 @@ impl QueueThread<'_> {
         polled
     }
 
-    /// Sleeps until there are events, or parked requests are to be checked.
+    /// Sleeps until there are events, or parked requests are to be checked, or a queue that waits for a rate
+    /// limit is due.
     fn sleep(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
         // Only parked requests have to be checked while nothing happens.
         let parked = self.queues.iter().any(|queue| !queue.server.is_at_rest());
         let interval = self.watch.stall_limits().interval().filter(|_| parked);
-        let timeout = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
+        let due = self.queues.iter().filter_map(|queue| queue.server.waits_until()).min();
+        let due = due.map(|due| due.saturating_sub(clock::since_start()));
+        let timeout = interval.into_iter().chain(due).min().map_or(-1, milliseconds);
         self.pulse.rest();
         let count = self.epoll.wait(timeout, events);
         self.watch.rouse(&self.pulse);
@@ -298,6 +305,16 @@ impl QueueThread<'_> {
         let check = self.checks.at(now);
         for queue in &mut self.queues {
             queue.hot |= queue.server.check_parked(check, &stall_limits);
+        }
+    }
+
+    /// Gives those queues a turn that have waited for a rate limit, and are due.
+    fn check_throttled(&mut self) {
+        let mut now = None;
+        for queue in &mut self.queues {
+            if let Some(until) = queue.server.waits_until() {
+                queue.hot |= *now.get_or_insert_with(clock::since_start) >= until;
+            }
         }
     }
 
@@ -410,6 +427,11 @@ impl QueueThread<'_> {
 
 fn find<'a, 'd>(queues: &'a mut [Served<'d>], ring: usize) -> Option<(usize, &'a mut Served<'d>)> {
     queues.iter_mut().enumerate().find(|(_, queue)| queue.index == ring)
+}
+
+/// A time as epoll has it, rounded up: a thread that sleeps too short wakes up for nothing.
+fn milliseconds(time: Duration) -> i32 {
+    i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
 }
 
 fn listen(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {

@@ -17,7 +17,7 @@ report! {
     /// (Documentation/admin-guide/blockdev/zram.rst); requests are counted beside them.
     pub struct Report from source: &Source<'_>;
     /// Counters of one disk, of one shard of threads.
-    pub struct Figures of Counter { pages_stored, polled_ns }
+    pub struct Figures of Counter { pages_stored, polled_ns, throttled_ns }
     prefix "";
     /// Bytes of the pages that hold something, uncompressed.
     orig_data_size: Gauge Bytes "orig_data" =
@@ -87,6 +87,12 @@ report! {
     poll_misses: Counter Polls "vain" counted(pub(super));
     /// Time that queue threads polled empty rings, in vain or not.
     poll_us: Counter Microseconds "polled" = source.count(|counters| &counters.polled_ns) / 1000;
+    /// Requests that waited for a rate limit as the next ones of their virtqueues. What waits behind them is not
+    /// counted.
+    throttled_requests: Counter Requests "throttled" counted(pub);
+    /// Time that virtqueues waited for rate limits, of each one separately, until the wait is over.
+    throttled_us: Counter Microseconds "throttled" =
+        source.count(|counters| &counters.throttled_ns) / 1000;
     beside {
         /// What the engine did.
         engine: EngineReport = source.engine;
@@ -200,6 +206,11 @@ impl Figures {
         }
     }
 
+    /// Counts that a queue has waited for a rate limit for `time`.
+    pub fn throttled(&self, time: Duration) {
+        self.throttled_ns.add(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
+    }
+
     /// Counts that a slot's content `old` was replaced by `new`.
     pub(super) fn replace(&self, old: Content, new: Content) {
         let (old, new) = (Share::of(old), Share::of(new));
@@ -308,7 +319,8 @@ mod tests {
                     table_bytes=0 table_index_bytes=0 span_bytes=0 cache_bytes=0 state_bytes=0 reads=0 \
                     writes=0 discards=0 write_zeroes=0 flushes=0 failed_reads=0 failed_writes=0 \
                     invalid_io=0 stalled_requests=0 expired_requests=0 broken_queues=0 blind_queues=0 \
-                    notify_free=2 poll_hits=0 poll_misses=0 poll_us=0 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
+                    notify_free=2 poll_hits=0 poll_misses=0 poll_us=0 \
+                    throttled_requests=0 throttled_us=0 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
                     engine_fallbacks=0 engine_failures=0 engine_corruptions=0 engine_timeouts=0 \
                     engine_deaths=0 engine_depth=0 engine_depth_max=0 engine_service_us=-";
         assert_eq!(report.to_string(), line);

@@ -26,6 +26,7 @@ use crate::blk::GuestOptions;
 use crate::codec::CodecSpec;
 use crate::device::{Compaction, Device, DeviceConfig, DeviceError, Report, State, StateError};
 use crate::ratelimit::Limiter;
+use crate::rates::Rates;
 use crate::stop::{Stop, Stopped};
 use crate::sync;
 use crate::threads::DiskName;
@@ -45,6 +46,8 @@ pub struct DiskConfig {
     /// Memory of the host, or of the process's control group, that is left free, in bytes. `None`
     /// is a 32nd of it, at most 512 MiB.
     pub host_reserve: Option<u64>,
+    /// Rate limits at the start; see [`Disk::set_rates`].
+    pub rates: Rates,
 }
 
 /// Where a disk's contents come from.
@@ -144,7 +147,9 @@ impl Disk {
         let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DiskError::Thread)?;
         let server = Server::new(Arc::clone(&device), config.guest.clone());
         let (name, upkeep) = (config.name.clone(), Mutex::new(Some(upkeep)));
-        Ok(Self { name, origin, device, upkeep, server })
+        let disk = Self { name, origin, device, upkeep, server };
+        disk.set_rates(config.rates);
+        Ok(disk)
     }
 
     /// Its name in the log.
@@ -219,6 +224,19 @@ impl Disk {
     pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
         if let Some(upkeep) = &*sync::lock(&self.upkeep) {
             upkeep.compact(told);
+        }
+    }
+
+    /// The rate limits of all queues together.
+    pub fn rates(&self) -> Rates {
+        self.server.rates()
+    }
+
+    /// Changes the rate limits, also while guests wait for the old ones: they are woken.
+    pub fn set_rates(&self, rates: Rates) {
+        if rates != self.rates() {
+            log::info!("rate limits: {rates}");
+            self.server.set_rates(&rates);
         }
     }
 

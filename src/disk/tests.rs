@@ -9,6 +9,7 @@ use super::*;
 use crate::blk::StallLimits;
 use crate::device::{BlockChoice, MemoryKind};
 use crate::engine::{EngineConfig, Policy};
+use crate::rates::{Rate, Rates};
 use crate::store::scratch::Scratch;
 use crate::units::PAGE_SIZE;
 
@@ -33,6 +34,7 @@ fn config(name: &str) -> DiskConfig {
             poll: Duration::ZERO,
         },
         host_reserve: Some(0),
+        rates: Rates::default(),
     }
 }
 
@@ -85,4 +87,14 @@ fn an_image_that_cannot_be_loaded_is_named() {
     stop.request();
     let stopped = disk.load(&image, ImageFormat::Raw, &stop, || ());
     assert!(matches!(stopped, Err(DiskError::Stopped(_))), "{stopped:?}");
+}
+
+#[test]
+fn rate_limits_are_those_of_the_configuration_until_they_are_changed() {
+    let write = Rate { operations_per_second: 5, bytes_per_second: 7, burst_ms: 9 };
+    let rates = Rates { write, ..Rates::default() };
+    let disk = Disk::create(&DiskConfig { rates, ..config("limited") }).unwrap();
+    assert_eq!(disk.rates(), rates);
+    disk.set_rates(Rates::default());
+    assert_eq!(disk.rates(), Rates::default());
 }

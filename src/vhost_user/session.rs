@@ -20,8 +20,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::error::SessionError;
 use crate::blk::config::GuestOptions;
 use crate::blk::queue::{Shared, Vring};
+use crate::clock;
 use crate::device::Device;
 use crate::ratelimit::Limiter;
+use crate::rates::{Rates, Throttle};
 use crate::sync;
 use crate::vhost_user::handler::{Handler, Phase};
 use crate::vhost_user::incoming::{
@@ -80,6 +82,8 @@ pub struct Server {
     options: GuestOptions,
     times: Times,
     log: Arc<Limiter>,
+    /// The disk's rate limits; none until they are set.
+    throttle: Arc<Throttle>,
     /// It was logged how long the first request took.
     announced: Arc<AtomicBool>,
 }
@@ -96,7 +100,8 @@ impl Server {
             );
         }
         let times = Times::default();
-        Self { device, options, times, log: Arc::default(), announced: Arc::default() }
+        let (log, throttle, announced) = Default::default();
+        Self { device, options, times, log, throttle, announced }
     }
 
     /// The same server with other limits on how long a front end may keep others waiting.
@@ -109,6 +114,16 @@ impl Server {
     /// The log of the server and its sessions, without lines that repeat too often.
     pub fn log(&self) -> &Arc<Limiter> {
         &self.log
+    }
+
+    /// The rate limits of all its queues together.
+    pub fn rates(&self) -> Rates {
+        self.throttle.rates()
+    }
+
+    /// Changes the rate limits. Queues that wait for the old ones are woken.
+    pub fn set_rates(&self, rates: &Rates) {
+        self.throttle.set(rates, clock::since_start());
     }
 
     /// Serves one front end, while `others` wait, until it hangs up or fails, or `stop` is readable.
@@ -151,6 +166,7 @@ impl Session {
             memory: memory.shared(),
             options: options.clone(),
             log: Arc::clone(&server.log),
+            throttle: Arc::clone(&server.throttle),
             parked: AtomicUsize::default(),
             seen: AtomicBool::default(),
             announced: Arc::clone(&server.announced),

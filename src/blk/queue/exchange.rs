@@ -37,12 +37,15 @@ impl QueueServer<'_> {
         let full = !self.parked.has_room();
         let resubmit = self.inflight_log.has_resubmits();
         if over || full || !(self.running || resubmit) || !is_served(state) {
-            return Ok(Next::Rest(self.rest(over && !full)));
+            return Ok(Next::Rest(self.rest(over && !full && !self.is_held())));
         }
         if resubmit {
             self.has_begun();
             self.take_resubmits();
             return Ok(Next::Work);
+        }
+        if self.is_held() {
+            return Ok(Next::Rest(self.rest(false)));
         }
         if !self.begun {
             self.follow_cleared(state, memory);
@@ -55,6 +58,7 @@ impl QueueServer<'_> {
         let in_use = queue.next_avail() != 0;
         let outcome = ring::take_batch(queue, memory, &mut self.heads, ring::BATCH, taken);
         if taken.is_empty() {
+            self.wait_no_more();
             if let Err(error) = outcome {
                 self.may_be_half_cleared(in_use, error)?;
                 self.quiet = false;
@@ -205,6 +209,7 @@ impl QueueServer<'_> {
             .log
             .warn(Kind::Queues, format_args!("queue {} is stopped: {error}", self.index));
         self.running = false;
+        self.wait_no_more();
         if let Some(region_log) = self.inflight_log.region_log() {
             region_log.leave_resubmits();
         }

@@ -46,6 +46,8 @@ impl<'d> QueueServer<'d> {
         context: &mut WorkerContext,
     ) -> bool {
         let mut over = false;
+        // What an earlier process had begun was paid for there.
+        let asked_at = (self.limited && !self.scratch.resubmit).then(clock::since_start);
         while !over && self.parked.has_room() && self.parse(table, memory, context) {
             let Some(Parsed { head, request }) = self.scratch.parsed.pop_front() else { break };
             let request = match request {
@@ -58,6 +60,13 @@ impl<'d> QueueServer<'d> {
                     break;
                 }
             };
+            if let Some(now) = asked_at
+                && !self.may_begin(&request, now)
+            {
+                self.scratch.parsed.push_front(Parsed { head, request: Ok(request) });
+                over = true;
+                break;
+            }
             if let Some(Parsed { request: Ok(next), .. }) = self.scratch.parsed.front() {
                 self.prefetch(next, FETCHED, memory, context);
             }

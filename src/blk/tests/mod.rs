@@ -10,6 +10,7 @@ mod refused;
 mod request;
 mod resume;
 pub(crate) mod rig;
+mod throttle;
 mod unanswerable;
 mod watchdog;
 mod worker;

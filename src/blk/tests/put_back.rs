@@ -1,4 +1,4 @@
-//! Random series of stops, pauses and ends of sessions, with large requests that go back into the available
+//! Random series of stops, pauses, ends of sessions and rate limits, with requests that go back into the available
 //! ring: each request is completed exactly once, and the base tells which ones are left.
 
 use proptest::prelude::*;
@@ -12,7 +12,9 @@ use super::resume::{left, marked};
 use super::rig::{AVAIL, DATA, ROOM, Rig, SIZE, USED};
 use crate::blk::parked::Bound;
 use crate::blk::queue::QueueServer;
+use crate::clock;
 use crate::device::WorkerContext;
+use crate::rates::{Rate, Rates};
 use crate::slot::SlotGuard;
 use crate::virtq::inflight::Inflight;
 
@@ -30,6 +32,7 @@ enum Step {
     Hold { n: u16, middle: bool },
     Release(prop::sample::Index),
     Settle,
+    Limit(bool),
     Stop,
     Pause,
     Leave,
@@ -41,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..REQUESTS, prop::bool::weighted(0.3)).prop_map(|(n, middle)| Step::Hold { n, middle }),
         2 => any::<prop::sample::Index>().prop_map(Step::Release),
         6 => Just(Step::Settle),
+        2 => any::<bool>().prop_map(Step::Limit),
         2 => Just(Step::Stop),
         1 => Just(Step::Pause),
         1 => Just(Step::Leave),
@@ -138,6 +142,13 @@ fn rest<'d>(
     panic!("it does not come to rest");
 }
 
+/// Sets a rate limit that lets a queue begin one request and no other one, or none.
+fn limit(rig: &Rig, on: bool) {
+    let slow = Rate { operations_per_second: 0, bytes_per_second: u64::from(on), burst_ms: 1 };
+    let rates = Rates { write: slow, ..Rates::default() };
+    rig.shared.throttle.set(&rates, clock::since_start());
+}
+
 fn walk(mode: Mode, first: u16, steps: &[Step]) {
     let rig = Rig::new();
     for index in [AVAIL + 2, USED + 2] {
@@ -163,6 +174,7 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
                     let _ = held.remove(index.index(held.len()));
                 }
             }
+            Step::Limit(on) => limit(&rig, on),
             Step::Settle => {
                 for _ in 0..8 {
                     rig.pass_on(&mut server);
@@ -203,6 +215,7 @@ fn walk(mode: Mode, first: u16, steps: &[Step]) {
         guest.collect();
     }
     held.clear();
+    limit(&rig, false);
     guest.wait(&mut server, &mut context);
     assert!(server.is_drained());
     assert_eq!(marked(&region), [0_u16; 0]);

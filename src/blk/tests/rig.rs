@@ -97,6 +97,7 @@ impl Rig {
             memory: map.shared(),
             options,
             log,
+            throttle: Default::default(),
             parked: Default::default(),
             seen: Default::default(),
             // Logged already, so that tests find only their own lines.
@@ -206,6 +207,11 @@ impl Rig {
 
     pub(crate) fn next_avail(&self) -> u16 {
         self.vring.get_ref().get_queue().next_avail()
+    }
+
+    /// As the session does before it starts a ring again.
+    pub(crate) fn vring_ready(&self) {
+        self.vring.set_queue_ready(true);
     }
 
     /// Tells the server of all requests that woke up.
