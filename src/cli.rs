@@ -310,6 +310,7 @@ impl Args {
                         fail: Duration::from_secs(self.watchdog_fail.into()),
                     },
                     poll: Duration::from_micros(self.poll_us.into()),
+                    latency: false,
                 },
                 host_reserve: self.host_reserve,
                 rates,

@@ -87,6 +87,8 @@ pub struct GuestOptions {
     pub stall_limits: StallLimits,
     /// Longest time for which a queue thread polls its empty rings before it sleeps; zero is never.
     pub poll: Duration,
+    /// Count how long requests take, which costs two readings of the clock a batch.
+    pub latency: bool,
 }
 
 impl GuestOptions {
@@ -223,6 +225,7 @@ pub(crate) mod tests {
             read_only: false,
             stall_limits: StallLimits::default(),
             poll: Duration::ZERO,
+            latency: false,
         }
     }
 

@@ -52,6 +52,7 @@ pub(crate) fn options() -> GuestOptions {
         read_only: false,
         stall_limits: StallLimits::default(),
         poll: Duration::ZERO,
+        latency: false,
     }
 }
 

@@ -9,9 +9,11 @@ mod exchange;
 mod poll;
 mod stop;
 mod throttle;
+mod timing;
 mod work;
 
 use self::throttle::Throttled;
+use self::timing::Timing;
 use self::work::Parsed;
 use std::collections::VecDeque;
 use std::fmt::Arguments;
@@ -150,6 +152,8 @@ pub(crate) struct QueueServer<'d> {
     throttled: Option<Throttled>,
     /// Wakes the thread for this queue.
     caller: Option<Waker>,
+    /// How long its requests take, if that is counted.
+    timing: Option<Timing>,
     /// What is wrong with the ring behind the heads that were taken.
     fault: Option<RingError>,
     /// Why the queue cannot continue with those.
@@ -208,6 +212,7 @@ impl<'d> QueueServer<'d> {
             limited: false,
             throttled: None,
             caller: None,
+            timing: None,
             fault: None,
             stuck: None,
             broken: false,
@@ -224,6 +229,7 @@ impl<'d> QueueServer<'d> {
         self.signalled = vring.get_queue().next_used();
         drop(vring);
         self.heads = Heads::new(size);
+        self.timing = self.shared.options.latency.then(|| Timing::new(size));
         self.inflight_log = inflight_log;
         self.parked.resize(size);
         self.wakers.resize_with(usize::from(size), || None);

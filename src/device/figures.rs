@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Op;
+use super::{Latencies, Op};
 use crate::engine::{EngineReport, Histogram};
 use crate::pool::PoolUsage;
 use crate::slot::{Content, TableUsage};
@@ -98,6 +98,8 @@ report! {
         engine: EngineReport = source.engine;
         /// How long its jobs took.
         engine_service: Histogram = source.engine_service;
+        /// How long requests took.
+        latencies: Latencies = source.latencies;
     }
 }
 
@@ -110,6 +112,7 @@ pub(super) struct Source<'s> {
     pub(super) beside: u64,
     pub(super) engine: EngineReport,
     pub(super) engine_service: Histogram,
+    pub(super) latencies: Latencies,
 }
 
 impl Source<'_> {
@@ -133,7 +136,10 @@ impl Report {
         let text = |value: u64| value.to_string();
         let own = Self::FIGURES.iter().zip(self.values().map(text));
         let engine = EngineReport::FIGURES.iter().zip(self.engine.values().map(text));
-        own.chain(engine).chain([(&Histogram::FIGURE, self.engine_service.to_string())])
+        let service = (&Histogram::FIGURE, self.engine_service.to_string());
+        let latencies = self.latencies.values().map(|latency| latency.to_string());
+        let latencies = Latencies::FIGURES.iter().zip(latencies);
+        own.chain(engine).chain([service]).chain(latencies)
     }
 }
 
@@ -322,7 +328,8 @@ mod tests {
                     notify_free=2 poll_hits=0 poll_misses=0 poll_us=0 \
                     throttled_requests=0 throttled_us=0 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
                     engine_fallbacks=0 engine_failures=0 engine_corruptions=0 engine_timeouts=0 \
-                    engine_deaths=0 engine_depth=0 engine_depth_max=0 engine_service_us=-";
+                    engine_deaths=0 engine_depth=0 engine_depth_max=0 engine_service_us=- read_latency_us=- \
+                    write_latency_us=- discard_latency_us=- write_zeroes_latency_us=- flush_latency_us=-";
         assert_eq!(report.to_string(), line);
     }
 

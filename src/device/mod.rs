@@ -11,6 +11,7 @@ mod figures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod io;
+mod latency;
 mod page;
 mod page_op;
 mod reopen;
@@ -25,6 +26,7 @@ pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
 pub use self::io::{Io, WINDOW};
+pub use self::latency::{Latencies, Timed};
 pub use self::page::WorkerContext;
 pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
@@ -156,6 +158,8 @@ pub struct Device {
     codecs: CodecTable,
     engine: Engine,
     figures: Sharded<Figures>,
+    /// How long requests take, if that is counted.
+    times: OnceLock<Sharded<latency::Times>>,
     served: AtomicBool,
 }
 
@@ -194,6 +198,7 @@ impl Device {
             engine: Engine::start(&codecs, &config.engine)?,
             codecs,
             figures: Sharded::default(),
+            times: OnceLock::new(),
             served,
         })
     }
@@ -271,6 +276,7 @@ impl Device {
             beside: self.state.as_ref().map_or(0, |state| state.bytes_beside()),
             engine: self.engine.report(),
             engine_service: self.engine.service_times(),
+            latencies: self.latencies(),
         })
     }
 

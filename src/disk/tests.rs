@@ -32,6 +32,7 @@ fn config(name: &str) -> DiskConfig {
             read_only: false,
             stall_limits: StallLimits::default(),
             poll: Duration::ZERO,
+            latency: false,
         },
         host_reserve: Some(0),
         rates: Rates::default(),

@@ -1,12 +1,14 @@
 //! Sharded counters: many threads add, one reader sums. And figures, as which they are shown.
 
 mod figure;
+mod latency;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 pub(crate) use self::figure::report;
 pub use self::figure::{Figure, Kind, Unit};
+pub use self::latency::{Latency, LatencyCounters};
 
 /// Shards of a [`Sharded`] set; a power of two. More threads than this share shards, which costs
 /// speed and nothing else.

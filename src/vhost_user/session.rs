@@ -99,6 +99,9 @@ impl Server {
                 "the SIGBUS handler cannot be installed, so no guest memory can be mapped: {error}"
             );
         }
+        if options.latency {
+            device.count_latencies();
+        }
         let times = Times::default();
         let (log, throttle, announced) = Default::default();
         Self { device, options, times, log, throttle, announced }

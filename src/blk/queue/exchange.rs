@@ -42,6 +42,7 @@ impl QueueServer<'_> {
         if resubmit {
             self.has_begun();
             self.take_resubmits();
+            self.note_taken();
             return Ok(Next::Work);
         }
         if self.is_held() {
@@ -89,6 +90,7 @@ impl QueueServer<'_> {
             self.shared.device.mark_served();
             self.inflight_log.take(taken);
             self.has_begun();
+            self.note_taken();
         }
         Ok(Next::Work)
     }
@@ -147,6 +149,13 @@ impl QueueServer<'_> {
         }
     }
 
+    /// Notes when the batch was taken, if times are counted.
+    fn note_taken(&mut self) {
+        if let Some(timing) = &mut self.timing {
+            timing.take(&self.scratch.taken);
+        }
+    }
+
     /// Takes a batch of what an earlier process had in flight.
     fn take_resubmits(&mut self) {
         self.scratch.resubmit = true;
@@ -188,6 +197,9 @@ impl QueueServer<'_> {
         self.inflight_log.release(finished);
         if finished.is_empty() {
             return Ok(());
+        }
+        if let Some(timing) = &self.timing {
+            timing.publish(finished, &self.shared.device);
         }
         let region_log = self.inflight_log.region_log();
         ring::put_batch(state.get_queue_mut(), memory, &mut self.heads, region_log, finished)?;

@@ -11,7 +11,7 @@ use crate::blk::reply::{Reply, Status};
 use crate::blk::request::{GuestBytes, Request, Snapshot, deliver_id};
 use crate::clock;
 use crate::device::Extent;
-use crate::device::{IoError, Op, WorkerContext};
+use crate::device::{IoError, Op, Timed, WorkerContext};
 use crate::ratelimit::Kind;
 use crate::virtq::access;
 use crate::virtq::chain::{self, DescriptorTable};
@@ -151,6 +151,13 @@ impl<'d> QueueServer<'d> {
             }
             self.answer(request.reply(), memory, head, Status::IoErr);
             return Some(0);
+        }
+        if let Some(timing) = &mut self.timing {
+            match &request {
+                Request::Io { op, .. } => timing.begin(head.index(), (*op).into()),
+                Request::Flush { .. } => timing.begin(head.index(), Timed::Flush),
+                Request::GetId { .. } | Request::Refused { .. } => {}
+            }
         }
         match request {
             Request::Io { op, sector, bytes, data, reply } => {

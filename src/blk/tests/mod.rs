@@ -1,5 +1,6 @@
 //! Requests, queues and their threads against hand-laid guest memory.
 
+mod latency;
 mod leave;
 mod lost;
 mod memory;

@@ -24,6 +24,7 @@ fn options(read_only: bool) -> GuestOptions {
         read_only,
         stall_limits: StallLimits::default(),
         poll: Duration::ZERO,
+        latency: false,
     }
 }
 

@@ -50,20 +50,25 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self::with(false, Duration::ZERO)
+        Self::with(false, Duration::ZERO, false)
     }
 
     /// A rig whose disk must not be changed.
     pub(crate) fn read_only() -> Self {
-        Self::with(true, Duration::ZERO)
+        Self::with(true, Duration::ZERO, false)
     }
 
     /// A rig whose queue threads poll for up to `limit`.
     pub(crate) fn polled(limit: Duration) -> Self {
-        Self::with(false, limit)
+        Self::with(false, limit, false)
     }
 
-    fn with(read_only: bool, poll: Duration) -> Self {
+    /// A rig that counts how long its requests take.
+    pub(crate) fn timed() -> Self {
+        Self::with(false, Duration::ZERO, true)
+    }
+
+    fn with(read_only: bool, poll: Duration, latency: bool) -> Self {
         let map = for_tests(0, DATA + 32 * ROOM);
         let options = GuestOptions {
             num_queues: 1,
@@ -73,6 +78,7 @@ impl Rig {
             read_only,
             stall_limits: StallLimits::default(),
             poll,
+            latency,
         };
         let codec = "lz4".parse().unwrap();
         let memory = MemoryKind::default();
@@ -86,6 +92,9 @@ impl Rig {
             engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
         };
         let device = Arc::new(Device::new(&config).unwrap());
+        if latency {
+            device.count_latencies();
+        }
         let vring = Vring::new(map.shared(), SIZE).unwrap();
         vring.set_queue_size(SIZE);
         vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
