@@ -54,7 +54,7 @@ pub struct Args {
     /// Only these rivals, separated by commas.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub rivals: Vec<String>,
-    /// Only these corpora, separated by commas: mix, anon, files, random.
+    /// Only these corpora, separated by commas: mix, anon, files, random, same.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub corpora: Vec<String>,
     /// Directory of vhost-user-zram and zram-load; that of this program if it is not given.

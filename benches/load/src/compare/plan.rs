@@ -46,7 +46,7 @@ impl Rival {
                 section.main && (point.core || point.is_empty_or_full())
             }
             Kind::Ours { args, .. } if !args.is_empty() => section.corpus == "mix",
-            Kind::Null => section.corpus == "mix",
+            Kind::Null => ["mix", "same"].contains(&section.corpus),
             // One thread of qemu-storage-daemon serves all queues before it, so more of them only take time.
             Kind::Nbdkit => section.queues == 1,
             _ => true,
@@ -256,6 +256,14 @@ pub fn sections(quick: bool) -> Vec<Section> {
     for corpus in ["anon", "files", "random"] {
         sections.push(Section { corpus, queues: 1, main: false, points: few.clone() });
     }
+    // No codec runs for these pages, so what is left is the server's own; only a polling client keeps up.
+    let same = vec![
+        fill,
+        timed("randread", PAGE, 32, true, false),
+        timed("randwrite", PAGE, 32, true, false),
+        discard(HUGE, 1, Part::All),
+    ];
+    sections.push(Section { corpus: "same", queues: 1, main: false, points: same });
     sections
 }
 
@@ -346,5 +354,9 @@ mod tests {
         for rival in ["ours-poll", "ours-zstd1", "null"] {
             assert_eq!(points(rival, anon), 0, "{rival}");
         }
+        // The ceiling binds there first, so it is measured with them.
+        let same = &sections[5];
+        assert_eq!((same.corpus, points("null", same)), ("same", same.points.len()));
+        assert_eq!(points("ours", same), same.points.len());
     }
 }

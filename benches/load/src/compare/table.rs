@@ -59,6 +59,7 @@ pub fn corpus_name(name: &str) -> &str {
         "anon" => "Anonymous memory",
         "files" => "Files",
         "random" => "Incompressible",
+        "same" => "Same-filled pages",
         other => other,
     }
 }
