@@ -44,6 +44,10 @@ compare-zram *options:
 compare *options:
     benches/compare {{ options }}
 
+# Measures the daemon beside the zram of a guest's own kernel. Options: `benches/compare-guest --help`.
+compare-guest *options:
+    benches/compare-guest {{ options }}
+
 # Builds the documentation of the code, which is then in target/doc.
 docs:
     tests/all docs
