@@ -116,7 +116,7 @@ fn grow(
     drop(objects);
     let freed = start.elapsed();
     let start = Instant::now();
-    pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::Busy, || true);
+    pool.compact(Effort::Full, &mut LastRound::default(), |_, _| Move::Busy, |_| true);
     Ok([stored, freed, start.elapsed()])
 }
 

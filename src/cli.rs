@@ -52,6 +52,11 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
 
+    /// Serve the control API (HTTP with JSON) on a Unix socket at PATH, for the daemon's user alone. A socket
+    /// of the name `api` that the service manager passes on (LISTEN_FDS) is used instead.
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+
     /// Name of the disk in the log and in the names of threads: up to 64 letters, digits, '.', '_' and
     /// '-' [default: the file name of --socket-path without its extension, else that of --state-dir].
     #[arg(long, value_name = "NAME")]
@@ -229,6 +234,10 @@ impl Args {
 
     /// Refuses combinations that are invalid.
     fn check(self) -> Result<Self, clap::Error> {
+        if self.api_socket.is_some() && self.api_socket == self.socket_path {
+            let text = "--api-socket and --socket-path must be different paths";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        }
         if self.create && self.state_dir.is_none() && !self.fd_store {
             let text = "--create requires --state-dir or --fd-store";
             return Err(Self::command().error(ErrorKind::MissingRequiredArgument, text));
@@ -289,6 +298,7 @@ impl Args {
         };
         Settings {
             endpoint,
+            api_socket: self.api_socket,
             disk: DiskConfig {
                 name,
                 device: DeviceConfig {

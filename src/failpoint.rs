@@ -5,7 +5,7 @@
 //! region), unit tests stop between the stores.
 //!
 //! Only debug builds have failpoints. The environment says what happens when the process reaches STEP, one
-//! of [`STEPS`] or [`STALLS`], for the N-th time:
+//! of [`STEPS`], [`RESETS`] or [`STALLS`], for the N-th time:
 //!
 //! * `VUZ_CRASH_AT=STEP:N`: the process kills itself by SIGKILL;
 //! * `VUZ_PANIC_AT=STEP:N`: the thread panics;
@@ -71,6 +71,19 @@ pub const STEPS: &[&str] = &[
     "ring.synced",
 ];
 
+/// Steps of the reset of a disk: what is above one was done when the process dies at it.
+pub const RESETS: &[&str] = &[
+    "reset.begun",
+    "reset.freed",
+    "reset.counted",
+    "reset.done",
+    // What an opening does with a reset that was not finished.
+    "reset.found",
+    "reset.table",
+    "reset.arena",
+    "reset.noted",
+];
+
 /// Steps that change nothing that survives, for threads that are to stall or to be held.
 #[cfg(any(test, debug_assertions))]
 pub const STALLS: &[&str] = &[
@@ -104,7 +117,7 @@ pub const DISCARD: Steps = Steps { published: "discard.published", freed: "disca
 /// Steps of a change of a part of a page.
 pub const MODIFY: Steps = Steps { published: "modify.published", freed: "modify.freed" };
 
-/// Marks a step, one of [`STEPS`] or [`STALLS`].
+/// Marks a step, one of [`STEPS`], [`RESETS`] or [`STALLS`].
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn reach(_: &'static str) {}
@@ -120,7 +133,7 @@ mod active {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
 
-    use super::{STALLS, STEPS};
+    use super::{RESETS, STALLS, STEPS};
 
     struct Plan {
         step: &'static str,
@@ -143,9 +156,10 @@ mod active {
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
-    /// Marks a step, one of [`STEPS`] or [`STALLS`], and does what the environment says for it.
+    /// Marks a step, one of [`STEPS`], [`RESETS`] or [`STALLS`], and does what the environment says for it.
     pub fn reach(step: &'static str) {
-        debug_assert!(STEPS.contains(&step) || STALLS.contains(&step), "{step} is not listed");
+        let listed = [STEPS, RESETS, STALLS].iter().any(|steps| steps.contains(&step));
+        debug_assert!(listed, "{step} is not listed");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
         if plan.step != step || plan.left.fetch_sub(1, Ordering::Relaxed) != 1 {
             return;
@@ -185,7 +199,7 @@ mod active {
         let told = |(name, what)| std::env::var(name).ok().map(|text| (text, what));
         let (text, what) = fates.into_iter().find_map(told)?;
         let (step, count) = text.split_once(':').unwrap_or((&text, "1"));
-        let step = STEPS.iter().chain(STALLS).find(|known| **known == step);
+        let step = STEPS.iter().chain(RESETS).chain(STALLS).find(|known| **known == step);
         match (step, count.parse()) {
             (Some(step), Ok(count)) => Some(Plan { step, left: AtomicU64::new(count), what }),
             _ => panic!("{text} is not a failpoint"),

@@ -18,6 +18,8 @@ mod clock;
 #[cfg(not(any(loom, shuttle)))]
 mod codec;
 #[cfg(not(any(loom, shuttle)))]
+mod control;
+#[cfg(not(any(loom, shuttle)))]
 mod daemon;
 #[cfg(not(any(loom, shuttle)))]
 mod device;
@@ -25,6 +27,8 @@ mod device;
 mod disk;
 #[cfg(not(shuttle))]
 mod engine;
+#[cfg(not(any(loom, shuttle)))]
+mod events;
 #[cfg(not(any(loom, shuttle)))]
 mod failpoint;
 #[cfg(not(shuttle))]
@@ -62,13 +66,14 @@ pub mod internals {
     pub use crate::blk::{GuestOptions, StallLimits};
     pub use crate::clock::mark_start;
     pub use crate::codec::{Codec, CodecSpec, Workspace};
+    pub use crate::control::api;
     pub use crate::daemon::{Console, Endpoint, Keep, Settings, SocketAccess, run};
     pub use crate::device::{
         BlockChoice, Device, DeviceConfig, MemoryKind, Op, Payload, PayloadFault, WorkerContext,
     };
     pub use crate::disk::{DiskConfig, ImageFormat};
     pub use crate::engine::{Cpus, EngineConfig, EngineModel, Policy};
-    pub use crate::failpoint::STEPS;
+    pub use crate::failpoint::{RESETS, STEPS};
     pub use crate::pool::{Effort, LastRound, Move, Owned, Pool};
     pub use crate::rates::{Rate, Rates};
     pub use crate::store::{Arena, State};

@@ -3,6 +3,7 @@ complete -c vhost-user-zram -l socket-mode -d 'Permissions of the socket, in oct
 complete -c vhost-user-zram -l socket-owner -d 'Owner of the socket, by name or number [default: the daemon\'s user]' -r
 complete -c vhost-user-zram -l socket-group -d 'Group of the socket, by name or number, such as kvm for the QEMU of libvirt [default: the daemon\'s group]' -r
 complete -c vhost-user-zram -l fd -d 'Use the Unix socket that is inherited as descriptor N, either listening or connected' -r
+complete -c vhost-user-zram -l api-socket -d 'Serve the control API (HTTP with JSON) on a Unix socket at PATH, for the daemon\'s user alone. A socket of the name `api` that the service manager passes on (LISTEN_FDS) is used instead' -r -F
 complete -c vhost-user-zram -l name -d 'Name of the disk in the log and in the names of threads: up to 64 letters, digits, \'.\', \'_\' and \'-\' [default: the file name of --socket-path without its extension, else that of --state-dir]' -r
 complete -c vhost-user-zram -l size -d 'Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024). Rounded up to a multiple of 4096 bytes; at most 16376G (8G less than 16T)' -r
 complete -c vhost-user-zram -l block-size -d 'Logical block size of the disk, 512 or 4096 bytes. Most images are made for 512, and a BIOS boots only from that. With 4096 each write is of whole pages [default: 512 with --load, else 4096; an existing disk keeps its own]' -r

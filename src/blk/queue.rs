@@ -35,6 +35,7 @@ use crate::blk::request::snapshot;
 use crate::blk::watchdog::{Check, Pulse};
 use crate::clock::{self, MIN_WORK, TimeSlice};
 use crate::device::{Device, WorkerContext};
+use crate::events::Tally;
 use crate::ratelimit::{Kind, Limiter};
 use crate::rates::Throttle;
 use crate::virtq::chain::{Chain, Segment};
@@ -394,8 +395,10 @@ impl<'d> QueueServer<'d> {
     /// parked for far too long. Returns true if there were such, so there is room for others.
     pub(crate) fn check_parked(&mut self, check: Check, stall_limits: &StallLimits) -> bool {
         let (index, figures, log) = (self.index, self.shared.device.figures(), &self.shared.log);
+        let events = self.shared.device.events();
         let lost = self.parked.overdue(check, stall_limits, |request, age| {
             figures.stalled_requests.inc();
+            events.count(Tally::RequestsStalled);
             let what = request.io.waits_for().map(|what| format!(", now for {what}"));
             log.warn(
                 Kind::Stalls,
@@ -416,6 +419,7 @@ impl<'d> QueueServer<'d> {
                 continue;
             };
             figures.expired(extent.op);
+            self.shared.device.events().count(Tally::RequestsExpired);
             self.warn(Kind::Stalls, format_args!("request {index} ({extent}) is abandoned"));
             // Its pages are done or untouched, and its place in a slot's queue is free.
             let payload = io.into_payload();

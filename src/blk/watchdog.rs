@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::blk::config::StallLimits;
 use crate::device::{Device, Extent, Op};
+use crate::events::Tally;
 use crate::ratelimit::{Kind, Limiter};
 use crate::sync;
 
@@ -262,6 +263,7 @@ fn report(pulse: &Pulse, beat: u64, age: Duration, device: &Device, log: &Limite
     pulse.reported.store(beat, Ordering::Relaxed);
     if !before {
         device.figures().stalled_requests.inc();
+        device.events().count(Tally::RequestsStalled);
     }
     log.warn(
         Kind::Stalls,

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::inherit::{self, Inherited};
 use super::lobby::Lobby;
@@ -12,7 +12,6 @@ use super::socket::{self, Access, Bound, SocketError};
 use super::{DaemonError, Endpoint};
 use crate::causes::with_causes;
 use crate::disk::Disk;
-use crate::failpoint;
 use crate::ratelimit::Kind;
 use crate::stop::Stop;
 use crate::vhost_user::SessionEnd;
@@ -38,14 +37,7 @@ impl Source {
         match endpoint {
             Endpoint::Path(path, access) => {
                 let access = access.resolve()?;
-                let since = Instant::now();
-                while let Err(error) = socket::check(path) {
-                    if !matches!(error, SocketError::Live { .. }) || since.elapsed() >= time {
-                        return Err(error);
-                    }
-                    failpoint::reach("wait.socket");
-                    stop.pause(REST)?;
-                }
+                socket::wait_until_free(path, time, stop)?;
                 Ok(Source::Unbound(path.clone(), access))
             }
             Endpoint::Fd(fd) => Ok(match inherit::adopt(*fd)? {

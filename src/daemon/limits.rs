@@ -3,9 +3,9 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Descriptors of a daemon that serves a front end, without its queues: three standard streams, about
-/// twenty of its disk, its signals and its socket, eight regions of guest memory, and the eight of the
+/// thirty of its disk, its signals, its socket and its control API, eight regions of guest memory, and the eight of the
 /// largest message.
-const OTHERS: u64 = 48;
+const OTHERS: u64 = 58;
 /// Descriptors of a queue: for kicks, calls and errors, and a second one for kicks and for errors in
 /// its thread.
 const A_QUEUE: u64 = 5;
@@ -13,12 +13,15 @@ const A_QUEUE: u64 = 5;
 const A_THREAD: u64 = 3;
 
 /// Raises the limit as far as it may be raised. Logs a warning if it is too low for a front end that
-/// uses all `queues` with `threads` threads.
-pub(super) fn raise_open_files(queues: u16, threads: u16) {
+/// uses all `queues` with `threads` threads. Returns how many descriptors there are beside those.
+pub(super) fn raise_open_files(queues: u16, threads: u16) -> u64 {
     let needed = OTHERS + A_QUEUE * u64::from(queues) + A_THREAD * u64::from(threads);
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
-        Err(errno) => return log::debug!("cannot read the limit of open files: {errno}"),
+        Err(errno) => {
+            log::debug!("cannot read the limit of open files: {errno}");
+            return 0;
+        }
     };
     let allowed = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
@@ -33,4 +36,5 @@ pub(super) fn raise_open_files(queues: u16, threads: u16) {
              RLIMIT_NOFILE (ulimit -n, LimitNOFILE=) or lower --num-queues"
         );
     }
+    allowed.saturating_sub(needed)
 }

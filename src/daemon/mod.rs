@@ -2,6 +2,7 @@
 //! its disk start and stop.
 
 mod accept;
+mod api;
 mod console;
 mod inherit;
 mod limits;
@@ -16,11 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::accept::Source;
+use self::api::{Api, ApiSocket};
 pub use self::console::Console;
 pub use self::service_manager::ServiceManagerError;
 use self::signals::Signals;
 pub use self::socket::{SocketAccess, SocketError};
 use crate::checker;
+use crate::control::ControlError;
 use crate::device::{DeviceError, State, StateError};
 use crate::disk::{self, Disk, DiskConfig, DiskError, ImageFormat, Origin};
 use crate::stop::{Stop, Stopped};
@@ -64,6 +67,8 @@ pub enum Keep {
 pub struct Settings {
     /// Where front ends come from.
     pub endpoint: Endpoint,
+    /// Where the control API is, if not at a socket that the service manager passes on.
+    pub api_socket: Option<PathBuf>,
     /// The disk.
     pub disk: DiskConfig,
     /// How long the disk's contents live.
@@ -91,6 +96,12 @@ pub enum DaemonError {
     /// The host does not provide a resource that the daemon needs.
     #[error("cannot set up signals or sockets")]
     Setup(#[source] nix::Error),
+    /// The control API.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A descriptor cannot be copied.
+    #[error("cannot copy a descriptor")]
+    Descriptor(#[source] std::io::Error),
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -126,11 +137,11 @@ impl DaemonError {
 pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
     let _entered = settings.disk.name.enter();
     let guest = &settings.disk.guest;
-    limits::raise_open_files(guest.num_queues, guest.threads);
+    let descriptors = limits::raise_open_files(guest.num_queues, guest.threads);
     let stop = Stop::new().map_err(DaemonError::Thread)?;
     let signals = Signals::block().map_err(DaemonError::Setup)?;
     signals.watch_for_end(stop.clone()).map_err(DaemonError::Thread)?;
-    match start_and_serve(settings, &signals, console, &stop) {
+    match start_and_serve(settings, &signals, console, descriptors, &stop) {
         Err(error) if error.is_stop() => Ok(()),
         ended => ended,
     }
@@ -140,14 +151,26 @@ fn start_and_serve(
     settings: &Settings,
     signals: &Signals,
     console: &Console,
+    descriptors: u64,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
     // A mistake of the user is reported before a long load, not after it.
     let longest_wait = if settings.keep == Keep::Process { Duration::ZERO } else { disk::GRACE };
     let source = Source::prepare(&settings.endpoint, longest_wait, stop)?;
-    let disk = Arc::new(open(settings, stop)?);
+    let api = ApiSocket::prepare(settings.api_socket.as_ref(), longest_wait, stop)?;
+    // What the API shows is counted.
+    let mut config = settings.disk.clone();
+    config.guest.latency |= api.is_some();
+    let disk = Arc::new(open(settings, &config, stop)?);
     signals.answer(Arc::downgrade(&disk), console.lines()).map_err(DaemonError::Thread)?;
-    let ended = serve(settings, source, &disk, console, stop);
+    let endpoint = settings.endpoint.to_string();
+    let api = api.map(|api| api.serve(&disk, &endpoint, descriptors, stop)).transpose();
+    let ended = api.and_then(|api| {
+        let ended = serve(settings, source, &disk, api.as_ref(), console, stop);
+        disk.begin_stop();
+        drop(api);
+        ended
+    });
     disk.stop();
     let failed =
         |error: &DaemonError| !error.is_stop() && !matches!(error, DaemonError::Session(_));
@@ -162,8 +185,7 @@ fn start_and_serve(
 }
 
 /// Creates the disk, or opens the one that an earlier process left.
-fn open(settings: &Settings, stop: &Stop) -> Result<Disk, DaemonError> {
-    let config = &settings.disk;
+fn open(settings: &Settings, config: &DiskConfig, stop: &Stop) -> Result<Disk, DaemonError> {
     let state = match &settings.keep {
         Keep::Process => return Ok(Disk::create(config)?),
         Keep::Directory { path, owner } => config.state_in(path, settings.create, *owner, stop)?,
@@ -200,6 +222,7 @@ fn serve(
     settings: &Settings,
     source: Source,
     disk: &Disk,
+    api: Option<&Api>,
     console: &Console,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
@@ -230,6 +253,9 @@ fn serve(
         settings.disk.guest.num_queues,
         disk.name(),
     ));
+    if let Some(api) = api {
+        api.set_ready();
+    }
     service_manager::say_ready(stop);
     accept::serve(source, disk, stop)
 }

@@ -24,6 +24,8 @@ use crate::stop::{Stop, Stopped};
 
 /// The name under which the service manager stores a state's descriptors.
 const NAME: &str = "vhost-user-zram";
+/// The name of the socket for the control API (systemd's `FileDescriptorName=`).
+const API: &str = "api";
 /// Descriptors of a state.
 const DESCRIPTORS: u32 = 3;
 /// The longest wait until the service manager has received a message that matters, and has acted on it.
@@ -79,6 +81,17 @@ pub(super) fn handed_back() -> Result<Vec<File>, ServiceManagerError> {
     let all = sd_notify::listen_fds_with_names().map_err(ServiceManagerError::Handed)?;
     let ours = all.filter(|(_, name)| name == NAME).map(|(fd, _)| fd);
     inherit::files(ours).map_err(ServiceManagerError::Handed)
+}
+
+/// The descriptor of a socket of the name `api` that the service manager passed on to this process, for the
+/// control API.
+pub(super) fn api_socket() -> Option<RawFd> {
+    let pid = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
+    if pid != Some(std::process::id()) {
+        return None;
+    }
+    let mut all = sd_notify::listen_fds_with_names().ok()?;
+    all.find(|(_, name)| name == API).map(|(fd, _)| fd)
 }
 
 /// Has the service manager store a state's descriptors, and returns when it does. On an error it stores

@@ -23,6 +23,8 @@ use crate::stop::{Stop, Stopped};
 const TURN_TIME: Duration = Duration::from_secs(3);
 /// The time between two attempts.
 const RETRY: Duration = Duration::from_millis(10);
+/// The time between two looks whether a daemon that ends has left.
+const LEAVING: Duration = Duration::from_millis(100);
 
 /// Why the daemon has no socket.
 #[derive(Debug, thiserror::Error)]
@@ -243,6 +245,22 @@ pub(super) fn check(path: &Path) -> Result<bool, SocketError> {
     }
 }
 
+/// Waits at most `time` until a daemon that ends has left `path`, so that a socket can be created there.
+///
+/// # Errors
+/// As [`check`], or the daemon is to stop.
+pub(super) fn wait_until_free(path: &Path, time: Duration, stop: &Stop) -> Result<(), SocketError> {
+    let since = Instant::now();
+    while let Err(error) = check(path) {
+        if !matches!(error, SocketError::Live { .. }) || since.elapsed() >= time {
+            return Err(error);
+        }
+        failpoint::reach("wait.socket");
+        stop.pause(LEAVING)?;
+    }
+    Ok(())
+}
+
 /// Connects, or fails at once. A blocking call would wait for a stopped daemon with a full backlog.
 /// Returns the process that listens, if it is in the same PID namespace.
 fn connect_at_once(path: &Path) -> io::Result<Option<i32>> {
@@ -289,6 +307,11 @@ impl Bound {
             log::debug!("cannot make the inherited socket non-blocking: {error}");
         }
         Self { listener, file: None }
+    }
+
+    /// A second descriptor of it. The file goes with this value, whatever becomes of that.
+    pub(super) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
     }
 
     /// The next connection; an error if none waits.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Device, IoError};
 use crate::checker::Class;
+use crate::events::Tally;
 use crate::pool::{Compaction, Effort, LastRound, Owned, PoolError};
 use crate::slot::{GivenBack, Reader};
 use crate::store::HOST_PAGE;
@@ -57,20 +58,21 @@ pub(super) struct HostWatch {
 impl Device {
     /// Moves objects out of sparse pages and gives the pages back to the host, and parts of the table
     /// without content, while requests continue. Slots in use are passed over, not waited for.
-    /// `go_on` is asked every now and then.
+    /// `go_on` is asked every now and then, and told what was done so far.
     pub fn compact(
         &self,
         compactor: &mut Compactor,
         effort: Effort,
-        mut go_on: impl FnMut() -> bool,
+        mut go_on: impl FnMut(&Compaction) -> bool,
     ) -> Compaction {
         let reader = compactor.reader.get_or_insert_with(|| self.table.reader());
         let relocate = |owner, from| reader.inside(|| self.relocate(owner, from));
         let mut done = self.pool.compact(effort, &mut compactor.last, relocate, &mut go_on);
         let began = Instant::now();
+        let so_far = done;
         let wait = || {
             thread::sleep(Duration::from_micros(100));
-            began.elapsed() < UPKEEP_WAITS && go_on()
+            began.elapsed() < UPKEEP_WAITS && go_on(&so_far)
         };
         let table = self.give_table_back(true, wait);
         done.pages += table.bytes / HOST_PAGE;
@@ -88,6 +90,16 @@ impl Device {
     /// [`Device::answer`].
     pub fn set_upkeep_waker(&self, waker: Waker) {
         self.pool.set_waker(waker);
+    }
+
+    /// Has upkeep look at the disk soon.
+    pub fn ring_upkeep(&self) {
+        self.pool.notify();
+    }
+
+    /// Whether the host had nothing to spare when it was last read.
+    pub fn host_is_short(&self) -> bool {
+        self.host.get().is_some_and(|host| !host.roomy.load(Ordering::Relaxed))
     }
 
     /// Whether anything was stored or freed since the last call.
@@ -200,6 +212,7 @@ impl Device {
                 break;
             }
         }
+        self.events().count(Tally::WritesRefused);
         Err(refused)
     }
 
@@ -213,7 +226,7 @@ impl Device {
         };
         let effort = Effort::Enough { bytes: RECLAIM_BYTES, moves: RECLAIM_MOVES };
         let relocate = |owner, from| reader.inside(|| self.relocate(owner, from));
-        let progress = self.pool.compact(effort, &mut last, relocate, || true).pages > 0;
+        let progress = self.pool.compact(effort, &mut last, relocate, |_| true).pages > 0;
         let began = Instant::now();
         let wait = || {
             thread::yield_now();

@@ -217,6 +217,11 @@ impl Figures {
         self.throttled_ns.add(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
     }
 
+    /// Has what counts from the start on count from here on. What says how much there is stays.
+    pub(super) fn restart(&self) {
+        self.growing().chain([&self.polled_ns, &self.throttled_ns]).for_each(Counter::restart);
+    }
+
     /// Counts that a slot's content `old` was replaced by `new`.
     pub(super) fn replace(&self, old: Content, new: Content) {
         let (old, new) = (Share::of(old), Share::of(new));

@@ -104,6 +104,12 @@ impl Device {
         }
     }
 
+    pub(super) fn restart_latencies(&self) {
+        if let Some(times) = self.times.get() {
+            times.each(|shard| shard.0.iter().for_each(LatencyCounters::restart));
+        }
+    }
+
     pub(super) fn latencies(&self) -> Latencies {
         let Some(times) = self.times.get() else { return Latencies::default() };
         let latency = |timed: Timed| times.latency(|shard| &shard.0[timed as usize]);

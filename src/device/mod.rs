@@ -16,6 +16,7 @@ mod page;
 mod page_op;
 mod reopen;
 mod request;
+mod reset;
 #[cfg(test)]
 mod tests;
 
@@ -29,8 +30,10 @@ pub use self::io::{Io, WINDOW};
 pub use self::latency::{Latencies, Timed};
 pub use self::page::WorkerContext;
 pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
+pub use self::reset::ResetFailed;
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::events::Bus;
 pub use crate::pool::{Compaction, Effort};
 use crate::pool::{LastRound, Pool, RebuildError};
 use crate::slot::SlotTable;
@@ -137,8 +140,13 @@ impl DeviceConfig {
 
     /// Most bytes of arena and table, rounded up to a page; 0 means no limit.
     fn limit(&self) -> u64 {
-        self.mem_limit.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0)
+        limit_in_pages(self.mem_limit)
     }
+}
+
+/// A limit in bytes, rounded up to a page; 0 means no limit.
+fn limit_in_pages(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(0)
 }
 
 /// Largest disk in bytes: twice its bytes and what all classes have beside fit in an arena.
@@ -161,6 +169,7 @@ pub struct Device {
     /// How long requests take, if that is counted.
     times: OnceLock<Sharded<latency::Times>>,
     served: AtomicBool,
+    events: Arc<Bus>,
 }
 
 impl Device {
@@ -200,6 +209,7 @@ impl Device {
             figures: Sharded::default(),
             times: OnceLock::new(),
             served,
+            events: Arc::default(),
         })
     }
 
@@ -234,6 +244,40 @@ impl Device {
     /// The calling thread's counters.
     pub fn figures(&self) -> &Figures {
         self.figures.local()
+    }
+
+    /// What happens to the disk, for those that listen.
+    pub fn events(&self) -> &Arc<Bus> {
+        &self.events
+    }
+
+    /// Changes the most bytes of arena and table, rounded up to a page; 0 means no limit. What the disk
+    /// takes stays, also if it is more: then writes fail that need more.
+    pub fn set_mem_limit(&self, bytes: u64) {
+        self.pool.set_limit(limit_in_pages(bytes));
+    }
+
+    /// Bytes of arena and table that count against the limit, and the limit; 0 means no limit.
+    pub fn limit_use(&self) -> (u64, u64) {
+        (self.pool.committed(), self.pool.limit())
+    }
+
+    /// The most bytes of memory that the disk can take with the present limit: all pages stored raw, or all
+    /// that the limit allows, and the notes beside that.
+    pub fn worst_case(&self) -> u64 {
+        let pages = self.table.len();
+        let a_slot = if self.state.is_some() { 12 } else { 8 };
+        let host_pages = |bytes: u64| bytes.next_multiple_of(crate::store::HOST_PAGE);
+        let full = self.size.saturating_add(host_pages(pages.saturating_mul(a_slot)));
+        let limited = match self.pool.limit() {
+            0 => full,
+            limit => limit.min(full),
+        };
+        let beside = self.state.as_ref().map_or(0, |state| state.bytes_beside());
+        limited
+            .saturating_add(Pool::most_notes(pages))
+            .saturating_add(self.table.usage().index)
+            .saturating_add(beside)
     }
 
     /// Whether the disk's contents outlive the process.

@@ -1,10 +1,14 @@
 //! One disk as a whole: its device, its upkeep, the server of its guests, and its limits.
 //!
 //! * `state`: the state that a disk is opened in
+//! * `door`: who uses it
+//! * `change`: what can be changed while it is served, and its reset
 //! * `load`, `image`: filling it from a raw image
 //!
 //! The disks of a process share nothing except the table of guest memory that the handler of SIGBUS needs.
 
+mod change;
+mod door;
 mod image;
 mod load;
 mod state;
@@ -19,12 +23,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use nix::sys::socket::{getsockopt, sockopt};
+
+pub use self::change::{ChangeError, DiskChange, DiskSettings, RateChange, ResetError};
+use self::door::Door;
+pub use self::door::Sessions;
 pub use self::image::ImageFormat;
 pub use self::load::LoadError;
 pub use self::state::GRACE;
 use crate::blk::GuestOptions;
+use crate::causes::with_causes;
 use crate::codec::CodecSpec;
 use crate::device::{Compaction, Device, DeviceConfig, DeviceError, Report, State, StateError};
+use crate::events::{Bus, Event};
 use crate::ratelimit::Limiter;
 use crate::rates::Rates;
 use crate::stop::{Stop, Stopped};
@@ -32,9 +43,10 @@ use crate::sync;
 use crate::threads::DiskName;
 use crate::units::BlockSize;
 use crate::upkeep::{Host, Upkeep};
+pub use crate::upkeep::{JobKind, JobReport, JobState, Jobs};
 use crate::vhost_user::{Others, Server, SessionEnd};
 
-/// The settings of a disk; fixed for its life.
+/// The settings of a disk at its start. What can be changed later is a [`DiskChange`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct DiskConfig {
     /// Its name in the log.
@@ -109,7 +121,14 @@ pub struct Disk {
     device: Arc<Device>,
     /// Runs until [`Disk::stop`].
     upkeep: Mutex<Option<Upkeep>>,
+    host: Arc<Host>,
+    jobs: Arc<Jobs>,
     server: Server,
+    door: Door,
+    read_only: bool,
+    at_start: DiskChange,
+    /// Held by a change of settings.
+    changing: Mutex<()>,
 }
 
 impl Disk {
@@ -144,10 +163,23 @@ impl Disk {
     fn over(config: &DiskConfig, device: Device, origin: Origin) -> Result<Self, DiskError> {
         let device = Arc::new(device);
         let host = config.host_reserve.map_or_else(Host::with_default_reserve, Host::new);
-        let upkeep = Upkeep::start(Arc::clone(&device), host).map_err(DiskError::Thread)?;
-        let server = Server::new(Arc::clone(&device), config.guest.clone());
-        let (name, upkeep) = (config.name.clone(), Mutex::new(Some(upkeep)));
-        let disk = Self { name, origin, device, upkeep, server };
+        let at_start = config.at_start(host.reserve());
+        let host = Arc::new(host);
+        let upkeep =
+            Upkeep::start(Arc::clone(&device), Arc::clone(&host)).map_err(DiskError::Thread)?;
+        let disk = Self {
+            name: config.name.clone(),
+            origin,
+            server: Server::new(Arc::clone(&device), config.guest.clone()),
+            device,
+            jobs: Arc::clone(upkeep.jobs()),
+            upkeep: Mutex::new(Some(upkeep)),
+            host,
+            door: Door::new(),
+            read_only: config.guest.read_only,
+            at_start,
+            changing: Mutex::default(),
+        };
         disk.set_rates(config.rates);
         Ok(disk)
     }
@@ -201,6 +233,7 @@ impl Disk {
     /// create the disk creates it anew.
     pub fn set_complete(&self) {
         self.device.set_complete();
+        self.door.open();
     }
 
     /// Serves one front end; see [`Server::serve`].
@@ -211,7 +244,20 @@ impl Disk {
         others: Option<&mut dyn Others>,
     ) -> SessionEnd {
         let _entered = self.name.enter();
-        self.server.serve(stream, stop, others)
+        // 0 is a process of another PID namespace.
+        let peer = getsockopt(stream, sockopt::PeerCredentials).ok();
+        let pid = peer.map(|peer| peer.pid()).filter(|pid| *pid > 0);
+        let Some(_inside) = self.door.enter(pid, stop) else { return SessionEnd::Stopped };
+        self.device.events().tell(|| Event::SessionBegun { pid });
+        let end = self.server.serve(stream, stop, others);
+        self.device.events().tell(|| Event::SessionEnded {
+            reason: match &end {
+                SessionEnd::HungUp => "hung_up".into(),
+                SessionEnd::Stopped => "stopped".into(),
+                SessionEnd::Refused(error) => with_causes(error),
+            },
+        });
+        end
     }
 
     /// The log of lines that guests and front ends can cause as often as they like.
@@ -220,11 +266,34 @@ impl Disk {
     }
 
     /// Compacts the disk's memory, and calls `told` when that is done. Does not call it if upkeep stops
-    /// before.
-    pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
-        if let Some(upkeep) = &*sync::lock(&self.upkeep) {
-            upkeep.compact(told);
-        }
+    /// before. Returns the number of the job; `None` if upkeep has stopped.
+    pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) -> Option<u64> {
+        sync::lock(&self.upkeep).as_ref().map(|upkeep| upkeep.compact(told))
+    }
+
+    /// Its background jobs.
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// What happens to it, for those that listen.
+    pub fn events(&self) -> &Arc<Bus> {
+        self.device.events()
+    }
+
+    /// The front end that is served, and how many were.
+    pub fn sessions(&self) -> Sessions {
+        self.door.sessions()
+    }
+
+    /// Whether guests may not write.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The most bytes of memory that it can take with its present limit.
+    pub fn worst_case(&self) -> u64 {
+        self.device.worst_case()
     }
 
     /// The rate limits of all queues together.
@@ -245,8 +314,15 @@ impl Disk {
         self.device.report()
     }
 
-    /// Ends the disk's upkeep. What is stored stays.
+    /// The daemon is to end: no reset begins any more, and one that is under way ends soon.
+    pub fn begin_stop(&self) {
+        self.door.close();
+    }
+
+    /// Ends the disk's upkeep, and a reset. What is stored stays.
     pub fn stop(&self) {
+        self.door.close();
+        self.door.wait_for_reset();
         // Taken out first: this waits for its end, and a compaction must not wait for that.
         let upkeep = sync::lock(&self.upkeep).take();
         drop(upkeep);

@@ -61,6 +61,13 @@ impl Source<'_> {
     }
 }
 
+impl Counters {
+    /// Counts anew from here.
+    pub(super) fn restart(&self) {
+        self.growing().for_each(|counter| counter.store(0, Ordering::Relaxed));
+    }
+}
+
 pub(super) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
@@ -74,6 +81,11 @@ impl ServiceTimes {
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bucket = us.div_ceil(FIRST_US).next_power_of_two().ilog2() as usize;
         add(&self.0[bucket.min(BUCKETS - 1)], 1);
+    }
+
+    /// Counts anew from here.
+    pub(super) fn restart(&self) {
+        self.0.iter().for_each(|bucket| bucket.store(0, Ordering::Relaxed));
     }
 
     pub(super) fn histogram(&self) -> Histogram {
@@ -95,6 +107,15 @@ impl Histogram {
         stem: "engine_service",
         help: "Jobs by time from their start to their end: up to 4 us, 8 us, 16 us, ... and the rest.",
     };
+}
+
+impl Histogram {
+    /// The buckets, lowest first: the upper end in microseconds, which the last one does not have, and the
+    /// jobs in it.
+    pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
+        let end = |bucket: usize| (bucket < BUCKETS - 1).then_some(FIRST_US << bucket);
+        self.0.into_iter().enumerate().map(move |(bucket, count)| (end(bucket), count))
+    }
 }
 
 impl fmt::Display for Histogram {

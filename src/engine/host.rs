@@ -308,6 +308,13 @@ impl Engine {
         EngineReport::new(&self.shared.counters, self.shared.queue.depths())
     }
 
+    /// Counts anew from here.
+    pub fn restart_figures(&self) {
+        self.shared.counters.restart();
+        self.shared.service.restart();
+        self.shared.queue.restart_deepest();
+    }
+
     /// How long its jobs took so far.
     pub fn service_times(&self) -> Histogram {
         self.shared.service.histogram()

@@ -126,6 +126,12 @@ impl Queue {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// There never were more jobs than now.
+    pub(super) fn restart_deepest(&self) {
+        let mut state = sync::lock(&self.state);
+        state.deepest = state.jobs.len();
+    }
+
     /// Jobs now, and the most there ever were.
     pub(super) fn depths(&self) -> (usize, usize) {
         let state = sync::lock(&self.state);

@@ -27,12 +27,17 @@ pub(super) struct Budget {
     arena: AtomicU64,
     arena_max: AtomicU64,
     /// The user's limit in bytes; `u64::MAX` means no limit.
-    limit: u64,
+    limit: AtomicU64,
     /// What may be taken until the host is asked again, in bytes; moved by the thread that watches
     /// the host.
     ceiling: AtomicU64,
     /// What the host could spare when it was asked, in bytes.
     horizon: AtomicU64,
+}
+
+/// A limit as it is compared.
+fn stored(limit: u64) -> u64 {
+    if limit == 0 { u64::MAX } else { limit }
 }
 
 impl Budget {
@@ -42,7 +47,7 @@ impl Budget {
             total: AtomicU64::new(0),
             arena: AtomicU64::new(0),
             arena_max: AtomicU64::new(0),
-            limit: if limit == 0 { u64::MAX } else { limit },
+            limit: AtomicU64::new(stored(limit)),
             ceiling: AtomicU64::new(u64::MAX),
             horizon: AtomicU64::new(u64::MAX),
         }
@@ -59,8 +64,9 @@ impl Budget {
     /// undone on refusal, so that any number of takers together cannot overshoot.
     pub(super) fn reserve_table(&self, bytes: u64) -> Result<(), PoolError> {
         let now = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let refusal = if now > self.limit {
-            PoolError::Limit { limit: self.limit }
+        let limit = self.limit.load(Ordering::Relaxed);
+        let refusal = if now > limit {
+            PoolError::Limit { limit }
         } else if now > self.ceiling.load(Ordering::Relaxed) {
             PoolError::HostShort
         } else {
@@ -113,9 +119,20 @@ impl Budget {
         self.arena_max.load(Ordering::Relaxed)
     }
 
+    /// The arena never had more than it has now.
+    pub(super) fn restart_arena_max(&self) {
+        self.arena_max.store(self.arena.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// The user's limit; 0 means no limit.
     pub(super) fn limit(&self) -> u64 {
-        if self.limit == u64::MAX { 0 } else { self.limit }
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == u64::MAX { 0 } else { limit }
+    }
+
+    /// Sets the user's limit; 0 means no limit. What is committed stays, also if that is more.
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.limit.store(stored(limit), Ordering::Relaxed);
     }
 
     /// The host could spare `spare` bytes when `before` were committed: a share of that may be taken
@@ -145,6 +162,6 @@ impl Budget {
     /// Whether there is so much room that no writer fails for bytes which are not needed yet.
     pub(super) fn is_roomy(&self, bytes: u64) -> bool {
         let end = self.total().saturating_add(bytes.saturating_mul(ROOMY));
-        end <= self.limit && end <= self.horizon.load(Ordering::Relaxed)
+        end <= self.limit.load(Ordering::Relaxed) && end <= self.horizon.load(Ordering::Relaxed)
     }
 }

@@ -324,6 +324,13 @@ impl Class {
         Ok(())
     }
 
+    /// Most heap of all classes if each of `objects` objects has a place, in spans that are full: lists
+    /// grow by doubling.
+    pub(super) fn most_heap_bytes(objects: u64) -> u64 {
+        let spans = objects.div_ceil(u64::from(SPAN_OBJECTS));
+        spans.saturating_mul(2 * size_of::<Span>() as u64)
+    }
+
     pub(super) fn heap_bytes(&self) -> u64 {
         let spans = self.spans.capacity() * size_of::<Span>();
         let regions = self.regions.capacity() * size_of::<u32>();

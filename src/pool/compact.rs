@@ -53,6 +53,8 @@ pub struct Compaction {
     pub vacated: u64,
     /// Objects moved.
     pub moves: u64,
+    /// Host pages more than the objects needed when it began: those that are to be had at best.
+    pub excess: u64,
     /// Whether there is more to be had later: from classes in use, or objects that were busy.
     pub more: bool,
 }
@@ -69,13 +71,13 @@ impl Pool {
     /// `relocate` is called with the number of an object's owner and the object's place, without
     /// any of the pool's locks. It has to lock the owner, see that the owner does name this place
     /// (else the object is [`Move::Busy`]), and call [`Pool::copy_below`]. `go_on` is asked every
-    /// now and then, also without locks, whether to.
+    /// now and then, also without locks, whether to, and told what was done so far.
     pub fn compact(
         &self,
         effort: Effort,
         last: &mut LastRound,
         relocate: impl FnMut(u32, Place) -> Move,
-        go_on: impl FnMut() -> bool,
+        go_on: impl FnMut(&Compaction) -> bool,
     ) -> Compaction {
         let changes = self.loads().map(|load| load.changes);
         let rests: Vec<bool> =
@@ -88,9 +90,10 @@ impl Pool {
             self.loads().enumerate().filter(|(_, load)| load.excess > 0).collect();
         wasting.sort_unstable_by_key(|(_, load)| std::cmp::Reverse(load.excess));
         let more = effort == Effort::Upkeep && !all_rest;
+        let excess = wasting.iter().map(|(_, load)| load.excess).sum();
         let mut run = Run {
             pool: self,
-            done: Compaction { more, ..Compaction::default() },
+            done: Compaction { more, excess, ..Compaction::default() },
             wanted: u64::MAX,
             tries: u64::MAX,
             relocate,
@@ -107,7 +110,7 @@ impl Pool {
             if load.excess > threshold {
                 run.class(class, keep);
             }
-            if run.is_over() {
+            if run.is_over() || !(run.go_on)(&run.done) {
                 break;
             }
         }
@@ -130,7 +133,7 @@ struct Run<'p, R, G> {
     go_on: G,
 }
 
-impl<R: FnMut(u32, Place) -> Move, G: FnMut() -> bool> Run<'_, R, G> {
+impl<R: FnMut(u32, Place) -> Move, G: FnMut(&Compaction) -> bool> Run<'_, R, G> {
     fn is_over(&self) -> bool {
         self.done.pages >= self.wanted || self.tries == 0
     }
@@ -158,7 +161,7 @@ impl<R: FnMut(u32, Place) -> Move, G: FnMut() -> bool> Run<'_, R, G> {
             if packed {
                 return;
             }
-            if !(self.go_on)() {
+            if !(self.go_on)(&self.done) {
                 self.tries = 0;
             }
         }

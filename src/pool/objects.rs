@@ -181,6 +181,28 @@ impl Pool {
         self.budget.allow_more(bytes);
     }
 
+    /// Most bytes of arena and table; 0 means no limit.
+    pub fn limit(&self) -> u64 {
+        self.budget.limit()
+    }
+
+    /// Changes that limit. What is committed stays, also if that is more; no more is committed then.
+    pub fn set_limit(&self, limit: u64) {
+        self.budget.set_limit(limit);
+        self.notifier.notify();
+    }
+
+    /// Counts anew from here: the most that the arena had, and pages that were compacted.
+    pub fn restart_figures(&self) {
+        self.budget.restart_arena_max();
+        self.pages_compacted.store(0, Ordering::Relaxed);
+    }
+
+    /// Most bytes of the notes on objects of a disk of `pages` pages.
+    pub fn most_notes(pages: u64) -> u64 {
+        Class::most_heap_bytes(pages)
+    }
+
     /// Reserves bytes for the slot table: limits are about arena and table together.
     ///
     /// # Errors

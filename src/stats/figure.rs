@@ -162,6 +162,19 @@ macro_rules! report {
             )? )+
             $( $beside: $counter, )*
         }
+
+        impl $counters {
+            /// The counters that only grow, in the order of the figures.
+            pub(crate) fn growing(&self) -> impl Iterator<Item = &$counter> {
+                [$( $( $crate::stats::report!(@growing $kind self $name $visible), )? )+].into_iter().flatten()
+            }
+        }
+    };
+    (@growing Counter $self:ident $name:ident $visible:vis) => {
+        Some(&$self.$name)
+    };
+    (@growing $kind:ident $self:ident $name:ident $visible:vis) => {
+        None
     };
     (@value $source:ident $counters:ident $name:ident counted($visible:vis)) => {
         $source.count(|counters: &$counters| &counters.$name)
@@ -209,6 +222,7 @@ mod tests {
         let report = Report::collect(&source);
         assert_eq!((report.jobs, report.depth), (3, 5));
         assert_eq!(report.values().collect::<Vec<_>>(), [3, 5]);
+        assert_eq!(source.counters.growing().map(Cell::get).collect::<Vec<_>>(), [3]);
         let [jobs, depth] = Report::FIGURES else { panic!("{:?}", Report::FIGURES) };
         assert_eq!((jobs.name, depth.name), ("test_jobs", "test_depth"));
         assert_eq!(jobs.help.trim(), "How many there were.");

@@ -57,6 +57,11 @@ pub struct LatencyCounters {
 }
 
 impl LatencyCounters {
+    /// Begins anew from 0.
+    pub fn restart(&self) {
+        self.counts.iter().chain([&self.sum_ns]).for_each(Counter::restart);
+    }
+
     /// Counts `count` events, each of which took `time`.
     pub fn add(&self, time: Duration, count: u32) {
         let us = u64::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX >> 1);

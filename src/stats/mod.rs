@@ -40,6 +40,11 @@ impl<T> Sharded<T> {
         &self.shards[thread_number() % SHARDS].0
     }
 
+    /// Calls `change` with each shard.
+    pub fn each(&self, change: impl FnMut(&T)) {
+        self.shards.iter().map(|shard| &shard.0).for_each(change);
+    }
+
     /// Sum of one counter over all shards.
     pub fn sum(&self, counter: impl Fn(&T) -> &Counter) -> i64 {
         self.shards.iter().map(|shard| counter(&shard.0).0.load(Ordering::Relaxed)).sum()
@@ -62,6 +67,11 @@ impl Counter {
     /// Adds `n`, which may be negative.
     pub fn add(&self, n: i64) {
         self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Begins anew from 0.
+    pub fn restart(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 
     /// Adds one.

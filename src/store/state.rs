@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, Flock, FlockArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
@@ -35,7 +35,7 @@ use super::superblock::{
 use super::words;
 use super::{HOST_PAGE, StateError};
 use crate::failpoint;
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicU64, Ordering};
 use crate::units::PAGE_SIZE;
 
 const SUPERBLOCK: &str = "superblock";
@@ -206,6 +206,11 @@ impl State {
         self.superblock.set_complete();
     }
 
+    /// From now on it is empty when it is opened again, until [`Self::set_complete`].
+    pub fn set_resetting(&self) {
+        self.superblock.set_resetting();
+    }
+
     /// Whether a guest was ever served from it.
     pub fn has_served(&self) -> bool {
         self.superblock.has_served()
@@ -301,9 +306,42 @@ impl Claimed {
         check_seal(&table, TABLE, &id, table_bytes(&format)?)?;
         check_seal(&arena, ARENA, &id, format.arena_bytes)?;
         superblock.populate()?;
+        if superblock.is_resetting() {
+            log::info!("the reset of the disk that an earlier daemon began is finished");
+            empty(&superblock, &table, table_bytes(&format)?, &arena, format.arena_bytes)?;
+        }
         let files = [file, Arc::new(table), Arc::new(arena)];
         Ok(State { superblock, files, format, new: false, locked, _lock: lock })
     }
+}
+
+/// Takes all out of a state whose reset was not finished. The codec table stays.
+fn empty(
+    superblock: &Superblock,
+    table: &File,
+    table_bytes: u64,
+    arena: &File,
+    arena_bytes: u64,
+) -> Result<(), StateError> {
+    let clear = |file: &File, what, bytes: u64| {
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(file, mode, 0, bytes.cast_signed())
+            .map_err(|errno| StateError::File { what, source: errno.into() })
+    };
+    failpoint::reach("reset.found");
+    // Words and sums first: no word may name an object that is gone.
+    clear(table, TABLE, table_bytes)?;
+    failpoint::reach("reset.table");
+    clear(arena, ARENA, arena_bytes)?;
+    failpoint::reach("reset.arena");
+    for number in 0..super::INTENTS {
+        let [what, _] = superblock.intent(number);
+        what.store(0, Ordering::Release);
+    }
+    superblock.set_served(false);
+    failpoint::reach("reset.noted");
+    superblock.set_complete();
+    Ok(())
 }
 
 /// Bytes of the table's file before its seal.

@@ -19,7 +19,7 @@
 //!               36  le32 parameters, 0 (reserved)
 //!               40  le64 id of a dictionary, 0 (reserved)
 //!               48  16 bytes of zero
-//!         3072  le64 stage: "making.." or "complete"
+//!         3072  le64 stage: "making..", "complete", or "emptying" while the disk is reset
 //!         3080  le64 served: 0, or "served.." once a guest was
 //! page 1     0  256 intents of two le64 (see `slot/sums.rs`)
 //! ```
@@ -64,6 +64,7 @@ const STAGE: u64 = 3072 / 8;
 const SERVED: u64 = STAGE + 1;
 const MAKING: u64 = u64::from_le_bytes(*b"making..");
 const COMPLETE: u64 = u64::from_le_bytes(*b"complete");
+const EMPTYING: u64 = u64::from_le_bytes(*b"emptying");
 const HAS_SERVED: u64 = u64::from_le_bytes(*b"served..");
 /// Bytes of the file.
 const LENGTH: u64 = 2 * HOST_PAGE;
@@ -236,8 +237,8 @@ impl Superblock {
         let this = Self { mapping };
         // Neither may be guessed: one makes a disk that was lost look new, the other the reverse.
         let damaged = |what| StateError::Damaged { what };
-        if ![MAKING, COMPLETE].contains(&this.word(STAGE).load(Ordering::Acquire)) {
-            return Err(damaged("the superblock's stage is neither making nor complete"));
+        if ![MAKING, COMPLETE, EMPTYING].contains(&this.word(STAGE).load(Ordering::Acquire)) {
+            return Err(damaged("the superblock's stage is none that there is"));
         }
         if ![0, HAS_SERVED].contains(&this.word(SERVED).load(Ordering::Acquire)) {
             return Err(damaged("the superblock's note of guests is neither none nor served"));
@@ -253,9 +254,19 @@ impl Superblock {
         Ok(self.mapping.populate(0, LENGTH)?)
     }
 
-    /// Whether the state was made whole.
+    /// Whether the state was made whole. Whatever was in it may be gone: see [`Self::is_resetting`].
     pub(super) fn is_complete(&self) -> bool {
-        self.word(STAGE).load(Ordering::Acquire) == COMPLETE
+        [COMPLETE, EMPTYING].contains(&self.word(STAGE).load(Ordering::Acquire))
+    }
+
+    /// Whether a reset began and is not over.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.word(STAGE).load(Ordering::Acquire) == EMPTYING
+    }
+
+    /// A reset begins; it is over with [`Self::set_complete`].
+    pub(super) fn set_resetting(&self) {
+        self.word(STAGE).store(EMPTYING, Ordering::Release);
     }
 
     pub(super) fn set_complete(&self) {

@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most memory that is left to the host if nothing else is said.
 const MOST_RESERVE: u64 = 512 << 20;
 
 /// Where the daemon reads what it may use.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Host {
     proc: PathBuf,
     /// The daemon's control group and those above it, as far as they have a memory controller.
     groups: Vec<Group>,
     /// Bytes not to be used; `None` if nothing is watched.
-    reserve: Option<u64>,
+    reserve: Option<AtomicU64>,
 }
 
 /// A directory of a control group, and the names its files have.
@@ -39,10 +40,10 @@ impl Host {
 
     /// This host with the default reserve.
     pub fn with_default_reserve() -> Self {
-        let mut host = Self::at(Path::new("/"), None);
+        let host = Self::at(Path::new("/"), None);
         let smallest = host.sizes().min();
-        host.reserve = Some(smallest.map_or(MOST_RESERVE, default_reserve));
-        host
+        let reserve = smallest.map_or(MOST_RESERVE, default_reserve);
+        Self { reserve: Some(AtomicU64::new(reserve)), ..host }
     }
 
     /// Nothing is watched.
@@ -55,18 +56,30 @@ impl Host {
         let proc = root.join("proc");
         let groups = fs::read_to_string(proc.join("self/cgroup"))
             .map_or_else(|_| Vec::new(), |text| groups(root, &text));
-        Self { proc, groups, reserve }
+        Self { proc, groups, reserve: reserve.map(AtomicU64::new) }
+    }
+
+    /// Bytes that are left free; 0 if nothing is watched.
+    pub fn reserve(&self) -> u64 {
+        self.reserve.as_ref().map_or(0, |bytes| bytes.load(Ordering::Relaxed))
+    }
+
+    /// Changes that, unless nothing is watched.
+    pub fn set_reserve(&self, bytes: u64) {
+        if let Some(reserve) = &self.reserve {
+            reserve.store(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Whether there is a reserve to be kept, and nothing that says what is left. A reserve of 0 bytes
     /// is kept in any case.
     pub fn is_blind(&self) -> bool {
-        self.reserve.is_some_and(|bytes| bytes > 0) && self.spare().is_none()
+        self.reserve() > 0 && self.spare().is_none()
     }
 
     /// Bytes that may still be used; `None` if nothing is watched, or nothing can be read.
     pub fn spare(&self) -> Option<u64> {
-        let reserve = self.reserve?;
+        let reserve = self.reserve.as_ref()?.load(Ordering::Relaxed);
         let host = self.meminfo("MemAvailable:").into_iter();
         let least = host.chain(self.groups.iter().filter_map(Group::available)).min()?;
         Some(least.saturating_sub(reserve))

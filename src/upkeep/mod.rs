@@ -3,6 +3,8 @@
 //! One thread, which sleeps without a timer as long as nothing changes: an idle disk costs nothing.
 
 mod host;
+mod jobs;
+mod pressure;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,6 +13,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use self::host::Host;
+use self::jobs::Job;
+pub use self::jobs::{JobKind, JobReport, JobState, Jobs};
+use self::pressure::Pressure;
 use crate::checker;
 use crate::device::{Compaction, Compactor, Device, Effort};
 use crate::engine;
@@ -25,6 +30,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The upkeep thread of one disk. Dropping it ends the thread.
 pub struct Upkeep {
     shared: Arc<Shared>,
+    jobs: Arc<Jobs>,
+    device: Arc<Device>,
+    host: Arc<Host>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -39,12 +47,19 @@ struct Shared {
 struct Signals {
     stopped: bool,
     woken: bool,
-    /// The callers that want everything compacted now, and are told when that is done.
-    wanted: Vec<Told>,
+    /// Everything is to be compacted now.
+    wanted: Option<Wanted>,
 }
 
 /// What is called with the result of a compaction.
 type Told = Box<dyn FnOnce(Compaction) + Send>;
+
+/// A compaction that was asked for.
+struct Wanted {
+    job: Arc<Job>,
+    /// The callers that are told when it is done.
+    told: Vec<Told>,
+}
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,29 +76,55 @@ impl Upkeep {
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(device: Arc<Device>, host: Host) -> io::Result<Self> {
+    pub fn start(device: Arc<Device>, host: Arc<Host>) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         if host.is_blind() {
             log::warn!(
                 "nothing says how much memory the host has to spare (/proc/meminfo): no reserve is kept (--host-reserve)"
             );
         }
-        device.watch_host(move || host.spare());
+        let watched = Arc::clone(&host);
+        device.watch_host(move || watched.spare());
         device.set_upkeep_waker(Waker::from(Arc::clone(&shared)));
-        let its_shared = Arc::clone(&shared);
-        let body = move || run(&its_shared, &device);
+        let jobs = Arc::new(Jobs::new(Arc::clone(device.events())));
+        let body = {
+            let (shared, device, jobs) =
+                (Arc::clone(&shared), Arc::clone(&device), Arc::clone(&jobs));
+            move || run(&shared, &device, &jobs)
+        };
         let thread = threads::spawn("upkeep", body)?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, jobs, device, host, thread: Some(thread) })
     }
 
     /// Has all there is compacted, and calls `told` when that is done; not at all if upkeep ends
-    /// before.
-    pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) {
+    /// before. Returns the number of the job. A compaction that was asked for and has not begun yet is one
+    /// with this, so at most two are not over, whatever is asked for.
+    pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) -> u64 {
         let mut signals = sync::lock(&self.shared.signals);
-        signals.wanted.push(Box::new(told));
+        let add = || self.jobs.add(JobKind::Compact);
+        let wanted = signals.wanted.get_or_insert_with(|| Wanted { job: add(), told: Vec::new() });
+        if wanted.job.is_cancelled() {
+            self.jobs.end(&wanted.job, &Compaction::default(), true);
+            wanted.job = add();
+        }
+        wanted.told.push(Box::new(told));
+        let id = wanted.job.id();
         signals.woken = true;
         drop(signals);
         self.shared.changed.notify_all();
+        id
+    }
+
+    /// Its jobs.
+    pub fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
+    }
+
+    /// Changes the memory of the host that is left free, from now on.
+    pub fn set_host_reserve(&self, bytes: u64) {
+        self.host.set_reserve(bytes);
+        self.device.read_host();
+        self.device.ring_upkeep();
     }
 }
 
@@ -135,7 +176,7 @@ impl Shared {
     /// Sleeps this long, unless the thread is to end or a caller wants a compaction now.
     fn delay(&self, time: Duration) {
         let signals = sync::lock(&self.signals);
-        let idle = |signals: &mut Signals| !signals.stopped && signals.wanted.is_empty();
+        let idle = |signals: &mut Signals| !signals.stopped && signals.wanted.is_none();
         drop(self.changed.wait_timeout_while(signals, time, idle));
     }
 
@@ -151,17 +192,20 @@ struct Rounds<'d> {
     compactor: Compactor,
     /// How long to wait at most before the last round that was due by itself.
     pause: Option<Duration>,
+    pressure: Pressure,
 }
 
 impl<'d> Rounds<'d> {
     fn new(device: &'d Device) -> Self {
-        Self { device, compactor: Compactor::default(), pause: None }
+        let (compactor, pressure) = (Compactor::default(), Pressure::default());
+        Self { device, compactor, pause: None, pressure }
     }
 
     /// A wait is over. Returns how long to wait yet before the work.
     fn begin(&mut self, wakened: Wakened) -> Duration {
         self.device.answer();
         self.device.read_host();
+        self.pressure.look(self.device);
         if wakened == Wakened::Rung { DELAY } else { Duration::ZERO }
     }
 
@@ -171,7 +215,7 @@ impl<'d> Rounds<'d> {
         &mut self,
         wakened: Wakened,
         is_wanted: bool,
-        go_on: impl FnMut() -> bool,
+        go_on: impl FnMut(&Compaction) -> bool,
     ) -> (Compaction, Option<Duration>) {
         let effort = if is_wanted { Effort::Full } else { Effort::Upkeep };
         let done = self.device.compact(&mut self.compactor, effort, go_on);
@@ -190,6 +234,7 @@ impl<'d> Rounds<'d> {
         if done.pages > 0 {
             self.device.read_host();
         }
+        self.pressure.look(self.device);
         if self.pause.is_none() {
             self.device.rest();
         }
@@ -197,7 +242,7 @@ impl<'d> Rounds<'d> {
     }
 }
 
-fn run(shared: &Shared, device: &Device) {
+fn run(shared: &Shared, device: &Device, jobs: &Jobs) {
     engine::run_in_background(&engine::Cpus::default());
     let mut rounds = Rounds::new(device);
     let mut pause = None;
@@ -212,17 +257,27 @@ fn run(shared: &Shared, device: &Device) {
             return;
         }
         let mut checked = Instant::now();
-        let go_on = || {
+        let wanted = sync::lock(&shared.signals).wanted.take();
+        if let Some(Wanted { job, .. }) = &wanted {
+            jobs.begin(job);
+        }
+        let is_cancelled = || wanted.as_ref().is_some_and(|wanted| wanted.job.is_cancelled());
+        let go_on = |so_far: &Compaction| {
             // A large disk takes its time, and meanwhile the host's memory changes.
             if checked.elapsed() >= DELAY {
                 checked = Instant::now();
                 device.read_host();
             }
-            !shared.is_stopped()
+            if let Some(Wanted { job, .. }) = &wanted {
+                job.advance(so_far);
+            }
+            !shared.is_stopped() && !is_cancelled()
         };
-        let wanted = std::mem::take(&mut sync::lock(&shared.signals).wanted);
-        let (done, next) = rounds.work(wakened, !wanted.is_empty(), go_on);
-        wanted.into_iter().for_each(|told| told(done));
+        let (done, next) = rounds.work(wakened, wanted.is_some() && !is_cancelled(), go_on);
+        if let Some(Wanted { job, told }) = wanted {
+            jobs.end(&job, &done, job.is_cancelled() || shared.is_stopped());
+            told.into_iter().for_each(|told| told(done));
+        }
         pause = next;
     }
 }
@@ -309,7 +364,7 @@ mod tests {
     #[test]
     fn memory_goes_back_to_the_host_by_itself() {
         let device = device();
-        let upkeep = Upkeep::start(Arc::clone(&device), Host::unlimited()).unwrap();
+        let upkeep = Upkeep::start(Arc::clone(&device), Host::unlimited().into()).unwrap();
         let mut context = device.worker_context().unwrap();
         for page in 0..4096 {
             assert!(request(&device, &mut context, Op::Write, page, 1));
@@ -332,7 +387,7 @@ mod tests {
         let mut wakened = Wakened::Rung;
         for _ in 0..1000 {
             time += rounds.begin(wakened);
-            let (done, pause) = rounds.work(wakened, false, || true);
+            let (done, pause) = rounds.work(wakened, false, |_| true);
             moves += done.moves;
             let Some(pause) = pause else { return (time, moves) };
             time += pause;
@@ -411,15 +466,15 @@ mod tests {
         let held: Vec<_> = (0..1024).filter_map(|page| device.hold(page)).collect();
         let mut rounds = Rounds::new(&device);
         rounds.begin(Wakened::Rung);
-        let (_, first) = rounds.work(Wakened::Rung, false, || true);
+        let (_, first) = rounds.work(Wakened::Rung, false, |_| true);
         assert_eq!(first, Some(DELAY));
         let pauses: Vec<_> =
-            (0..12).map(|_| rounds.work(Wakened::TimeOut, false, || true).1).collect();
+            (0..12).map(|_| rounds.work(Wakened::TimeOut, false, |_| true).1).collect();
         assert!(pauses.is_sorted() && pauses.contains(&Some(2 * DELAY)), "{pauses:?}");
         assert_eq!(pauses.last(), Some(&Some(LONGEST_PAUSE)));
         drop(held);
         assert_eq!(rounds.begin(Wakened::Rung), DELAY);
-        let (done, next) = rounds.work(Wakened::Rung, false, || true);
+        let (done, next) = rounds.work(Wakened::Rung, false, |_| true);
         assert!(done.moves >= 200, "{done:?}");
         assert!(next.is_none_or(|pause| pause == DELAY), "{next:?}");
     }
@@ -427,7 +482,7 @@ mod tests {
     #[test]
     fn compaction_is_done_when_it_is_wanted() {
         let device = device();
-        let upkeep = Upkeep::start(Arc::clone(&device), Host::unlimited()).unwrap();
+        let upkeep = Upkeep::start(Arc::clone(&device), Host::unlimited().into()).unwrap();
         let (told, done) = std::sync::mpsc::channel();
         upkeep.compact(move |done| told.send(done).unwrap());
         assert_eq!(done.recv().unwrap().pages, 0);
@@ -453,7 +508,7 @@ mod tests {
         let held: Vec<_> = (0..4096).step_by(16).filter_map(|page| device.hold(page)).collect();
         let mut rounds = Rounds::new(&device);
         rounds.begin(Wakened::Rung);
-        let (_, next) = rounds.work(Wakened::Rung, false, || true);
+        let (_, next) = rounds.work(Wakened::Rung, false, |_| true);
         assert_eq!(next, Some(DELAY));
         let left = device.report().mem_used_total;
         assert!(full - left >= 2 * SHARE as u64, "{full} {left}");
@@ -500,14 +555,14 @@ mod tests {
         }
         // When there is nothing more to do it counts on nothing that it saw.
         spare.store(0, Ordering::Relaxed);
-        while rounds.work(Wakened::TimeOut, false, || true).1.is_some() {}
+        while rounds.work(Wakened::TimeOut, false, |_| true).1.is_some() {}
         assert!(!request(&device, &mut context, Op::Write, 192, 32));
     }
 
     #[test]
     fn a_host_without_memory_to_spare_gets_no_writes() {
         let device = device();
-        let upkeep = Upkeep::start(Arc::clone(&device), Host::new(u64::MAX)).unwrap();
+        let upkeep = Upkeep::start(Arc::clone(&device), Host::new(u64::MAX).into()).unwrap();
         let mut context = device.worker_context().unwrap();
         assert!(!request(&device, &mut context, Op::Write, 0, 1));
         assert!(request(&device, &mut context, Op::Discard, 0, 1));

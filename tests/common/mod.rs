@@ -7,6 +7,7 @@ pub mod disk;
 pub mod fuse;
 pub mod handed;
 pub mod held;
+pub mod http;
 pub mod loading;
 pub mod manager;
 pub mod process;

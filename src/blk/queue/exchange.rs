@@ -8,6 +8,7 @@ use virtio_queue::QueueT;
 
 use super::{BLIND_KICKS, Next, QueueServer, SHARE_IT, Turn, is_served};
 use crate::blk::request::Snapshot;
+use crate::events::Tally;
 use crate::ratelimit::Kind;
 use crate::virtq::elem::Head;
 use crate::virtq::memory::{Memory, SharedMemory};
@@ -139,6 +140,7 @@ impl QueueServer<'_> {
         self.blind_kicks = self.blind_kicks.saturating_add(1);
         if self.blind_kicks == BLIND_KICKS {
             self.shared.device.figures().blind_queues.inc();
+            self.shared.device.events().count(Tally::QueuesBlind);
             self.warn(
                 Kind::Queues,
                 format_args!(
@@ -217,6 +219,7 @@ impl QueueServer<'_> {
             return;
         }
         self.shared.device.figures().broken_queues.inc();
+        self.shared.device.events().count(Tally::QueuesBroken);
         self.shared
             .log
             .warn(Kind::Queues, format_args!("queue {} is stopped: {error}", self.index));

@@ -60,7 +60,7 @@ fn compaction_beside_requests_loses_and_mixes_up_nothing() {
                 let mut moves = 0;
                 for round in 0.. {
                     let effort = if round % 3 == 0 { Effort::Upkeep } else { Effort::Full };
-                    moves += device.compact(&mut compactor, effort, || true).moves;
+                    moves += device.compact(&mut compactor, effort, |_| true).moves;
                     if over.load(Ordering::Relaxed) {
                         break;
                     }

@@ -244,7 +244,7 @@ fn contend(device: &Device) {
         let compactor = scope.spawn(|| {
             let mut compactor = Compactor::default();
             while !over.load(Ordering::Relaxed) {
-                device.compact(&mut compactor, Effort::Full, || true);
+                device.compact(&mut compactor, Effort::Full, |_| true);
             }
         });
         let actors: Vec<_> = (0..THREADS)

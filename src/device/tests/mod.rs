@@ -100,7 +100,7 @@ fn free(device: &Device, context: &mut WorkerContext, op: Op, sector: u64, secto
 
 /// Gives back all memory that can be had.
 fn compact(device: &Device) {
-    device.compact(&mut Compactor::default(), Effort::Full, || true);
+    device.compact(&mut Compactor::default(), Effort::Full, |_| true);
 }
 
 fn read(device: &Device, context: &mut WorkerContext, sector: u64, sectors: usize) -> Vec<u8> {

@@ -362,7 +362,7 @@ fn what_was_not_read_yet_can_be_moved_and_die_again() {
         for page in (0..512).filter(|page| page % 8 == round) {
             free(&device, &mut context, Op::Discard, page * 8, 8);
         }
-        moves += device.compact(&mut Compactor::default(), Effort::Full, || true).moves;
+        moves += device.compact(&mut Compactor::default(), Effort::Full, |_| true).moves;
         device.check().unwrap();
         home = home.died();
     }

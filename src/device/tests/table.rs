@@ -203,22 +203,22 @@ fn slots_in_use_keep_their_part_of_the_table() {
     free(&device, &mut context, Op::Discard, 0, GROUP * 8);
     let held = device.hold(9).unwrap();
     let mut compactor = Compactor::default();
-    let done = device.compact(&mut compactor, Effort::Full, || true);
+    let done = device.compact(&mut compactor, Effort::Full, |_| true);
     assert_eq!((done.pages, done.more), (0, true));
     // A writer that waits, and one that comes while the part is there.
     let mut io = device.request(Op::Write, 9 * 8, 4096, Buffer::new(same(1))).unwrap();
     let cx = Context::from_waker(Waker::noop());
     assert!(io.poll(&mut context, &cx).is_pending());
     drop(held);
-    let done = device.compact(&mut compactor, Effort::Full, || true);
+    let done = device.compact(&mut compactor, Effort::Full, |_| true);
     assert_eq!((done.pages, done.more), (0, true), "it was woken, and has not looked yet");
     assert!(io.poll(&mut context, &cx).is_ready());
     drop(io);
-    let done = device.compact(&mut compactor, Effort::Full, || true);
+    let done = device.compact(&mut compactor, Effort::Full, |_| true);
     assert_eq!((done.pages, done.more), (0, false));
     assert_eq!(read(&device, &mut context, 9 * 8, 8), same(1));
     free(&device, &mut context, Op::Discard, 0, GROUP * 8);
-    let done = device.compact(&mut compactor, Effort::Full, || true);
+    let done = device.compact(&mut compactor, Effort::Full, |_| true);
     assert_eq!((done.pages, done.more), (1, false));
     device.check().unwrap();
 }
@@ -236,7 +236,7 @@ fn beside_each_other(device: &Device, rounds: u64) {
                 scope.spawn(|| {
                     let mut compactor = Compactor::default();
                     while !over.load(Ordering::Relaxed) {
-                        let done = device.compact(&mut compactor, Effort::Full, || true);
+                        let done = device.compact(&mut compactor, Effort::Full, |_| true);
                         gone.fetch_add(done.pages, Ordering::Relaxed);
                     }
                 })

@@ -37,7 +37,7 @@ impl Two {
             pool.take(from, length).free_at_once();
             Move::Moved
         };
-        pool.compact(effort, &mut LastRound::default(), relocate, || true)
+        pool.compact(effort, &mut LastRound::default(), relocate, |_| true)
     }
 
     fn walk(&self, thread: usize, steps: &[Step], pool: &Pool) {
