@@ -59,3 +59,27 @@ fn the_tests_that_promises_name_are_there() {
 fn is_path(word: &str) -> bool {
     word.contains('/') && !word.contains([' ', '=']) && !word.starts_with(['-', '/'])
 }
+
+/// What the kernel's driver does has a row each in `docs/parity.md`, by the ids of its checklist.
+#[test]
+fn each_feature_of_the_driver_has_one_row() {
+    const FEATURES: [(char, usize); 8] =
+        [('D', 11), ('I', 20), ('L', 9), ('C', 20), ('W', 18), ('T', 9), ('Z', 4), ('V', 2)];
+    const WORDS: [&str; 5] =
+        ["done", "done, and more", "adapted", "not applicable", "not there yet"];
+    let text = fs::read_to_string(root().join("docs/parity.md")).expect("text");
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let ["", id, feature, word, how, ""] = cells[..] else { continue };
+        if id.len() != 3 || !id[1..].chars().all(|c| c.is_ascii_digit()) {
+            continue;
+        }
+        assert!(!feature.is_empty() && WORDS.contains(&word), "{line}");
+        // What is not as in the kernel says how or why.
+        assert!(!how.is_empty() || ["done", "not there yet"].contains(&word), "{line}");
+        found.push(id.to_owned());
+    }
+    let row = |(letter, count)| (1..=count).map(move |number| format!("{letter}{number:02}"));
+    assert_eq!(found, FEATURES.into_iter().flat_map(row).collect::<Vec<_>>());
+}

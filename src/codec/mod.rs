@@ -35,7 +35,7 @@ use crate::units::{PAGE_SIZE, Page};
 use self::workspace::Compressor;
 pub use self::{
     error::CodecError,
-    spec::CodecSpec,
+    spec::{ALGORITHMS, CodecSpec},
     table::{CodecTable, ENTRIES},
     workspace::Workspace,
 };

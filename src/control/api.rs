@@ -308,6 +308,17 @@ pub struct Polls {
     pub time_us: u64,
 }
 
+/// One of zram's attributes, `/v1/attributes/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Attribute {
+    /// The kernel's name of it.
+    pub name: String,
+    /// What can be done with it, as permissions: `0444` is read, `0200` written, `0644` both.
+    pub mode: String,
+    /// Whether it does anything: others answer ENOTSUP.
+    pub supported: bool,
+}
+
 /// Background work that a client asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Job {

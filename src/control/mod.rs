@@ -2,8 +2,10 @@
 //!
 //! * `api`: what is said and taken, as types that a client shares
 //! * `view`: one moment of a disk, from which they are made
+//! * `attributes`, `metrics`: zram's attributes and Prometheus' text, made from such a moment
 //! * `error`, `body`: requests that are refused, and what comes with a request
-//! * `routes`: what each request does; `openapi`: its description
+//! * `shared`: what all requests use, and what several of them do
+//! * `attribute_routes`, `routes`: what each request does; `openapi`: its description
 //! * `stream`: the events that clients listen to
 //! * `connection`: a client's connection, with its time limits
 //! * `server`: the thread, the socket, and how many connections there are
@@ -12,13 +14,19 @@
 //! guest, or another client: what may take long (a reset) has a thread of its own. `docs/api.md` is for users.
 
 pub mod api;
+mod attribute_routes;
+mod attributes;
 mod body;
 mod connection;
 mod error;
+mod metrics;
+#[cfg(test)]
+mod metrics_tests;
 #[cfg(test)]
 mod openapi;
 mod routes;
 mod server;
+mod shared;
 mod stream;
 mod view;
 

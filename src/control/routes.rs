@@ -1,7 +1,7 @@
 //! What each request does. The attributes of the handlers are the API's description (`openapi`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
@@ -10,29 +10,20 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 use axum::{Json, Router};
-use tokio::sync::oneshot;
 
 use super::api;
+use super::attribute_routes::{get_attribute, get_attributes, get_metrics, put_attribute};
 use super::body;
 use super::connection::Watch;
 use super::error::ApiError;
-use super::stream::{LISTENERS, Stream, TooMany};
-use super::view::{self, About, View};
-use crate::disk::{Disk, DiskChange, RateChange};
-use crate::threads;
+use super::shared::{self, Api, Shared};
+use super::stream::{LISTENERS, TooMany};
+use super::view::{self, View};
+use crate::disk::{DiskChange, RateChange};
 
 /// The description of the API. A test compares it with the code.
 pub(super) const DESCRIPTION: &str = include_str!("../../docs/openapi.json");
 
-/// What all requests use.
-pub(super) struct Api {
-    pub(super) disk: Arc<Disk>,
-    pub(super) about: About,
-    pub(super) ready: AtomicBool,
-    pub(super) stream: Stream,
-}
-
-type Shared = State<Arc<Api>>;
 type Answer<T> = Result<Json<T>, ApiError>;
 type Number = Result<Path<String>, PathRejection>;
 
@@ -57,6 +48,9 @@ routes! {
     "/v1/jobs" { get get_jobs, delete cancel_jobs }
     "/v1/jobs/{id}" { get get_job, delete cancel_job }
     "/v1/events" { get get_events }
+    "/v1/attributes" { get get_attributes }
+    "/v1/attributes/{name}" { get get_attribute, put put_attribute }
+    "/metrics" { get get_metrics }
     "/v1/layers" { get get_layers }
     "/v1/snapshots" { get get_snapshots }
     "/healthz" { get get_health }
@@ -147,21 +141,7 @@ pub(super) async fn reset_disk(
     State(api): Shared,
     Extension(watch): Extension<Arc<Watch>>,
 ) -> Answer<api::Disk> {
-    let _busy = watch.begin();
-    let (told, done) = oneshot::channel();
-    let disk = Arc::clone(&api.disk);
-    // It may take seconds, and other clients are not to wait. At most one gets beyond its first look.
-    let body = move || {
-        let ended = disk.reset();
-        drop(disk);
-        // The client may be gone.
-        let _ = told.send(ended);
-    };
-    threads::spawn("reset", body).map_err(|error| {
-        let error = format!("no thread can be started for the reset ({error}): try again");
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "EAGAIN", error)
-    })?;
-    done.await.map_err(|_| ApiError::ending())??;
+    shared::reset(&api.disk, &watch).await?;
     Ok(api.view())
 }
 

@@ -24,7 +24,8 @@ use tokio::time;
 use tower_service::Service;
 
 use super::connection::{Connections, HEADER_TIME, Place, Watched};
-use super::routes::{self, Api};
+use super::routes;
+use super::shared::Api;
 use super::stream::Stream;
 use super::view::About;
 use crate::disk::Disk;

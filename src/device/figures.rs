@@ -25,7 +25,7 @@ report! {
     /// Bytes of the objects that hold them; same-filled pages take none.
     compr_data_size: Gauge Bytes "compr_data" counted(pub(super));
     /// Bytes of arena memory, by its allocated blocks.
-    mem_used_total: Gauge Bytes "mem_used" = source.pool.arena_bytes;
+    mem_used_total: Gauge Bytes "memory" { "kind": "arena" } = source.pool.arena_bytes;
     /// Limit on arena and table together (`table_bytes`, but for a seal); 0 stands for no limit.
     mem_limit: Gauge Bytes "mem_limit" = source.pool.limit;
     /// The most arena memory there ever was.
@@ -42,15 +42,15 @@ report! {
     /// All memory beside the arena that grows with what is stored: the sum of the next five.
     metadata_bytes: Gauge Bytes "metadata" = source.metadata();
     /// Bytes of the slot table that exist, by allocated blocks; in a state with check sums and seal.
-    table_bytes: Gauge Bytes "table" = source.table.words;
+    table_bytes: Gauge Bytes "memory" { "kind": "table" } = source.table.words;
     /// Bytes of the notes on which parts of the table exist, and which slots are still to be verified.
-    table_index_bytes: Gauge Bytes "table_index" = source.table.index;
+    table_index_bytes: Gauge Bytes "memory" { "kind": "table_index" } = source.table.index;
     /// Bytes of the pool's notes on spans and regions.
-    span_bytes: Gauge Bytes "span" = source.pool.span_bytes;
+    span_bytes: Gauge Bytes "memory" { "kind": "spans" } = source.pool.span_bytes;
     /// Bytes of the threads' caches of free places.
-    cache_bytes: Gauge Bytes "cache" = source.pool.cache_bytes;
+    cache_bytes: Gauge Bytes "memory" { "kind": "caches" } = source.pool.cache_bytes;
     /// Bytes of a state beside those: its superblock and the arena's seal; 0 without one.
-    state_bytes: Gauge Bytes "state" = source.beside;
+    state_bytes: Gauge Bytes "memory" { "kind": "state" } = source.beside;
     /// Read requests that ended well.
     reads: Counter Requests "read" counted(pub);
     /// Write requests that ended well.
@@ -131,15 +131,18 @@ impl Report {
         Self::collect(source)
     }
 
+    /// Each figure that is one number, in the order of the line of statistics.
+    pub fn numbers(&self) -> impl Iterator<Item = (&'static Figure, u64)> {
+        let own = Self::FIGURES.iter().zip(self.values());
+        own.chain(EngineReport::FIGURES.iter().zip(self.engine.values()))
+    }
+
     /// Each figure with its value as text, in the order of the line of statistics.
     pub fn figures(&self) -> impl Iterator<Item = (&'static Figure, String)> {
-        let text = |value: u64| value.to_string();
-        let own = Self::FIGURES.iter().zip(self.values().map(text));
-        let engine = EngineReport::FIGURES.iter().zip(self.engine.values().map(text));
+        let numbers = self.numbers().map(|(figure, value)| (figure, value.to_string()));
         let service = (&Histogram::FIGURE, self.engine_service.to_string());
         let latencies = self.latencies.values().map(|latency| latency.to_string());
-        let latencies = Latencies::FIGURES.iter().zip(latencies);
-        own.chain(engine).chain([service]).chain(latencies)
+        numbers.chain([service]).chain(Latencies::FIGURES.iter().zip(latencies))
     }
 }
 
@@ -290,7 +293,7 @@ mod tests {
         let mut table = String::from("| name | kind | unit | metric | |\n|---|---|---|---|---|\n");
         for (figure, _) in Report::default().figures() {
             let kind = format!("{:?}", figure.kind).to_lowercase();
-            let (metric, help) = (figure.metric(), figure.help.trim());
+            let (metric, help) = (figure.series(), figure.help.trim());
             let Figure { name, unit, .. } = figure;
             table += &format!("| `{name}` | {kind} | {unit} | `{metric}` | {help} |\n");
         }
@@ -302,7 +305,7 @@ mod tests {
         let report = Report::default();
         let figures: Vec<_> = report.figures().map(|(figure, _)| figure).collect();
         let names: BTreeSet<_> = figures.iter().map(|figure| figure.name).collect();
-        let metrics: BTreeSet<_> = figures.iter().map(|figure| figure.metric()).collect();
+        let metrics: BTreeSet<_> = figures.iter().map(|figure| figure.series()).collect();
         assert_eq!((names.len(), metrics.len()), (figures.len(), figures.len()));
         for figure in figures {
             let plain = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c == '_');

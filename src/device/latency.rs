@@ -56,29 +56,21 @@ impl Latencies {
     pub const FIGURES: &'static [Figure] = &[
         figure(
             "read_latency_us",
-            "read_latency",
+            "read",
             "Read requests by time from taking to completion; this and the next four are counted only if something asks for them.",
         ),
-        figure(
-            "write_latency_us",
-            "write_latency",
-            "Write requests by time from taking to completion.",
-        ),
+        figure("write_latency_us", "write", "Write requests by time from taking to completion."),
         figure(
             "discard_latency_us",
-            "discard_latency",
+            "discard",
             "Discard requests by time from taking to completion.",
         ),
         figure(
             "write_zeroes_latency_us",
-            "write_zeroes_latency",
+            "write_zeroes",
             "Write-zeroes requests by time from taking to completion.",
         ),
-        figure(
-            "flush_latency_us",
-            "flush_latency",
-            "Flush requests by time from taking to completion.",
-        ),
+        figure("flush_latency_us", "flush", "Flush requests by time from taking to completion."),
     ];
 
     /// The fields, in their order.
@@ -87,8 +79,15 @@ impl Latencies {
     }
 }
 
-const fn figure(name: &'static str, stem: &'static str, help: &'static str) -> Figure {
-    Figure { name, kind: Kind::Histogram, unit: Unit::Microseconds, stem, help }
+const fn figure(name: &'static str, operation: &'static str, help: &'static str) -> Figure {
+    Figure {
+        name,
+        kind: Kind::Histogram,
+        unit: Unit::Microseconds,
+        stem: "request_latency",
+        label: Some(("operation", operation)),
+        help,
+    }
 }
 
 impl Device {

@@ -17,6 +17,7 @@ mod page_op;
 mod reopen;
 mod request;
 mod reset;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub use self::latency::{Latencies, Timed};
 pub use self::page::WorkerContext;
 pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
 pub use self::reset::ResetFailed;
+pub use self::slots::{SlotState, Slots};
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
 use crate::events::Bus;
@@ -322,6 +324,11 @@ impl Device {
             engine_service: self.engine.service_times(),
             latencies: self.latencies(),
         })
+    }
+
+    /// The most arena memory that there ever was is from now on what there is now (zram's `mem_used_max`).
+    pub fn forget_max(&self) {
+        self.pool.forget_max();
     }
 
     /// Holds the lock of a slot that exists, so that requests have to wait for it.

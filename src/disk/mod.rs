@@ -34,7 +34,9 @@ pub use self::state::GRACE;
 use crate::blk::GuestOptions;
 use crate::causes::with_causes;
 use crate::codec::CodecSpec;
-use crate::device::{Compaction, Device, DeviceConfig, DeviceError, Report, State, StateError};
+use crate::device::{
+    Compaction, Device, DeviceConfig, DeviceError, Report, Slots, State, StateError,
+};
 use crate::events::{Bus, Event};
 use crate::ratelimit::Limiter;
 use crate::rates::Rates;
@@ -312,6 +314,16 @@ impl Disk {
     /// All figures of the disk at this moment.
     pub fn report(&self) -> Report {
         self.device.report()
+    }
+
+    /// From now on the most arena memory that there ever was is what there is now: `mem_used_max` of the report.
+    pub fn forget_max(&self) {
+        self.device.forget_max();
+    }
+
+    /// A walk over what each slot holds.
+    pub fn slots(&self) -> Slots {
+        Slots::new(Arc::clone(&self.device))
     }
 
     /// The daemon is to end: no reset begins any more, and one that is under way ends soon.

@@ -74,29 +74,39 @@ pub(super) fn add(counter: &AtomicU64, n: u64) {
 
 /// Jobs by time from their start to their end, since the start of the engine.
 #[derive(Debug, Default)]
-pub(super) struct ServiceTimes([AtomicU64; BUCKETS]);
+pub(super) struct ServiceTimes {
+    jobs: [AtomicU64; BUCKETS],
+    /// All times together, in nanoseconds.
+    total_ns: AtomicU64,
+}
 
 impl ServiceTimes {
     pub(super) fn add(&self, time: Duration) {
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bucket = us.div_ceil(FIRST_US).next_power_of_two().ilog2() as usize;
-        add(&self.0[bucket.min(BUCKETS - 1)], 1);
+        add(&self.jobs[bucket.min(BUCKETS - 1)], 1);
+        add(&self.total_ns, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Counts anew from here.
     pub(super) fn restart(&self) {
-        self.0.iter().for_each(|bucket| bucket.store(0, Ordering::Relaxed));
+        let all = self.jobs.iter().chain([&self.total_ns]);
+        all.for_each(|counter| counter.store(0, Ordering::Relaxed));
     }
 
     pub(super) fn histogram(&self) -> Histogram {
-        Histogram(self.0.each_ref().map(|count| count.load(Ordering::Relaxed)))
+        let jobs = self.jobs.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Histogram { jobs, total_ns: self.total_ns.load(Ordering::Relaxed) }
     }
 }
 
 /// Jobs by the time that they took. Prints as `upper-end-in-us:jobs/...`, those buckets that are not
 /// empty; the last one has no end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Histogram([u64; BUCKETS]);
+pub struct Histogram {
+    jobs: [u64; BUCKETS],
+    total_ns: u64,
+}
 
 impl Histogram {
     /// What it is as a figure.
@@ -105,26 +115,29 @@ impl Histogram {
         kind: Kind::Histogram,
         unit: Unit::Microseconds,
         stem: "engine_service",
+        label: None,
         help: "Jobs by time from their start to their end: up to 4 us, 8 us, 16 us, ... and the rest.",
     };
-}
 
-impl Histogram {
-    /// The buckets, lowest first: the upper end in microseconds, which the last one does not have, and the
-    /// jobs in it.
+    /// The upper end of each bucket in microseconds, `None` of the last one, and the jobs in it.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
-        let end = |bucket: usize| (bucket < BUCKETS - 1).then_some(FIRST_US << bucket);
-        self.0.into_iter().enumerate().map(move |(bucket, count)| (end(bucket), count))
+        let end = |bucket| (bucket < BUCKETS - 1).then(|| FIRST_US << bucket);
+        self.jobs.into_iter().enumerate().map(move |(bucket, jobs)| (end(bucket), jobs))
+    }
+
+    /// What all jobs together took.
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(self.total_ns)
     }
 }
 
 impl fmt::Display for Histogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut slash = "";
-        for (bucket, count) in self.0.iter().enumerate().filter(|(_, count)| **count > 0) {
-            match bucket {
-                last if last == BUCKETS - 1 => write!(f, "{slash}inf:{count}")?,
-                bucket => write!(f, "{slash}{}:{count}", FIRST_US << bucket)?,
+        for (end, count) in self.buckets().filter(|(_, count)| *count > 0) {
+            match end {
+                None => write!(f, "{slash}inf:{count}")?,
+                Some(us) => write!(f, "{slash}{us}:{count}")?,
             }
             slash = "/";
         }
@@ -143,6 +156,14 @@ mod tests {
         for us in [0, 4, 5, 8, 9, 1_000_000_000] {
             times.add(Duration::from_micros(us));
         }
-        assert_eq!(times.histogram().to_string(), "4:2/8:2/16:1/inf:1");
+        let histogram = times.histogram();
+        assert_eq!(histogram.to_string(), "4:2/8:2/16:1/inf:1");
+        assert_eq!(histogram.total(), Duration::from_micros(1_000_000_026));
+        let buckets: Vec<_> = histogram.buckets().collect();
+        assert_eq!(
+            (buckets[0], buckets[14], buckets[15]),
+            ((Some(4), 2), (Some(65536), 0), (None, 1))
+        );
+        assert_eq!(buckets.len(), BUCKETS);
     }
 }

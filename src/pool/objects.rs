@@ -175,6 +175,11 @@ impl Pool {
         self.budget.rest();
     }
 
+    /// The most of the arena that was ever committed is from now on what is committed now.
+    pub fn forget_max(&self) {
+        self.budget.restart_arena_max();
+    }
+
     /// `bytes` more than are committed now may be taken.
     #[cfg(test)]
     pub(crate) fn allow_more(&self, bytes: u64) {

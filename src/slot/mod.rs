@@ -31,4 +31,6 @@ pub use self::lock::{SlotGuard, Waiter};
 pub use readers::Reader;
 #[cfg(not(any(loom, shuttle)))]
 pub use table::{Damaged, GivenBack, SlotTable, TableUsage};
+#[cfg(not(any(loom, shuttle)))]
+pub use word::Word;
 pub use word::{Content, Object};

@@ -302,6 +302,15 @@ impl SlotTable {
         content.object().is_none().then_some(content)
     }
 
+    /// The word of a slot as it is at this moment, read without its lock, `None` if it is in a part of the table that
+    /// does not exist. For reports: it may be another one already. Any index is allowed.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn glance(&self, index: u64) -> Option<Word> {
+        self.readers.assert_inside();
+        let word = (index < self.len()).then(|| self.words.get(index)).flatten()?;
+        Some(Word(word.load(Ordering::Relaxed)))
+    }
+
     /// Has the word of a slot fetched that will be used soon, of any index.
     #[cfg(not(any(loom, shuttle)))]
     pub fn prefetch(&self, index: u64) {

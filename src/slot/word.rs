@@ -29,6 +29,8 @@ use crate::units::PAGE_SIZE;
 
 pub(super) const LOCKED: u64 = 1 << 0;
 pub(super) const WAITERS: u64 = 1 << 1;
+const IDLE: u64 = 1 << 4;
+const INCOMPRESSIBLE: u64 = 1 << 6;
 /// Idle, post-processing, incompressible: what upkeep says of a page, which is not its content.
 const FLAGS: u64 = 0b111 << 4;
 const STATE_SHIFT: u32 = 2;
@@ -163,6 +165,16 @@ impl Word {
         Word(rest | place.units() << PLACE_SHIFT)
     }
 
+    /// Whether the page was not accessed since upkeep marked it.
+    pub fn is_idle(self) -> bool {
+        self.0 & IDLE != 0
+    }
+
+    /// Whether no codec of the disk makes less of the page than a page.
+    pub fn is_incompressible(self) -> bool {
+        self.0 & INCOMPRESSIBLE != 0
+    }
+
     /// Whether the lock bit is set.
     pub fn is_locked(self) -> bool {
         self.0 & LOCKED != 0
@@ -272,6 +284,14 @@ mod tests {
         }
         assert!(unknown > 0);
         assert_eq!(Word::new(Content::Unknown).content(), Content::Unknown);
+    }
+
+    #[test]
+    fn flags_are_the_bits_that_the_table_above_says() {
+        for bit in 0..64 {
+            let word = Word(1 << bit);
+            assert_eq!((word.is_idle(), word.is_incompressible()), (bit == 4, bit == 6), "{bit}");
+        }
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct Figure {
     pub unit: Unit,
     /// What of the metric's name is its own.
     pub stem: &'static str,
+    /// The label by which it differs from other figures of the same metric, and its value.
+    pub label: Option<(&'static str, &'static str)>,
     /// What it says.
     pub help: &'static str,
 }
@@ -83,6 +85,12 @@ impl Figure {
     pub fn metric(&self) -> String {
         let total = if self.kind == Kind::Counter { "_total" } else { "" };
         format!("vhost_user_zram_{}_{}{total}", self.stem, self.unit.of_metric())
+    }
+
+    /// Its metric's name, with its label if it has one: no other figure has the same.
+    pub fn series(&self) -> String {
+        let label = self.label.map(|(key, value)| format!("{{{key}=\"{value}\"}}"));
+        self.metric() + &label.unwrap_or_default()
     }
 }
 
@@ -98,6 +106,8 @@ impl Figure {
 /// jobs: Counter Jobs "engine_submitted" counted(pub);
 /// /// What it says.
 /// depth: Gauge Jobs "engine_queued" = source.depth();
+/// /// What it says.
+/// table: Gauge Bytes "memory" { "kind": "table" } = source.table();
 /// ```
 ///
 /// Each row is a field of the report, and a figure whose name is prefix and field. A row that is `counted`
@@ -112,7 +122,7 @@ macro_rules! report {
         prefix $prefix:literal;
         $(
             $(#[doc = $help:literal])+
-            $name:ident: $kind:ident $unit:ident $stem:literal
+            $name:ident: $kind:ident $unit:ident $stem:literal $({ $label:literal: $of:literal })?
                 $(counted($visible:vis))? $(= $value:expr)?;
         )+
         $(beside {
@@ -134,6 +144,7 @@ macro_rules! report {
                     kind: $crate::stats::Kind::$kind,
                     unit: $crate::stats::Unit::$unit,
                     stem: $stem,
+                    label: $crate::stats::report!(@label $($label $of)?),
                     help: concat!($($help),+),
                 }, )+
             ];
@@ -182,6 +193,12 @@ macro_rules! report {
     (@value $source:ident $counters:ident $name:ident = $value:expr) => {
         $value
     };
+    (@label) => {
+        None
+    };
+    (@label $label:literal $of:literal) => {
+        Some(($label, $of))
+    };
 }
 
 pub(crate) use report;
@@ -211,7 +228,7 @@ mod tests {
         /// there were.
         jobs: Counter Jobs "done" counted(pub(super));
         /// How deep it is.
-        depth: Gauge Bytes "depth" = source.depth + 1;
+        depth: Gauge Bytes "depth" { "kind": "sea" } = source.depth + 1;
     }
 
     #[test]
@@ -228,5 +245,7 @@ mod tests {
         assert_eq!(jobs.help.trim(), "How many there were.");
         assert_eq!(jobs.metric(), "vhost_user_zram_done_jobs_total");
         assert_eq!(depth.metric(), "vhost_user_zram_depth_bytes");
+        assert_eq!(jobs.series(), jobs.metric());
+        assert_eq!(depth.series(), "vhost_user_zram_depth_bytes{kind=\"sea\"}");
     }
 }

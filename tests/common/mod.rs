@@ -11,6 +11,7 @@ pub mod http;
 pub mod loading;
 pub mod manager;
 pub mod process;
+pub mod prometheus;
 pub mod raw;
 pub mod victim;
 

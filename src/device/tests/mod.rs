@@ -7,6 +7,7 @@ mod host;
 mod refused;
 mod reopen;
 mod sleepers;
+mod slots;
 mod table;
 
 use std::task::{Context, Poll, Waker};
