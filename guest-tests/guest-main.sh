@@ -15,6 +15,8 @@
 . /etc/tools
 # shellcheck source=guest-tests/guest-churn.sh
 . /guest-churn.sh
+# shellcheck source=guest-tests/guest-zram.sh
+. /guest-zram.sh
 disk=/dev/vda
 sys=/sys/block/vda
 mib=1048576

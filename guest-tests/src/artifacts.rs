@@ -10,13 +10,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::conformance::contents;
+
 /// MiB of real files that tests put on a disk.
 pub const CORPUS_MIB: u64 = 24;
 /// Programs of this machine that a guest has.
 const PROGRAMS: [&str; 6] = ["fio", "mkfs.ext4", "e2fsck", "fstrim", "blkdiscard", "fallocate"];
 /// What a guest's kernel needs for images; some kernels have a part of it built in.
-const MODULES: [&str; 8] =
-    ["ext4", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1", "xfs", "btrfs"];
+const MODULES: [&str; 9] =
+    ["ext4", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1", "xfs", "btrfs", "zram"];
 
 /// A kernel for guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +165,7 @@ impl Setup {
             self.shell("compile \"$1\" \"$2\"", &[&source, &out.to_string_lossy()])?;
         }
         let corpus = self.corpus.to_string_lossy();
+        contents::make_files(&self.work)?;
         self.shell("make_corpus \"$1\" \"$2\"", &[&corpus, &CORPUS_MIB.to_string()])?;
         Ok(())
     }
@@ -183,7 +186,11 @@ impl Setup {
             command.arg("--file").arg(format!("{}={to}", from.display()));
         };
         file(&self.here.join("guest-churn.sh"), "guest-churn.sh");
+        file(&self.here.join("guest-zram.sh"), "guest-zram.sh");
         file(&self.corpus, "corpus.tar");
+        for kind in contents::KINDS {
+            file(&self.work.join(format!("pages.{kind}")), &format!("pages.{kind}"));
+        }
         for (name, _) in self.own_programs() {
             file(&self.work.join(name), &format!("usr/bin/{name}"));
         }

@@ -9,6 +9,7 @@
 //! long it took, nor by how often chance struck.
 
 mod artifacts;
+mod conformance;
 mod daemon;
 mod guest;
 mod inflight;
@@ -42,7 +43,7 @@ use crate::{
     common::TempDir,
     matrix::Choice,
     runner::{Job, Outcome, Total},
-    tests::{LIBVIRT_TESTS, TESTS, Test},
+    tests::{CONFORMANCE_TESTS, LIBVIRT_TESTS, TESTS, Test},
 };
 
 /// Boots guests on the daemon and judges it from inside.
@@ -100,7 +101,14 @@ struct Cli {
     /// The tests of guests that libvirt runs; guest-tests/libvirt makes what they need
     #[arg(long)]
     libvirt: bool,
+    /// The kernel's zram beside the daemon's attributes: on Linux 6.12 of Debian 12's backports, with --full
+    /// also on the newest of Debian 13's backports
+    #[arg(long, conflicts_with = "libvirt")]
+    conformance: bool,
 }
+
+/// Suites with kernels whose zram the daemon is compared with.
+const ZRAM_KERNELS: [&str; 2] = ["bookworm-backports", "trixie-backports"];
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -134,7 +142,11 @@ fn main() -> ExitCode {
 }
 
 fn tests_of(cli: &Cli) -> &'static [Test] {
-    if cli.libvirt { LIBVIRT_TESTS } else { TESTS }
+    match () {
+        () if cli.libvirt => LIBVIRT_TESTS,
+        () if cli.conformance => CONFORMANCE_TESTS,
+        () => TESTS,
+    }
 }
 
 fn run(cli: &Cli) -> Result<Total> {
@@ -164,8 +176,18 @@ fn run(cli: &Cli) -> Result<Total> {
         installing: Mutex::new(()),
     };
     let default = ["lz4".to_owned(), "zstd".to_owned()];
-    let algorithms = if cli.algorithm.is_empty() { &default[..] } else { &cli.algorithm };
-    let choice = Choice { algorithms, kernels: &cli.kernel, qemus: &cli.qemu };
+    // The script is written for lz4.
+    let default = if cli.conformance { &default[..1] } else { &default[..] };
+    let algorithms = if cli.algorithm.is_empty() { default } else { &cli.algorithm };
+    let with_zram = ZRAM_KERNELS.map(str::to_owned);
+    let kernels = match &cli.kernel {
+        none if none.is_empty() && cli.conformance => &with_zram[..if cli.full { 2 } else { 1 }],
+        chosen => chosen,
+    };
+    // The driver does not see which QEMU it is on.
+    let any = ["default".to_owned()];
+    let qemus = if cli.conformance && cli.qemu.is_empty() { &any[..] } else { &cli.qemu };
+    let choice = Choice { algorithms, kernels, qemus };
     let (combinations, left_out) = matrix::combinations(&setup, &choice)?;
     let first = combinations.first().context("nothing to test")?;
     setup.accel = setup.pick_accel(&first.kernel, &first.qemu)?;

@@ -1,5 +1,6 @@
 //! The tests. Each has a machine of its own, and depends on no other.
 
+mod conformance;
 mod disk;
 mod images;
 mod libvirt;
@@ -82,6 +83,13 @@ pub const LIBVIRT_TESTS: &[Test] = &[
     ),
 ];
 
+/// That of the kernel's zram beside the daemon.
+pub const CONFORMANCE_TESTS: &[Test] = &[test(
+    "conformance",
+    "one script on the kernel's zram and on the daemon's attributes: the same, or for a known reason not",
+    conformance::conformance,
+)];
+
 /// Bytes in MiB, with a decimal.
 fn mib(bytes: u64) -> String {
     format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
@@ -105,7 +113,12 @@ mod unit_tests {
 
     #[test]
     fn names_are_single() {
-        let all: Vec<_> = TESTS.iter().chain(LIBVIRT_TESTS).map(|test| test.name).collect();
+        let all: Vec<_> = TESTS
+            .iter()
+            .chain(LIBVIRT_TESTS)
+            .chain(CONFORMANCE_TESTS)
+            .map(|test| test.name)
+            .collect();
         for (at, name) in all.iter().enumerate() {
             assert!(!all[..at].contains(name), "{name}");
         }
