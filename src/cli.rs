@@ -30,7 +30,8 @@ const USAGE: u8 = 2;
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
 pub struct Args {
-    /// Listen on a Unix socket at PATH. A stale socket is replaced.
+    /// Listen on a Unix socket at PATH. A stale socket is replaced. A socket that the service manager passes
+    /// under the name vhost-user (systemd's FileDescriptorName=) takes its place, and PATH is not made.
     #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
 

@@ -99,6 +99,8 @@ pub const STALLS: &[&str] = &[
     "wait.turn",
     "wait.manager.room",
     "wait.manager.barrier",
+    // Before a message of a session is handled.
+    "session.message",
 ];
 
 /// The steps of putting a new content in place of a slot's old one, as the caller names them.

@@ -1,6 +1,6 @@
 //! The files of `dist/` say what the program does: man page and completions are those of its command
-//! line, the unit's command line starts a daemon that tells systemd so, and the description for QEMU
-//! agrees with what the binary says of itself.
+//! line, the units' command line starts a daemon that tells systemd so, systemd finds neither faults nor
+//! much exposure in them, and the description for QEMU agrees with what the binary says of itself.
 
 mod common;
 
@@ -13,21 +13,25 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
-use common::daemon::{BINARY, Daemon, TempDir, output};
+use common::daemon::{BINARY, Daemon, TempDir, client_options, output};
 use common::disk::{expect_pattern, write_pattern};
 use common::manager::Manager;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use vhost_user_zram_frontend::Client;
 
 /// Name of the program and of what is generated for it.
 const NAME: &str = "vhost-user-zram";
 /// The unit's file.
 const UNIT: &str = "vhost-user-zram@.service";
+/// The file of the unit that makes its socket.
+const SOCKET_UNIT: &str = "vhost-user-zram@.socket";
 /// The instance of the unit that is started.
 const INSTANCE: &str = "vm1";
 
@@ -93,7 +97,7 @@ fn the_description_for_qemu_agrees_with_the_binary() {
     let binary = Path::new(described["binary"].as_str().expect("a path"));
     assert!(binary.is_absolute());
     assert_eq!(binary.file_name(), Path::new(BINARY).file_name());
-    assert_eq!(binary, Path::new(&Unit::read().words("ExecStart")[0]));
+    assert_eq!(binary, Path::new(&Unit::read(UNIT).words("ExecStart")[0]));
 
     let capable = capabilities();
     assert_eq!(described["type"], "block");
@@ -113,8 +117,8 @@ fn the_description_for_qemu_agrees_with_the_binary() {
 struct Unit(HashMap<String, String>);
 
 impl Unit {
-    fn read() -> Self {
-        let text = text(UNIT);
+    fn read(file: &str) -> Self {
+        let text = text(file);
         let settings = text.lines().filter(|line| !line.starts_with(['#', '[']));
         let settings = settings.filter_map(|line| line.split_once('='));
         Self(settings.map(|(name, value)| (name.into(), value.into())).collect())
@@ -147,7 +151,7 @@ impl Unit {
 
 #[test]
 fn the_units_command_line_starts_a_disk_that_outlives_its_daemon() {
-    let unit = Unit::read();
+    let unit = Unit::read(UNIT);
     assert_eq!(unit.0["Type"], "notify");
     let most = unit.0["FileDescriptorStoreMax"].parse().expect("a number");
     let manager = Manager::new(most);
@@ -182,26 +186,66 @@ fn the_units_command_line_starts_a_disk_that_outlives_its_daemon() {
 }
 
 #[test]
-fn systemd_finds_no_fault_in_the_unit() {
+fn the_socket_units_socket_is_taken_by_the_units_command_line() {
+    let (unit, socket) = (Unit::read(UNIT), Unit::read(SOCKET_UNIT));
+    // systemd removes the service's directory between two daemons, and the socket is not to go with it.
+    let runtime = format!("%t/{}/", unit.0["RuntimeDirectory"]);
+    assert!(!socket.0["ListenStream"].starts_with(&runtime), "{}", socket.0["ListenStream"]);
+    let dir = TempDir::new();
+    let path = dir.join("passed");
+    let listener = UnixListener::bind(&path).expect("socket");
+    let manager = Manager::new(3);
+    let environment = HashMap::from([("SIZE", "16M"), ("OPTIONS", "")]);
+    let line = unit.command_line(&dir.join(""), &environment);
+    let passed = (socket.0["FileDescriptorName"].clone(), listener.into());
+    let command = manager.launch(vec![passed], line[1..].iter().map(String::as_str));
+    let daemon = Daemon::spawn(command, dir);
+    let mut client = Client::connect(path, &client_options()).expect("client");
+    write_pattern(client.blk(), 0, 8, 1);
+    drop(client);
+    daemon.end(Signal::SIGTERM);
+}
+
+/// Runs `systemd-analyze`; `None` where it is missing.
+fn systemd_analyze(args: &[&str], files: &[PathBuf]) -> Option<Output> {
+    match Command::new("systemd-analyze").args(args).args(files).output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("systemd-analyze is not here: the units are not checked");
+            None
+        }
+        output => Some(output.expect("systemd-analyze")),
+    }
+}
+
+#[test]
+fn systemd_finds_no_fault_in_the_units() {
     let dir = TempDir::new();
     // It insists that the program is there.
-    let unit = text(UNIT).replace(&Unit::read().words("ExecStart")[0], BINARY);
-    let file = dir.join(&UNIT.replace('@', "@vm1"));
-    fs::write(&file, unit).expect("write");
-    let mut command = Command::new("systemd-analyze");
-    command.args(["verify", "--man=no"]).arg(&file);
-    match command.output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("systemd-analyze is not here: the unit is not verified");
-        }
-        output => {
-            let output = output.expect("systemd-analyze");
-            let said = String::from_utf8_lossy(&output.stderr);
-            let about_it = said.lines().filter(|line| line.contains(NAME));
-            // systemd before 254 ignores it.
-            let faults: Vec<_> =
-                about_it.filter(|line| !line.contains("FileDescriptorStorePreserve")).collect();
-            assert!(output.status.success() && faults.is_empty(), "{said}");
-        }
+    let unit = text(UNIT).replace(&Unit::read(UNIT).words("ExecStart")[0], BINARY);
+    let files = [UNIT, SOCKET_UNIT].map(|file| dir.join(&file.replace('@', "@vm1")));
+    fs::write(&files[0], unit).expect("write");
+    fs::write(&files[1], text(SOCKET_UNIT)).expect("write");
+    let Some(output) = systemd_analyze(&["verify", "--man=no"], &files) else { return };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let about_it = said.lines().filter(|line| line.contains(NAME));
+    // systemd before 254 ignores it.
+    let faults: Vec<_> =
+        about_it.filter(|line| !line.contains("FileDescriptorStorePreserve")).collect();
+    assert!(output.status.success() && faults.is_empty(), "{said}");
+}
+
+/// What systemd counts as exposed, from 0.0 (nothing) to 10.0, is at most 2.0.
+#[test]
+fn the_service_is_exposed_to_little() {
+    let args = ["security", "--offline=true", "--no-pager", "--threshold=20"];
+    let Some(output) = systemd_analyze(&args, &[dist(UNIT)]) else { return };
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("unrecognized option") {
+        eprintln!("systemd-analyze is older than 250: the unit's exposure is not checked");
+        return;
     }
+    let table = String::from_utf8_lossy(&output.stdout);
+    let overall = table.lines().find(|line| line.contains("Overall exposure level"));
+    assert!(overall.is_some(), "{table}{stderr}");
+    assert!(output.status.success(), "{table}");
 }

@@ -1,4 +1,4 @@
-complete -c vhost-user-zram -l socket-path -d 'Listen on a Unix socket at PATH. A stale socket is replaced' -r -F
+complete -c vhost-user-zram -l socket-path -d 'Listen on a Unix socket at PATH. A stale socket is replaced. A socket that the service manager passes under the name vhost-user (systemd\'s FileDescriptorName=) takes its place, and PATH is not made' -r -F
 complete -c vhost-user-zram -l socket-mode -d 'Permissions of the socket, in octal. Connecting requires write permission. At no time does the socket have more permissions, whatever the umask [default: 600, or 660 with --socket-group]' -r
 complete -c vhost-user-zram -l socket-owner -d 'Owner of the socket, by name or number [default: the daemon\'s user]' -r
 complete -c vhost-user-zram -l socket-group -d 'Group of the socket, by name or number, such as kvm for the QEMU of libvirt [default: the daemon\'s group]' -r

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::heartbeat::Heartbeat;
 use super::inherit::{self, Inherited};
 use super::lobby::Lobby;
 use super::socket::{self, Access, Bound, SocketError};
@@ -14,7 +15,7 @@ use crate::causes::with_causes;
 use crate::disk::Disk;
 use crate::ratelimit::Kind;
 use crate::stop::Stop;
-use crate::vhost_user::SessionEnd;
+use crate::vhost_user::{Others, SessionEnd};
 
 /// The pause after a front end was refused, if no other one waits: it may reconnect at once.
 const REST: Duration = Duration::from_millis(100);
@@ -60,9 +61,12 @@ impl Source {
 
 /// Serves front ends, one after another, until the daemon is to stop or an inherited connection ends.
 pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), DaemonError> {
+    let heartbeat = Heartbeat::start(stop).map_err(DaemonError::Setup)?;
     let listener = match source {
         Source::Connected(stream) => {
-            return match disk.serve(&stream, stop.as_fd(), None) {
+            let mut heartbeat = heartbeat;
+            let others = heartbeat.as_mut().map(|heartbeat| heartbeat as &mut dyn Others);
+            return match disk.serve(&stream, stop.as_fd(), others) {
                 SessionEnd::HungUp | SessionEnd::Stopped => Ok(()),
                 SessionEnd::Refused(error) => Err(DaemonError::Session(error)),
             };
@@ -71,7 +75,8 @@ pub(super) fn serve(source: Source, disk: &Disk, stop: &Stop) -> Result<(), Daem
         // The caller has called `open`.
         Source::Unbound(..) => return Ok(()),
     };
-    let mut lobby = Lobby::new(listener, Arc::clone(disk.log())).map_err(DaemonError::Setup)?;
+    let lobby = Lobby::new(listener, heartbeat, Arc::clone(disk.log()));
+    let mut lobby = lobby.map_err(DaemonError::Setup)?;
     while let Some((stream, peer)) = lobby.next(stop.as_fd()) {
         disk.log().info(Kind::Connections, format_args!("a front end ({peer}) connects"));
         match disk.serve(&stream, stop.as_fd(), Some(&mut lobby)) {

@@ -16,6 +16,7 @@ use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::heartbeat::Heartbeat;
 use super::socket::Bound;
 use crate::ratelimit::{Kind, Limiter};
 use crate::vhost_user::Others;
@@ -36,8 +37,10 @@ const HEADER: usize = 12;
 const ACCEPT_RETRY: u16 = 100;
 /// Token of the listening socket.
 const LISTENER: u64 = 0;
-/// Token of the timer; those of front ends come after it.
+/// Token of the timer.
 const TIMER: u64 = 1;
+/// Token of the service manager's watchdog; those of front ends come after it.
+const HEARTBEAT: u64 = 2;
 
 /// The events of the listening socket. The process that passed it on can shut it down: it stays readable
 /// then, and no connection arrives.
@@ -107,16 +110,25 @@ pub(super) struct Lobby {
     tokens: u64,
     /// The front end that is served.
     served: Option<Peer>,
+    /// What is due to the service manager meanwhile.
+    heartbeat: Option<Heartbeat>,
     log: Arc<Limiter>,
 }
 
 impl Lobby {
-    pub(super) fn new(listener: Bound, log: Arc<Limiter>) -> nix::Result<Self> {
+    pub(super) fn new(
+        listener: Bound,
+        heartbeat: Option<Heartbeat>,
+        log: Arc<Limiter>,
+    ) -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(LISTENING, LISTENER))?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
+        if let Some(heartbeat) = &heartbeat {
+            epoll.add(heartbeat, EpollEvent::new(EpollFlags::EPOLLIN, HEARTBEAT))?;
+        }
         let (waiting, spare) = (Vec::new(), EventFd::new().ok());
         Ok(Self {
             listener,
@@ -127,8 +139,9 @@ impl Lobby {
             silence: SILENCE,
             failed: false,
             spare,
-            tokens: TIMER,
+            tokens: HEARTBEAT,
             served: None,
+            heartbeat,
             log,
         })
     }
@@ -367,7 +380,10 @@ impl Others for Lobby {
     }
 
     fn poll(&mut self) {
-        let mut events = [EpollEvent::empty(); MAX_WAITING + 2];
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.answer_if_due();
+        }
+        let mut events = [EpollEvent::empty(); MAX_WAITING + 3];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or_else(|errno| {
             log::debug!("epoll: {errno}");
             0

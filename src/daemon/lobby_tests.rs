@@ -28,7 +28,7 @@ impl Rig {
         let path = std::env::temp_dir().join(format!("lobby.{}.{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = Bound::inherited(UnixListener::bind(&path).unwrap());
-        let lobby = Lobby::new(listener, Arc::default()).unwrap();
+        let lobby = Lobby::new(listener, None, Arc::default()).unwrap();
         Self { path, lobby, stop: EventFd::new().unwrap() }
     }
 

@@ -4,6 +4,7 @@
 mod accept;
 mod api;
 mod console;
+mod heartbeat;
 mod inherit;
 mod limits;
 mod lobby;
@@ -156,17 +157,21 @@ fn start_and_serve(
 ) -> Result<(), DaemonError> {
     // A mistake of the user is reported before a long load, not after it.
     let longest_wait = if settings.keep == Keep::Process { Duration::ZERO } else { disk::GRACE };
-    let source = Source::prepare(&settings.endpoint, longest_wait, stop)?;
+    let endpoint = endpoint(settings)?;
+    let source = Source::prepare(&endpoint, longest_wait, stop)?;
+    if endpoint != settings.endpoint {
+        log::info!("the service manager passes the socket: {} is not made", settings.endpoint);
+    }
     let api = ApiSocket::prepare(settings.api_socket.as_ref(), longest_wait, stop)?;
     // What the API shows is counted.
     let mut config = settings.disk.clone();
     config.guest.latency |= api.is_some();
     let disk = Arc::new(open(settings, &config, stop)?);
     signals.answer(Arc::downgrade(&disk), console.lines()).map_err(DaemonError::Thread)?;
-    let endpoint = settings.endpoint.to_string();
-    let api = api.map(|api| api.serve(&disk, &endpoint, descriptors, stop)).transpose();
+    let shown = endpoint.to_string();
+    let api = api.map(|api| api.serve(&disk, &shown, descriptors, stop)).transpose();
     let ended = api.and_then(|api| {
-        let ended = serve(settings, source, &disk, api.as_ref(), console, stop);
+        let ended = serve(settings, &endpoint, source, &disk, api.as_ref(), console, stop);
         disk.begin_stop();
         drop(api);
         ended
@@ -182,6 +187,17 @@ fn start_and_serve(
         console.lines().say(format_args!("summary: {}", disk.report()));
     }
     ended
+}
+
+/// Where front ends come from: a socket that the service manager passes takes the place of one that the
+/// daemon would make, so that a unit's command line is the same with and without a socket unit.
+fn endpoint(settings: &Settings) -> Result<Endpoint, DaemonError> {
+    let own = settings.endpoint.clone();
+    let passed = match own {
+        Endpoint::Path(..) => service_manager::passed_socket()?,
+        Endpoint::Fd(_) => None,
+    };
+    Ok(passed.map_or(own, Endpoint::Fd))
 }
 
 /// Creates the disk, or opens the one that an earlier process left.
@@ -220,6 +236,7 @@ fn handed(settings: &Settings, stop: &Stop) -> Result<State, DaemonError> {
 /// Loads the image into a new disk, opens the socket, and serves front ends.
 fn serve(
     settings: &Settings,
+    endpoint: &Endpoint,
     source: Source,
     disk: &Disk,
     api: Option<&Api>,
@@ -246,7 +263,7 @@ fn serve(
     stop.check()?;
     console.lines().say(format_args!(
         "ready: socket={} size={} block={} algorithm={} queues={} state={origin} name={}",
-        settings.endpoint,
+        endpoint,
         disk.size(),
         disk.block_size(),
         disk.codec(),

@@ -1,5 +1,6 @@
-//! The service manager. The daemon notifies it when it is ready, and has it store a state's descriptors
-//! from one process to the next (systemd's sd_notify(3), sd_listen_fds(3), `FileDescriptorStoreMax=`).
+//! The service manager. The daemon notifies it when it is ready and answers its watchdog, takes its socket
+//! from it, and has it store a state's descriptors from one process to the next (systemd's sd_notify(3),
+//! sd_watchdog_enabled(3), sd_listen_fds(3), `FileDescriptorStoreMax=`).
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -26,6 +27,8 @@ use crate::stop::{Stop, Stopped};
 const NAME: &str = "vhost-user-zram";
 /// The name of the socket for the control API (systemd's `FileDescriptorName=`).
 const API: &str = "api";
+/// The name under which it passes the socket that front ends connect to (`FileDescriptorName=`).
+const SOCKET_NAME: &str = "vhost-user";
 /// Descriptors of a state.
 const DESCRIPTORS: u32 = 3;
 /// The longest wait until the service manager has received a message that matters, and has acted on it.
@@ -55,6 +58,14 @@ pub enum ServiceManagerError {
     /// The descriptors that it passed are for another process.
     #[error("the descriptors in LISTEN_FDS are for another process (LISTEN_PID)")]
     NotOurs,
+    /// It passed more sockets than the daemon can use.
+    #[error(
+        "the service manager passes {count} sockets of the name {SOCKET_NAME}, and a disk has one (ListenStream=)"
+    )]
+    Sockets {
+        /// Their number.
+        count: usize,
+    },
     /// It does not answer.
     #[error("the service manager does not answer")]
     Silent,
@@ -71,27 +82,45 @@ pub enum ServiceManagerError {
 
 /// The files that the service manager stored for this daemon; none without a service manager.
 pub(super) fn handed_back() -> Result<Vec<File>, ServiceManagerError> {
-    let variable = |name| std::env::var(name).ok();
-    let pid = variable("LISTEN_PID").and_then(|pid| pid.parse().ok());
     // The state of a disk may be among them. Without this check it would be taken for one that never
     // existed.
-    if variable("LISTEN_FDS").is_some() && pid != Some(std::process::id()) {
+    if std::env::var_os("LISTEN_FDS").is_some() && !are_ours() {
         return Err(ServiceManagerError::NotOurs);
     }
+    inherit::files(passed(NAME)?.into_iter()).map_err(ServiceManagerError::Handed)
+}
+
+/// The descriptor of the socket that the service manager made for front ends, as systemd does by a socket
+/// unit. `None` without one, or if the descriptors are for another process.
+pub(super) fn passed_socket() -> Result<Option<RawFd>, ServiceManagerError> {
+    let sockets = if are_ours() { passed(SOCKET_NAME)? } else { Vec::new() };
+    match sockets[..] {
+        [] => Ok(None),
+        [socket] => Ok(Some(socket)),
+        _ => Err(ServiceManagerError::Sockets { count: sockets.len() }),
+    }
+}
+
+/// Whether the descriptors that the service manager passed are for this process, and not for one that
+/// started it.
+fn are_ours() -> bool {
+    let pid = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
+    pid == Some(std::process::id())
+}
+
+/// The descriptors of this name that the service manager passed to this process.
+fn passed(name: &str) -> Result<Vec<RawFd>, ServiceManagerError> {
     let all = sd_notify::listen_fds_with_names().map_err(ServiceManagerError::Handed)?;
-    let ours = all.filter(|(_, name)| name == NAME).map(|(fd, _)| fd);
-    inherit::files(ours).map_err(ServiceManagerError::Handed)
+    Ok(all.filter(|(_, its)| its == name).map(|(fd, _)| fd).collect())
 }
 
 /// The descriptor of a socket of the name `api` that the service manager passed on to this process, for the
 /// control API.
 pub(super) fn api_socket() -> Option<RawFd> {
-    let pid = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
-    if pid != Some(std::process::id()) {
+    if !are_ours() {
         return None;
     }
-    let mut all = sd_notify::listen_fds_with_names().ok()?;
-    all.find(|(_, name)| name == API).map(|(fd, _)| fd)
+    passed(API).ok()?.first().copied()
 }
 
 /// Has the service manager store a state's descriptors, and returns when it does. On an error it stores
@@ -183,6 +212,22 @@ pub(super) fn say_ready(stop: &Stop) {
 /// Tells the service manager that the start takes long: it is to wait another minute for [`say_ready`].
 pub(super) fn say_busy(stop: &Stop) {
     say(NotifyState::ExtendTimeoutUsec(60_000_000), HINT_TIME, stop);
+}
+
+/// The time after which the service manager ends this process unless [`say_alive`] is called; `None` if it
+/// has no watchdog on it.
+pub(super) fn watchdog_time() -> Option<Duration> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    // What started the daemon, such as a shell, may have the watchdog instead.
+    let other = std::env::var_os("WATCHDOG_PID").is_some()
+        && number("WATCHDOG_PID") != Some(u64::from(std::process::id()));
+    let time = number("WATCHDOG_USEC").filter(|time| *time > 0 && !other);
+    time.map(Duration::from_micros)
+}
+
+/// Answers the service manager's watchdog. Never waits: an answer that finds its queue full is left out.
+pub(super) fn say_alive(stop: &Stop) {
+    say(NotifyState::Watchdog, Duration::ZERO, stop);
 }
 
 /// Tells the service manager that the daemon ends.

@@ -22,6 +22,7 @@ use crate::blk::config::GuestOptions;
 use crate::blk::queue::{Shared, Vring};
 use crate::clock;
 use crate::device::Device;
+use crate::failpoint;
 use crate::ratelimit::Limiter;
 use crate::rates::{Rates, Throttle};
 use crate::sync;
@@ -272,6 +273,7 @@ impl Session {
     fn handle_message(&mut self) -> Result<bool, SessionError> {
         // A queue thread that dies while it holds the ring state's mutex poisons it, and the crate calls
         // `unwrap` on it. That must end this session and not the disk.
+        failpoint::reach("session.message");
         let connection = &mut self.connection;
         let handled = catch_unwind(AssertUnwindSafe(|| connection.handle_request()));
         match handled.map_err(|_| SessionError::QueueThread)? {
