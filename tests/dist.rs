@@ -249,3 +249,11 @@ fn the_service_is_exposed_to_little() {
     assert!(overall.is_some(), "{table}{stderr}");
     assert!(output.status.success(), "{table}");
 }
+
+#[test]
+fn the_packages_change_log_has_the_programs_version() {
+    let log = text("deb/changelog");
+    let head = log.lines().next().expect("a line");
+    let version = concat!("vhost-user-zram (", env!("CARGO_PKG_VERSION"), "-");
+    assert!(head.starts_with(version), "{head}");
+}
