@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where documents lie; results of benchmarks are records and stay as they were written.
-const PLACES: [&str; 5] = [".", "docs", "docs/adr", "docs/bench", "dist"];
+const PLACES: [&str; 6] = [".", "docs", "docs/adr", "docs/bench", "docs/recipes", "dist"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
