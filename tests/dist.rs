@@ -192,6 +192,9 @@ fn the_socket_units_socket_is_taken_by_the_units_command_line() {
     let runtime = format!("%t/{}/", unit.0["RuntimeDirectory"]);
     assert!(!socket.0["ListenStream"].starts_with(&runtime), "{}", socket.0["ListenStream"]);
     let dir = TempDir::new();
+    // What systemd makes before it starts the daemon (RuntimeDirectory=).
+    let runtime = unit.0["RuntimeDirectory"].replace("%i", INSTANCE);
+    fs::create_dir_all(dir.join(&runtime)).expect("the unit's directory");
     let path = dir.join("passed");
     let listener = UnixListener::bind(&path).expect("socket");
     let manager = Manager::new(3);
