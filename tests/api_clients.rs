@@ -100,6 +100,7 @@ fn more_connections_than_there_are_places_keep_no_one_out() {
         for http in newcomers.iter_mut().rev().take(MOST / 2) {
             http.answer().expect("an answer").ok();
         }
+        assert!(daemon.open_fds() < MOST + 100, "{}", daemon.open_fds());
     });
     wait_until("all places to be free", || daemon.open_fds() < 100);
 }
