@@ -6,7 +6,7 @@ use common::{
     LIMIT,
     daemon::{Daemon, TempDir, client_options},
     disk::{expect_pattern, pattern, write_pattern},
-    wait_until,
+    http, wait_until,
 };
 use nix::sys::signal::Signal;
 use vhost_user_zram_frontend::{Blk, Client, ClientOptions, Op, Segment, Status};
@@ -119,6 +119,32 @@ fn a_daemon_whose_queues_wait_ends_and_so_do_its_sessions() {
     let (status, _, stderr) = daemon.terminate();
     assert!(status.success(), "{stderr:?}");
     assert_eq!(client.blk().reap().unwrap(), None);
+}
+
+#[test]
+fn a_change_of_the_limits_lets_go_what_waits() {
+    let mut daemon = http::start("16M", &STUCK);
+    let mut client = daemon.client();
+    get_stuck(&mut daemon, &mut client);
+    let patch = |body| http::ask(&daemon, "PATCH", "/v1/disk", body).ok();
+    patch(r#"{"rates": {"write": {"bytes_per_second": 1073741824}}}"#);
+    finish(client.blk(), 4);
+    // A limit that comes while the disk is used, and goes.
+    patch(r#"{"rates": {"read": {"bytes_per_second": 1}, "write": {"bytes_per_second": 0}}}"#);
+    write_pattern(client.blk(), 0, 80, 2);
+    expect_pattern(client.blk(), 0, 8, 2);
+    let before = daemon.stats()["throttled_requests"];
+    let blk = client.blk();
+    let tag = blk.acquire().unwrap();
+    let data = [Segment { addr: blk.buffer(tag), len: 4096 }];
+    blk.submit(tag, Op::In, 0, &data, 0).unwrap();
+    blk.publish().unwrap();
+    wait_until("a read that waits", || daemon.stats()["throttled_requests"] > before);
+    let patch = |body| http::ask(&daemon, "PATCH", "/v1/disk", body).ok();
+    patch(r#"{"rates": {"read": {"bytes_per_second": 0}}}"#);
+    finish(client.blk(), 1);
+    let stats = daemon.stats();
+    assert_eq!((stats["reads"], stats["failed_reads"]), (2, 0));
 }
 
 /// Nothing that waits is lost with its daemon, or done twice.
