@@ -243,8 +243,8 @@ mod tests {
             found.map(|difference| difference.reason.as_str())
         };
         assert_eq!(
-            [reason("6.12"), reason("7.1"), reason("7.10")],
-            [Some("older"), None, Some("newer")]
+            [reason("6.12"), reason("7.1"), reason("7.2"), reason("7.10")],
+            [Some("older"), None, Some("newer"), Some("newer")]
         );
         let mask = Mask::Columns("=*".into());
         assert_eq!(read.action, Action::Read { name: "mm_stat".into(), mask });
