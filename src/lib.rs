@@ -70,6 +70,7 @@ pub mod internals {
     pub use crate::daemon::{Console, Endpoint, Keep, Settings, SocketAccess, run};
     pub use crate::device::{
         BlockChoice, Device, DeviceConfig, MemoryKind, Op, Payload, PayloadFault, WorkerContext,
+        WorstCase,
     };
     pub use crate::disk::{DiskConfig, ImageFormat};
     pub use crate::engine::{Cpus, EngineConfig, EngineModel, Policy};

@@ -32,7 +32,7 @@ impl View {
             report: disk.report(),
             settings: disk.settings(),
             sessions: disk.sessions(),
-            worst_case: disk.worst_case(),
+            worst_case: disk.worst_case().total_bytes,
         }
     }
 

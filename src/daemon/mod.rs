@@ -274,5 +274,7 @@ fn serve(
         api.set_ready();
     }
     service_manager::say_ready(stop);
+    // Not before: a start that fails says why, in one line.
+    disk.say_worst_case();
     accept::serve(source, disk, stop)
 }

@@ -20,6 +20,7 @@ mod reset;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod worst;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -33,6 +34,7 @@ pub use self::page::WorkerContext;
 pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
 pub use self::reset::ResetFailed;
 pub use self::slots::{SlotState, Slots};
+pub use self::worst::WorstCase;
 use crate::codec::{Codec, CodecError, CodecSpec, CodecTable};
 use crate::engine::{Engine, EngineConfig, EngineError};
 use crate::events::Bus;
@@ -262,24 +264,6 @@ impl Device {
     /// Bytes of arena and table that count against the limit, and the limit; 0 means no limit.
     pub fn limit_use(&self) -> (u64, u64) {
         (self.pool.committed(), self.pool.limit())
-    }
-
-    /// The most bytes of memory that the disk can take with the present limit: all pages stored raw, or all
-    /// that the limit allows, and the notes beside that.
-    pub fn worst_case(&self) -> u64 {
-        let pages = self.table.len();
-        let a_slot = if self.state.is_some() { 12 } else { 8 };
-        let host_pages = |bytes: u64| bytes.next_multiple_of(crate::store::HOST_PAGE);
-        let full = self.size.saturating_add(host_pages(pages.saturating_mul(a_slot)));
-        let limited = match self.pool.limit() {
-            0 => full,
-            limit => limit.min(full),
-        };
-        let beside = self.state.as_ref().map_or(0, |state| state.bytes_beside());
-        limited
-            .saturating_add(Pool::most_notes(pages))
-            .saturating_add(self.table.usage().index)
-            .saturating_add(beside)
     }
 
     /// Whether the disk's contents outlive the process.

@@ -4,6 +4,7 @@
 //! * `door`: who uses it
 //! * `change`: what can be changed while it is served, and its reset
 //! * `load`, `image`: filling it from a raw image
+//! * `worst`: what it can cost its host at most
 //!
 //! The disks of a process share nothing except the table of guest memory that the handler of SIGBUS needs.
 
@@ -14,6 +15,7 @@ mod load;
 mod state;
 #[cfg(test)]
 mod tests;
+mod worst;
 
 use std::fmt;
 use std::io;
@@ -35,7 +37,7 @@ use crate::blk::GuestOptions;
 use crate::causes::with_causes;
 use crate::codec::CodecSpec;
 use crate::device::{
-    Compaction, Device, DeviceConfig, DeviceError, Report, Slots, State, StateError,
+    Compaction, Device, DeviceConfig, DeviceError, Report, Slots, State, StateError, WorstCase,
 };
 use crate::events::{Bus, Event};
 use crate::ratelimit::Limiter;
@@ -293,8 +295,8 @@ impl Disk {
         self.read_only
     }
 
-    /// The most bytes of memory that it can take with its present limit.
-    pub fn worst_case(&self) -> u64 {
+    /// The most memory that it takes with its size and its limit of now.
+    pub fn worst_case(&self) -> WorstCase {
         self.device.worst_case()
     }
 
@@ -309,6 +311,11 @@ impl Disk {
             log::info!("rate limits: {rates}");
             self.server.set_rates(&rates);
         }
+    }
+
+    /// Logs the most memory that the disk can take, and warns if the host cannot spare it now.
+    pub fn say_worst_case(&self) {
+        worst::announce(&self.device, &self.host);
     }
 
     /// All figures of the disk at this moment.

@@ -47,9 +47,14 @@ impl Magazine {
     /// Sets how much it may hold, for a class of this many objects, and returns half of that: how
     /// many places to move between it and the class at a time.
     pub(super) fn resize(&mut self, objects: u64) -> usize {
-        self.limit = (objects / OBJECTS_PER_PLACE).min(MOST as u64) as u8;
+        self.limit = most_in_one(objects) as u8;
         usize::from(self.limit) / 2
     }
+}
+
+/// Places that one magazine of a class of this many objects holds at most.
+fn most_in_one(objects: u64) -> u64 {
+    (objects / OBJECTS_PER_PLACE).min(MOST as u64)
 }
 
 /// One magazine for each class, of one shard of threads. Empty until it is first used.
@@ -91,6 +96,16 @@ impl Caches {
                 }
             }
         }
+    }
+
+    /// Places that the caches of all threads hold at most if all of `objects` objects are of one class.
+    pub(super) fn most_places(objects: u64) -> u64 {
+        SHARDS as u64 * most_in_one(objects)
+    }
+
+    /// Most bytes of heap for this many classes.
+    pub(super) fn most_heap(classes: usize) -> u64 {
+        (SHARDS * (classes * size_of::<Magazine>() + size_of::<Shard>())) as u64
     }
 
     pub(super) fn heap_bytes(&self) -> u64 {

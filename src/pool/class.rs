@@ -324,13 +324,6 @@ impl Class {
         Ok(())
     }
 
-    /// Most heap of all classes if each of `objects` objects has a place, in spans that are full: lists
-    /// grow by doubling.
-    pub(super) fn most_heap_bytes(objects: u64) -> u64 {
-        let spans = objects.div_ceil(u64::from(SPAN_OBJECTS));
-        spans.saturating_mul(2 * size_of::<Span>() as u64)
-    }
-
     pub(super) fn heap_bytes(&self) -> u64 {
         let spans = self.spans.capacity() * size_of::<Span>();
         let regions = self.regions.capacity() * size_of::<u32>();
@@ -390,7 +383,7 @@ impl Class {
         for run in missing {
             // Ahead only where the class grows, not in the holes of lower spans.
             let mut ahead = run.end;
-            let more = (self.pages / SPARE_PART).min(MOST_AHEAD);
+            let more = most_ahead(self.pages);
             let grows = run.end == needed.end && number.span + 1 == self.spans.len();
             if grows && common.budget.is_roomy(more * HOST_PAGE) {
                 let most = run.end + more as u32;
@@ -485,6 +478,11 @@ impl Class {
         let per_region = self.shape.region_spans();
         self.shape.page_offset(self.regions[span / per_region], span % per_region, page)
     }
+}
+
+/// Pages that a class with this many commits ahead, at most.
+pub(super) fn most_ahead(pages: u64) -> u64 {
+    (pages / SPARE_PART).min(MOST_AHEAD)
 }
 
 /// The runs of neighbouring pages of a range for which `wanted` holds.

@@ -43,6 +43,8 @@ mod region;
 mod span;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(not(loom))]
+mod worst;
 
 #[cfg(not(loom))]
 pub use self::compact::{Compaction, Effort, LastRound, Move};
@@ -53,3 +55,5 @@ pub use self::objects::{Pool, PoolUsage};
 pub use self::owned::Owned;
 #[cfg(not(loom))]
 pub use self::rebuild::Named;
+#[cfg(not(loom))]
+pub use self::worst::PoolWorst;

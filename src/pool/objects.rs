@@ -203,11 +203,6 @@ impl Pool {
         self.pages_compacted.store(0, Ordering::Relaxed);
     }
 
-    /// Most bytes of the notes on objects of a disk of `pages` pages.
-    pub fn most_notes(pages: u64) -> u64 {
-        Class::most_heap_bytes(pages)
-    }
-
     /// Reserves bytes for the slot table: limits are about arena and table together.
     ///
     /// # Errors

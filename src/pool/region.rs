@@ -108,6 +108,12 @@ impl Regions {
         runs
     }
 
+    /// Most bytes of heap for an arena of this many bytes of address space, but for regions given back.
+    pub(super) fn most_heap(arena_bytes: u64) -> u64 {
+        let pieces = (arena_bytes / REGION_BYTES).div_ceil(PIECE as u64);
+        pieces * (size_of::<Piece>() + size_of::<OnceLock<Box<Piece>>>()) as u64
+    }
+
     pub(super) fn heap_bytes(&self) -> u64 {
         let free = sync::lock_as(&FREE, &self.free);
         // A B-tree keeps its nodes between half full and full.

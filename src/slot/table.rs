@@ -446,6 +446,18 @@ impl SlotTable {
         }
     }
 
+    /// Bytes of words and sums of a table of `len` slots, `kept` in a state or not, if all of it exists.
+    pub fn full_bytes(len: u64, kept: bool) -> u64 {
+        Words::full_bytes(len, kept)
+    }
+
+    /// Most bytes of heap of such a table.
+    pub fn most_heap(len: u64, kept: bool) -> u64 {
+        let groups = len.div_ceil(GROUP);
+        let unverified = if kept { Unverified::most_heap(groups) } else { 0 };
+        Words::index_bytes_of(len) + unverified
+    }
+
     /// Calls `visit` with every slot that is not empty, in order, without locking. Exact when
     /// no thread writes; for tests, reports, and a table that is taken over.
     pub fn for_each(&self, mut visit: impl FnMut(u64, Word)) {

@@ -55,6 +55,11 @@ impl Unverified {
     }
 
     #[cfg(not(loom))]
+    /// Most bytes of heap for this many groups.
+    pub(super) fn most_heap(groups: u64) -> u64 {
+        groups * size_of::<(u64, [AtomicU64; (GROUP / 64) as usize])>() as u64
+    }
+
     pub(super) fn heap_bytes(&self) -> u64 {
         size_of_val(&*self.groups) as u64
     }

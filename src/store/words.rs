@@ -376,6 +376,17 @@ impl Words {
         self.mapping.file_bytes()
     }
 
+    /// Bytes that `len` words take if all of them exist, with their check sums if they are `kept` in a state;
+    /// `u64::MAX` if there cannot be so many.
+    pub fn full_bytes(len: u64, kept: bool) -> u64 {
+        parts(len).map_or(u64::MAX, |[words, sums]| words + if kept { sums } else { 0 })
+    }
+
+    /// Bytes of the bits of `len` words, see [`Words::index_bytes`].
+    pub fn index_bytes_of(len: u64) -> u64 {
+        2 * len.div_ceil(WORDS_PER_PAGE).div_ceil(64) * size_of::<u64>() as u64
+    }
+
     /// Bytes of the bits that say what exists, and what may be vacant.
     pub fn index_bytes(&self) -> u64 {
         (size_of_val(&*self.existing) + size_of_val(&*self.vacant)) as u64

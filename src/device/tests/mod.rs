@@ -9,6 +9,7 @@ mod reopen;
 mod sleepers;
 mod slots;
 mod table;
+mod worst;
 
 use std::task::{Context, Poll, Waker};
 
