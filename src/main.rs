@@ -18,8 +18,8 @@ fn main() -> ExitCode {
     if std::env::args_os().skip(1).any(|arg| arg == "--print-capabilities") {
         return cli::print(CAPABILITIES);
     }
-    let args = match cli::parse() {
-        Ok(args) => args,
+    let invocation = match cli::parse() {
+        Ok(invocation) => invocation,
         Err(code) => return code,
     };
     let console = match Console::start() {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         }
     };
     env_logger::Builder::new()
-        .filter_level(args.log_level())
+        .filter_level(invocation.log_level)
         .format(|line, record| {
             let disk = current_disk().map_or_else(String::new, |disk| format!(" {disk}"));
             writeln!(line, "[{} {:<5}{disk}] {}", line.timestamp(), record.level(), record.args())
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         .target(Target::Pipe(Box::new(console.log())))
         .init();
     Console::log_panics();
-    match run(&args.settings(), &console) {
+    match run(&invocation.settings, &console) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console.complain(format_args!("error: {:#}", Error::from(error)));

@@ -6,7 +6,7 @@ mod common;
 
 // Definitions only: parsing itself has its tests in the binary.
 #[allow(dead_code, reason = "only the definition is of use here")]
-#[path = "../src/cli.rs"]
+#[path = "../src/cli/mod.rs"]
 mod cli;
 
 use std::collections::HashMap;
@@ -53,7 +53,7 @@ fn is_generated(name: &str, bytes: &[u8]) -> bool {
 
 #[test]
 fn man_page_and_completions_are_those_of_the_command_line() {
-    let mut command = cli::Args::command().name(NAME);
+    let mut command = cli::args::Args::command().name(NAME);
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page).expect("a man page");
     page.extend_from_slice(text("man-end.roff").as_bytes());
@@ -105,7 +105,7 @@ fn the_description_for_qemu_agrees_with_the_binary() {
     // Each feature promises an option of the same name.
     let features = capable["features"].as_array().expect("features");
     assert!(features.contains(&Value::from("read-only")), "{features:?}");
-    let command = cli::Args::command();
+    let command = cli::args::Args::command();
     for feature in features {
         let option = feature.as_str().expect("a name");
         assert!(["read-only", "blk-file"].contains(&option), "QEMU knows no feature {option}");

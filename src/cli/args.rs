@@ -1,14 +1,13 @@
-//! The command line. Parsing only: nothing here touches the system.
+//! The options: the one definition of them, from which help, man page, completions and the keys of the
+//! configuration file come.
 
 use std::ffi::OsStr;
-use std::io::Write;
 use std::num::NonZeroU64;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::internals::{
     BlockChoice, BlockSize, CodecSpec, Cpus, DeviceConfig, DiskConfig, DiskName, Endpoint,
@@ -16,8 +15,7 @@ use vhost_user_zram::internals::{
     Settings, SocketAccess, StallLimits,
 };
 
-/// Exit code for an invalid command line, as with most programs.
-const USAGE: u8 = 2;
+use super::values::{parse_disk_size, parse_mode, parse_queue_size, parse_serial, parse_size};
 
 /// zram for virtual machines: a vhost-user-blk back end that keeps a guest's disk compressed in
 /// host memory.
@@ -30,6 +28,17 @@ const USAGE: u8 = 2;
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
 pub struct Args {
+    /// Read options from FILE, in TOML: a line `NAME = VALUE` for each, with the long name of the option, such
+    /// as size = "4G" or mlock = true. An option on the command line beats FILE; --NAME=false turns off a
+    /// flag that is true there.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Check the options, those of --config included, print a summary of them and exit. Nothing else is
+    /// looked at: not whether files, directories or users exist.
+    #[arg(long)]
+    check_config: bool,
+
     /// Listen on a Unix socket at PATH. A stale socket is replaced. A socket that the service manager passes
     /// under the name vhost-user (systemd's FileDescriptorName=) takes its place, and PATH is not made.
     #[arg(long, value_name = "PATH")]
@@ -233,21 +242,26 @@ impl Args {
         self.log_level
     }
 
+    /// Whether the options are to be checked and not more.
+    pub(super) fn check_config(&self) -> bool {
+        self.check_config
+    }
+
     /// Refuses combinations that are invalid.
-    fn check(self) -> Result<Self, clap::Error> {
+    pub(super) fn check(self) -> Result<Self, clap::Error> {
         if self.api_socket.is_some() && self.api_socket == self.socket_path {
             let text = "--api-socket and --socket-path must be different paths";
-            return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+            return Err(mistake(ErrorKind::ArgumentConflict, "--api-socket", text));
         }
         if self.create && self.state_dir.is_none() && !self.fd_store {
             let text = "--create requires --state-dir or --fd-store";
-            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, text));
+            return Err(mistake(ErrorKind::MissingRequiredArgument, "--create", text));
         }
         if self.watchdog_fail == 0 || (1..self.watchdog_fail).contains(&self.watchdog) {
             return Ok(self);
         }
         let text = "--watchdog-fail must be more than --watchdog, and --watchdog must not be 0";
-        Err(Self::command().error(ErrorKind::ValueValidation, text))
+        Err(mistake(ErrorKind::ValueValidation, "--watchdog-fail", text))
     }
 
     /// The settings of the daemon.
@@ -343,77 +357,11 @@ impl Args {
     }
 }
 
-/// Parses the command line. Reports a mistake in one line, and returns the exit code.
-pub fn parse() -> Result<Args, ExitCode> {
-    Args::try_parse().and_then(Args::check).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(error.render()),
-        _ => {
-            // The first paragraph of clap's message is the mistake. Usage and hints follow after a
-            // blank line.
-            let text = error.render().to_string();
-            let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();
-            let line = lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
-            let _ = writeln!(std::io::stderr(), "{line}");
-            ExitCode::from(USAGE)
-        }
-    })
-}
-
-/// Reports in one line why the daemon failed.
-pub fn fail(error: &anyhow::Error) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
-}
-
-/// Prints `text` to stdout, and returns the exit code.
-pub fn print(text: impl std::fmt::Display) -> ExitCode {
-    let text = text.to_string();
-    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
-}
-
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let suffix = text[digits.len()..].to_ascii_uppercase();
-    let shift = match suffix.as_str() {
-        "" | "B" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        _ => return Err(format!("the suffix `{suffix}` is not K, M, G or T")),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is not a number of bytes"))?;
-    let bytes = number.checked_mul(1 << shift);
-    bytes.ok_or_else(|| "more than 64 bits".into())
-}
-
-fn parse_disk_size(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "the size of a disk cannot be 0".into())
-}
-
-fn parse_queue_size(text: &str) -> Result<u16, String> {
-    let size: u16 = text.parse().map_err(|_| "not a number up to 32768".to_string())?;
-    if (2..=32768).contains(&size) && size.is_power_of_two() {
-        Ok(size)
-    } else {
-        Err("not a power of two from 2 to 32768".into())
-    }
-}
-
-fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).map_err(|_| "not an octal number".to_string())?;
-    if mode <= 0o777 { Ok(mode) } else { Err("more than the permission bits, 777".into()) }
-}
-
-fn parse_serial(text: &str) -> Result<String, String> {
-    if text.len() <= 20 {
-        Ok(text.into())
-    } else {
-        Err(format!("{} bytes, the maximum is 20", text.len()))
-    }
+/// A mistake in `option`, to be said as `text`.
+fn mistake(kind: ErrorKind, option: &str, text: &str) -> clap::Error {
+    let mut error = Args::command().error(kind, text);
+    error.insert(ContextKind::InvalidArg, ContextValue::String(option.to_owned()));
+    error
 }
 
 #[cfg(test)]
@@ -457,37 +405,6 @@ mod tests {
         assert_eq!(name("--fd 3 --name x.y --state-dir /run/vm2").unwrap(), "x.y");
         for bad in ["--fd 3 --name a/b", "--fd 3 --name .", "--fd 3 --name="] {
             name(bad).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn sizes_are_bytes_or_have_a_suffix() {
-        assert_eq!(parse_size("4097"), Ok(4097));
-        assert_eq!(parse_size("3K"), Ok(3 << 10));
-        assert_eq!(parse_size("2m"), Ok(2 << 20));
-        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
-        assert_eq!(parse_size("16T"), Ok(16 << 40));
-        for bad in ["", "G", "1X", "-1", "1.5G", "0x10", "99999999999T"] {
-            parse_size(bad).unwrap_err();
-        }
-        parse_disk_size("0").unwrap_err();
-    }
-
-    #[test]
-    fn modes_are_octal() {
-        assert_eq!(parse_mode("660"), Ok(0o660));
-        assert_eq!(parse_mode("0777"), Ok(0o777));
-        assert_eq!(parse_mode("0"), Ok(0));
-        for bad in ["", "8", "1777", "-1", "u=rw", "0o600"] {
-            parse_mode(bad).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn queue_sizes_are_powers_of_two() {
-        assert_eq!(parse_queue_size("128"), Ok(128));
-        for bad in ["0", "1", "100", "65536", "x"] {
-            parse_queue_size(bad).unwrap_err();
         }
     }
 }
