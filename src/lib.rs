@@ -67,7 +67,7 @@ pub mod internals {
     pub use crate::clock::mark_start;
     pub use crate::codec::{Codec, CodecSpec, Workspace};
     pub use crate::control::api;
-    pub use crate::daemon::{Console, Endpoint, Keep, Settings, SocketAccess, run};
+    pub use crate::daemon::{Change, Console, Endpoint, Keep, Reread, Settings, SocketAccess, run};
     pub use crate::device::{
         BlockChoice, Device, DeviceConfig, MemoryKind, Op, Payload, PayloadFault, WorkerContext,
         WorstCase,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 use env_logger::Target;
+use log::LevelFilter;
 use vhost_user_zram::internals::{Console, current_disk, mark_start, run};
 
 /// Required by the conventions of vhost-user back ends (QEMU, docs/interop/vhost-user.json).
@@ -32,15 +33,17 @@ fn main() -> ExitCode {
         }
     };
     env_logger::Builder::new()
-        .filter_level(invocation.log_level)
+        // The level can change later, and this one cannot.
+        .filter_level(LevelFilter::max())
         .format(|line, record| {
             let disk = current_disk().map_or_else(String::new, |disk| format!(" {disk}"));
             writeln!(line, "[{} {:<5}{disk}] {}", line.timestamp(), record.level(), record.args())
         })
         .target(Target::Pipe(Box::new(console.log())))
         .init();
+    log::set_max_level(invocation.log_level);
     Console::log_panics();
-    match run(&invocation.settings, &console) {
+    match run(&invocation.settings, &console, invocation.reread) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console.complain(format_args!("error: {:#}", Error::from(error)));

@@ -9,8 +9,13 @@ use std::{
     process::Command,
 };
 
-use common::daemon::{BINARY, Daemon, TempDir, output, refusal};
+use common::{
+    daemon::{BINARY, Daemon, TempDir, output, refusal},
+    manager::Manager,
+    wait_until,
+};
 use nix::sys::signal::Signal;
+use vhost_user_zram_frontend::Random;
 
 /// A file with this text.
 fn file(dir: &TempDir, text: &str) -> PathBuf {
@@ -229,4 +234,133 @@ fn the_worst_case_is_said_at_the_start() {
     let daemon = start("size = \"16000G\"\nmem-limit = \"4M\"\nhost-reserve = 0\n", &[]);
     let log = daemon.log();
     assert!(!log.iter().any(|line| line.contains("the host can spare")), "{log:?}");
+}
+
+/// Changes the file of a daemon and has it read it again. Returns what it says of that.
+fn reread(daemon: &Daemon, text: &str) -> String {
+    let before = answers(daemon).len();
+    fs::write(daemon.dir.join("disk.toml"), text).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    wait_until("the options are read again", || answers(daemon).len() > before);
+    answers(daemon).pop().unwrap()
+}
+
+fn answers(daemon: &Daemon) -> Vec<String> {
+    let lines = daemon.stderr.all().into_iter();
+    lines.filter(|line| line.contains("the options were read again")).collect()
+}
+
+#[test]
+fn sighup_changes_what_may_change() {
+    let base = "size = \"64M\"\n";
+    let mut daemon = start(&format!("{base}mem-limit = \"4M\"\n"), &[]);
+    let mut client = daemon.client();
+    let mut noise = vec![0; 8 << 20];
+    Random::new(1).fill(&mut noise);
+    let sectors = |chunk: usize| chunk as u64 * 128;
+    let written = |client: &mut vhost_user_zram_frontend::Client| {
+        let chunks = noise.chunks(64 << 10).enumerate();
+        chunks.filter(|(i, chunk)| client.blk().write(sectors(*i), chunk).is_ok()).count()
+    };
+    assert!(written(&mut client) < 128);
+    // The front end that is served does not notice but for that.
+    let said = reread(&daemon, &format!("{base}mem-limit = \"32M\"\n"));
+    assert!(said.contains("INFO") && said.contains("mem-limit=33554432"), "{said}");
+    assert_eq!(daemon.stats()["mem_limit"], 32 << 20);
+    assert_eq!(written(&mut client), 128);
+    // What the file does not say is the default again.
+    reread(&daemon, &format!("{base}host-reserve = \"9000T\"\n"));
+    assert_eq!(daemon.stats()["mem_limit"], 0);
+    // Each where nothing was yet, so that it needs memory.
+    let mut at = 200..1024;
+    let mut is_stored =
+        || client.blk().write(sectors(at.next().expect("room")), &noise[..64 << 10]).is_ok();
+    wait_until("the reserve is kept", || !is_stored());
+    reread(&daemon, base);
+    wait_until("the reserve is small again", is_stored);
+    // Less than it has: what is there stays.
+    reread(&daemon, &format!("{base}mem-limit = 4096\n"));
+    assert_eq!(client.blk().read_vec(0, 64 << 10).unwrap(), noise[..64 << 10]);
+    drop(client);
+
+    let said = reread(&daemon, &format!("{base}read-iops = 7\nwrite-bps = \"1M\"\n"));
+    assert!(said.ends_with("rates: read 7/s, write 1048576 B/s"), "{said}");
+    daemon.wait_for_log("] rate limits: read 7/s, write 1048576 B/s");
+    reread(&daemon, &format!("{base}log-level = \"debug\"\n"));
+    daemon.wait_for_log("] rate limits: read unlimited, write unlimited");
+    drop(daemon.client());
+    daemon.wait_for_log("DEBUG");
+    let said = reread(&daemon, &format!("{base}log-level = \"error\"\n"));
+    assert!(said.contains(" log-level=error "), "{said}");
+    let lines = daemon.stderr.all().len();
+    drop(daemon.client());
+    daemon.stats();
+    assert_eq!(daemon.stderr.all().len(), lines, "{:?}", daemon.stderr.all());
+    daemon.end(Signal::SIGTERM);
+}
+
+#[test]
+fn a_file_with_a_mistake_changes_nothing() {
+    let base = "size = \"64M\"\n";
+    let good = format!("{base}mem-limit = \"4M\"\nnum-queues = 3\n");
+    let mut daemon = start(&good, &["--poll-us", "7", "--host-reserve", "0"]);
+    for (text, words) in [
+        (
+            format!("{base}mem-limit = \"5M\"\nnum-queues = 4\nserial = \"x\"\n"),
+            &["num-queues, serial"][..],
+        ),
+        (format!("{base}mem-limit = \"5M\"\n"), &["num-queues"]),
+        (format!("{good}poll-us = 8\nhost-reserve = 5\nmlock = true\n"), &[" mlock ("]),
+        (format!("{good}log-level = \"none\"\n"), &["disk.toml:4: ", "--log-level"]),
+        (format!("mem-limit = \"5M\"\n{base}\n\n[x]\n"), &["disk.toml:5: `x` is not an option"]),
+        ("mem-limit = \"5M\"\n".into(), &["--size <SIZE>"]),
+        ("mem-limit = \n".into(), &["disk.toml:1: "]),
+    ] {
+        let said = reread(&daemon, &text);
+        assert!(said.contains("ERROR") && said.contains("nothing changes"), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{text}: {said}");
+        assert_eq!(daemon.stats()["mem_limit"], 4 << 20);
+    }
+    fs::remove_file(daemon.dir.join("disk.toml")).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("nothing changes: cannot read ");
+    // Nothing of what was refused is left behind, and an option on the command line stays.
+    let said =
+        reread(&daemon, &format!("{good}mem-limit = \"5M\"\n").replace("mem-limit = \"4M\"\n", ""));
+    assert!(said.contains("INFO") && said.contains("host-reserve=0"), "{said}");
+    assert_eq!(daemon.stats()["mem_limit"], 5 << 20);
+    daemon.end(Signal::SIGTERM);
+}
+
+/// Also if the signal was ignored where the daemon was started, and if it comes before the disk is there.
+#[test]
+fn sighup_is_never_lost() {
+    let dir = TempDir::new();
+    let path = file(&dir, "size = \"16M\"\n");
+    let mut command = Command::new("nohup");
+    command.arg(BINARY).arg("--config").arg(path).arg("--socket-path").arg(dir.join("socket"));
+    let daemon = Daemon::spawn(command, dir);
+    assert!(reread(&daemon, "size = \"16M\"\nmem-limit = 8192\n").contains("mem-limit=8192"));
+    daemon.end(Signal::SIGTERM);
+}
+
+#[test]
+fn the_service_manager_knows_that_options_are_read_again() {
+    let manager = Manager::new(0);
+    let dir = TempDir::new();
+    let path = file(&dir, "size = \"16M\"\n");
+    let socket = dir.join("socket");
+    let args = ["--config", path.to_str().unwrap(), "--socket-path", socket.to_str().unwrap()];
+    let daemon = Daemon::spawn(manager.launch(Vec::new(), args), dir);
+    manager.wait_for("READY=1", 1);
+    for (times, text) in [(2, "size = \"16M\"\nmem-limit = 4096\n"), (3, "size =")] {
+        reread(&daemon, text);
+        manager.wait_for("READY=1", times);
+        let inner = manager.inner();
+        let reloading =
+            inner.heard.iter().rposition(|line| line.starts_with("RELOADING=1 MONOTONIC_USEC="));
+        let ready = inner.heard.iter().rposition(|line| line == "READY=1");
+        assert!(reloading.is_some() && reloading < ready, "{:?}", inner.heard);
+    }
+    daemon.end(Signal::SIGTERM);
 }

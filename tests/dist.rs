@@ -260,3 +260,38 @@ fn the_packages_change_log_has_the_programs_version() {
     let version = concat!("vhost-user-zram (", env!("CARGO_PKG_VERSION"), "-");
     assert!(head.starts_with(version), "{head}");
 }
+
+/// What has the daemon read its configuration file again must not end a daemon that has none.
+#[test]
+fn the_units_reload_is_for_daemons_with_a_configuration_file() {
+    let unit = Unit::read(UNIT);
+    let script = unit.0["ExecReload"].strip_prefix("/bin/sh -c '").expect("a shell");
+    let script = script.strip_suffix('\'').expect("one word");
+    let reload = |daemon: &Daemon, options: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).env("OPTIONS", options);
+        output(command.env("MAINPID", daemon.pid().to_string()))
+    };
+    let mut daemon = Daemon::start("16M", &[]);
+    let said = reload(&daemon, "--algorithm zstd");
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("no --config in OPTIONS"), "{said:?}");
+    // Signals are taken one after the other, so that one would have had its turn.
+    daemon.stats();
+    assert!(daemon.is_alive());
+
+    let config = daemon.dir.join("disk.toml");
+    fs::write(&config, "size = \"16M\"").expect("write");
+    for options in
+        [format!("--config {}", config.display()), format!("--config={}", config.display())]
+    {
+        let dir = TempDir::new();
+        let mut command = Command::new(BINARY);
+        command.arg("--socket-path").arg(dir.join("socket")).args(options.split(' '));
+        let daemon = Daemon::spawn(command, dir);
+        let said = reload(&daemon, &options);
+        assert!(said.status.success(), "{said:?}");
+        daemon.wait_for_log("the options were read again: ");
+        daemon.end(Signal::SIGTERM);
+    }
+}

@@ -1,3 +1,4 @@
+complete -c vhost-user-zram -l config -d 'Read options from FILE, in TOML: a line `NAME = VALUE` for each, with the long name of the option, such as size = "4G" or mlock = true. An option on the command line beats FILE; --NAME=false turns off a flag that is true there. SIGHUP has FILE read again, and changes --mem-limit, --host-reserve, --log-level and the rate limits' -r -F
 complete -c vhost-user-zram -l socket-path -d 'Listen on a Unix socket at PATH. A stale socket is replaced. A socket that the service manager passes under the name vhost-user (systemd\'s FileDescriptorName=) takes its place, and PATH is not made' -r -F
 complete -c vhost-user-zram -l socket-mode -d 'Permissions of the socket, in octal. Connecting requires write permission. At no time does the socket have more permissions, whatever the umask [default: 600, or 660 with --socket-group]' -r
 complete -c vhost-user-zram -l socket-owner -d 'Owner of the socket, by name or number [default: the daemon\'s user]' -r
@@ -33,6 +34,7 @@ complete -c vhost-user-zram -l memory-dir -d 'Keep the disk in unlinked files in
 complete -c vhost-user-zram -l watchdog -d 'Report requests that take longer than this, in the log and as `stalled_requests` in the statistics. 0 means never' -r
 complete -c vhost-user-zram -l watchdog-fail -d 'Fail requests that wait longer than this with an I/O error, counted as `expired_requests`. Must be more than --watchdog. 0 means never. Time in which the daemon was stopped, or suspended with its host, does not count' -r
 complete -c vhost-user-zram -l log-level -d 'Level of the log on stderr: off, error, warn, info, debug or trace' -r
+complete -c vhost-user-zram -l check-config -d 'Check the options, those of --config included, print a summary of them and exit. Nothing else is looked at: not whether files, directories or users exist'
 complete -c vhost-user-zram -l print-capabilities -d 'Print the capabilities of this back end as JSON, and exit. All other options are ignored'
 complete -c vhost-user-zram -l fd-store -d 'Keep the disk in memory whose descriptors the service manager stores for the next daemon (systemd\'s FileDescriptorStoreMax=, at least 3)'
 complete -c vhost-user-zram -l create -d 'Create the disk\'s state if it does not exist. An existing one is opened, as without this option'

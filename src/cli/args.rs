@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, CommandFactory, Parser};
 use vhost_user_zram::internals::{
-    BlockChoice, BlockSize, CodecSpec, Cpus, DeviceConfig, DiskConfig, DiskName, Endpoint,
+    BlockChoice, BlockSize, Change, CodecSpec, Cpus, DeviceConfig, DiskConfig, DiskName, Endpoint,
     EngineConfig, EngineModel, GuestOptions, ImageFormat, Keep, MemoryKind, Policy, Rate, Rates,
     Settings, SocketAccess, StallLimits,
 };
@@ -20,17 +20,18 @@ use super::values::{parse_disk_size, parse_mode, parse_queue_size, parse_serial,
 /// zram for virtual machines: a vhost-user-blk back end that keeps a guest's disk compressed in
 /// host memory.
 ///
-/// The daemon stays in the foreground. SIGTERM, SIGINT and SIGHUP end it (SIGHUP not under nohup),
-/// SIGUSR1 prints a line of statistics, SIGUSR2 compacts the disk's memory and prints a line when that
-/// is done. The disk's contents live as long as the daemon, or with --state-dir or --fd-store as long
+/// The daemon stays in the foreground. SIGTERM, SIGINT and SIGHUP end it (SIGHUP not under nohup, and
+/// with --config it has the file read again), SIGUSR1 prints a line of statistics, SIGUSR2 compacts the
+/// disk's memory and prints a line when that is done. The disk's contents live as long as the daemon, or with --state-dir or --fd-store as long
 /// as the host is up.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(version, max_term_width = 100)]
 #[command(group = ArgGroup::new("endpoint").required(true).args(["socket_path", "fd"]))]
 pub struct Args {
     /// Read options from FILE, in TOML: a line `NAME = VALUE` for each, with the long name of the option, such
     /// as size = "4G" or mlock = true. An option on the command line beats FILE; --NAME=false turns off a
-    /// flag that is true there.
+    /// flag that is true there. SIGHUP has FILE read again, and changes --mem-limit, --host-reserve, --log-level
+    /// and the rate limits.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -236,10 +237,33 @@ pub struct Args {
     log_level: log::LevelFilter,
 }
 
+/// The options that may change while the disk is served, by their names in the definition.
+pub(super) const CHANGEABLE: [&str; 8] = [
+    "mem_limit",
+    "host_reserve",
+    "log_level",
+    "read_iops",
+    "read_bps",
+    "write_iops",
+    "write_bps",
+    "rate_burst_ms",
+];
+
 impl Args {
     /// Level of the log.
     pub fn log_level(&self) -> log::LevelFilter {
         self.log_level
+    }
+
+    /// What may change while the disk is served: the options of [`CHANGEABLE`].
+    pub(super) fn change(&self) -> Change {
+        let Self { mem_limit, host_reserve, log_level, .. } = *self;
+        Change { mem_limit, host_reserve, rates: self.rates(), log_level }
+    }
+
+    /// Whether there is a configuration file.
+    pub(super) fn has_config(&self) -> bool {
+        self.config.is_some()
     }
 
     /// Whether the options are to be checked and not more.
@@ -266,7 +290,7 @@ impl Args {
 
     /// The settings of the daemon.
     pub fn settings(self) -> Settings {
-        let name = self.disk_name();
+        let (name, rates) = (self.disk_name(), self.rates());
         let endpoint = match (self.socket_path, self.fd) {
             (Some(path), _) => Endpoint::Path(
                 path,
@@ -302,15 +326,6 @@ impl Args {
             (None, Some(_)) => BlockChoice::IfNew(BlockSize::Sector),
             (None, None) => BlockChoice::IfNew(BlockSize::Page),
         };
-        let rate = |operations_per_second, bytes_per_second| Rate {
-            operations_per_second,
-            bytes_per_second,
-            burst_ms: self.rate_burst_ms,
-        };
-        let rates = Rates {
-            read: rate(self.read_iops, self.read_bps),
-            write: rate(self.write_iops, self.write_bps),
-        };
         Settings {
             endpoint,
             api_socket: self.api_socket,
@@ -344,6 +359,19 @@ impl Args {
             create: self.create,
             load: self.load,
             load_format: self.load_format,
+        }
+    }
+
+    /// The rate limits.
+    fn rates(&self) -> Rates {
+        let rate = |operations_per_second, bytes_per_second| Rate {
+            operations_per_second,
+            bytes_per_second,
+            burst_ms: self.rate_burst_ms,
+        };
+        Rates {
+            read: rate(self.read_iops, self.read_bps),
+            write: rate(self.write_iops, self.write_bps),
         }
     }
 

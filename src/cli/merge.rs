@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{ArgAction, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 
-use vhost_user_zram::internals::{Keep, Settings};
+use vhost_user_zram::internals::{Change, Keep, Settings};
 
-use super::args::Args;
+use super::args::{Args, CHANGEABLE};
 use super::file::{ConfigFile, FileError};
 
 /// Why there are no settings.
@@ -32,6 +32,8 @@ pub(super) enum Refusal {
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) args: Args,
+    /// The same by the names of options.
+    matches: ArgMatches,
     file: Option<ConfigFile>,
 }
 
@@ -59,10 +61,33 @@ pub(super) fn read(words: &[OsString]) -> Result<Told, Refusal> {
     let refused = |error: clap::Error| refusal(&error, file.as_ref());
     let matches = command.try_get_matches_from(all).map_err(refused)?;
     let args = Args::from_arg_matches(&matches).and_then(Args::check).map_err(refused)?;
-    Ok(Told { args, file })
+    Ok(Told { args, matches, file })
 }
 
 impl Told {
+    /// Reads the same command line again, with the file as it is now: what of it may change.
+    ///
+    /// # Errors
+    /// There is a mistake, or an option differs that cannot change.
+    pub(super) fn again(&self, words: &[OsString]) -> Result<Change, Refusal> {
+        let now = read(words)?;
+        let raw = |told: &Self, id: &str| -> Option<Vec<OsString>> {
+            let values = told.matches.get_raw(id)?;
+            Some(values.map(OsString::from).collect())
+        };
+        let command = Args::command();
+        let differ = command.get_arguments().filter(|arg| {
+            let id = arg.get_id().as_str();
+            !CHANGEABLE.contains(&id) && raw(self, id) != raw(&now, id)
+        });
+        let fixed: Vec<&str> = differ.filter_map(Arg::get_long).collect();
+        if fixed.is_empty() {
+            return Ok(now.args.change());
+        }
+        let names = fixed.join(", ");
+        Err(Refusal::Line(format!("a disk that is served keeps its {names} (restart the daemon)")))
+    }
+
     /// What the settings are, in one line.
     ///
     /// # Errors

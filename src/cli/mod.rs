@@ -15,9 +15,9 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use vhost_user_zram::internals::Settings;
+use vhost_user_zram::internals::{Reread, Settings};
 
-use self::merge::{Refusal, Told};
+use self::merge::Refusal;
 
 /// Exit code for an invalid command line or configuration file, as with most programs.
 const USAGE: u8 = 2;
@@ -28,6 +28,8 @@ pub struct Invocation {
     pub settings: Settings,
     /// Level of the log.
     pub log_level: log::LevelFilter,
+    /// Reads the configuration file again, if there is one.
+    pub reread: Option<Reread>,
 }
 
 /// Reads the command line and the configuration file that it names. Reports a mistake in one line, and
@@ -38,8 +40,13 @@ pub fn parse() -> Result<Invocation, ExitCode> {
     if told.args.check_config() {
         return Err(told.summary().map_or_else(answer, print));
     }
-    let Told { args, .. } = told;
-    Ok(Invocation { log_level: args.log_level(), settings: args.settings() })
+    let args = told.args.clone();
+    let reread: Option<Reread> = if args.has_config() {
+        Some(Box::new(move || told.again(&words).map_err(|refusal| refusal.to_string())))
+    } else {
+        None
+    };
+    Ok(Invocation { log_level: args.log_level(), settings: args.settings(), reread })
 }
 
 /// Prints help, or a mistake.

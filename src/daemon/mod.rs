@@ -8,6 +8,7 @@ mod heartbeat;
 mod inherit;
 mod limits;
 mod lobby;
+mod reload;
 mod service_manager;
 mod signals;
 mod socket;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::accept::Source;
-use self::api::{Api, ApiSocket};
+use self::api::ApiSocket;
 pub use self::console::Console;
+pub use self::reload::{Change, Reread};
 pub use self::service_manager::ServiceManagerError;
 use self::signals::Signals;
 pub use self::socket::{SocketAccess, SocketError};
@@ -127,7 +129,8 @@ impl DaemonError {
     }
 }
 
-/// Runs the daemon to its end: SIGTERM, SIGINT or SIGHUP, or the hang-up of an inherited connection.
+/// Runs the daemon to its end: SIGTERM, SIGINT or SIGHUP, or the hang-up of an inherited connection. If it has
+/// `reread`, SIGHUP does not end it, but has it read the options again.
 ///
 /// Prints to stdout one `ready:` line when front ends can connect, one `stats:` line at each SIGUSR1,
 /// one `compacted:` line when a compaction that SIGUSR2 requested is done, and one `summary:` line at
@@ -135,14 +138,18 @@ impl DaemonError {
 ///
 /// # Errors
 /// The daemon cannot start. It leaves no file behind.
-pub fn run(settings: &Settings, console: &Console) -> Result<(), DaemonError> {
+pub fn run(
+    settings: &Settings,
+    console: &Console,
+    reread: Option<Reread>,
+) -> Result<(), DaemonError> {
     let _entered = settings.disk.name.enter();
     let guest = &settings.disk.guest;
     let descriptors = limits::raise_open_files(guest.num_queues, guest.threads);
     let stop = Stop::new().map_err(DaemonError::Thread)?;
-    let signals = Signals::block().map_err(DaemonError::Setup)?;
+    let signals = Signals::block(reread.is_some()).map_err(DaemonError::Setup)?;
     signals.watch_for_end(stop.clone()).map_err(DaemonError::Thread)?;
-    match start_and_serve(settings, &signals, console, descriptors, &stop) {
+    match start_and_serve(settings, &signals, console, reread, descriptors, &stop) {
         Err(error) if error.is_stop() => Ok(()),
         ended => ended,
     }
@@ -152,6 +159,7 @@ fn start_and_serve(
     settings: &Settings,
     signals: &Signals,
     console: &Console,
+    reread: Option<Reread>,
     descriptors: u64,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
@@ -171,7 +179,15 @@ fn start_and_serve(
     let shown = endpoint.to_string();
     let api = api.map(|api| api.serve(&disk, &shown, descriptors, stop)).transpose();
     let ended = api.and_then(|api| {
-        let ended = serve(settings, &endpoint, source, &disk, api.as_ref(), console, stop);
+        let once_ready = || {
+            if let Some(api) = &api {
+                api.set_ready();
+            }
+            let Some(reread) = reread else { return Ok(()) };
+            let reload = signals.reload(reread, Arc::downgrade(&disk), stop.clone());
+            reload.map_err(DaemonError::Thread)
+        };
+        let ended = serve(settings, &endpoint, source, &disk, console, once_ready, stop);
         disk.begin_stop();
         drop(api);
         ended
@@ -233,14 +249,15 @@ fn handed(settings: &Settings, stop: &Stop) -> Result<State, DaemonError> {
     Ok(state)
 }
 
-/// Loads the image into a new disk, opens the socket, and serves front ends.
+/// Loads the image into a new disk, opens the socket, and serves front ends. Calls `once_ready` before the
+/// first of them.
 fn serve(
     settings: &Settings,
     endpoint: &Endpoint,
     source: Source,
     disk: &Disk,
-    api: Option<&Api>,
     console: &Console,
+    once_ready: impl FnOnce() -> Result<(), DaemonError>,
     stop: &Stop,
 ) -> Result<(), DaemonError> {
     // Opening the disk may have taken long.
@@ -270,9 +287,8 @@ fn serve(
         settings.disk.guest.num_queues,
         disk.name(),
     ));
-    if let Some(api) = api {
-        api.set_ready();
-    }
+    // Not before: the end of a reload tells the service manager so, too.
+    once_ready()?;
     service_manager::say_ready(stop);
     // Not before: a start that fails says why, in one line.
     disk.say_worst_case();

@@ -209,6 +209,15 @@ pub(super) fn say_ready(stop: &Stop) {
     say(NotifyState::Ready, ANSWER_TIME, stop);
 }
 
+/// Tells the service manager that the options are read again, until [`say_ready`].
+pub(super) fn say_reloading(stop: &Stop) {
+    // The time is what `Type=notify-reload` needs to tell this from the answer to an earlier request.
+    let now = NotifyState::monotonic_usec_now();
+    let message =
+        now.map(|now| [NotifyState::Reloading, now]).map_err(ServiceManagerError::Unreachable);
+    tell(message.and_then(|message| send(&message, &[], HINT_TIME, stop)));
+}
+
 /// Tells the service manager that the start takes long: it is to wait another minute for [`say_ready`].
 pub(super) fn say_busy(stop: &Stop) {
     say(NotifyState::ExtendTimeoutUsec(60_000_000), HINT_TIME, stop);
@@ -236,7 +245,12 @@ pub(super) fn say_stopping(stop: &Stop) {
 }
 
 fn say(state: NotifyState<'_>, time: Duration, stop: &Stop) {
-    if let Err(error) = send(&[state], &[], time, stop) {
+    tell(send(&[state], &[], time, stop));
+}
+
+/// Logs why the service manager was not told.
+fn tell(sent: Result<(), ServiceManagerError>) {
+    if let Err(error) = sent {
         log::debug!("cannot notify the service manager: {}", with_causes(&error));
     }
 }

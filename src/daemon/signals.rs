@@ -1,4 +1,4 @@
-//! Signals, turned into the daemon's end, a line of statistics, or a compaction.
+//! Signals, turned into the daemon's end, a line of statistics, a compaction, or a change of settings.
 
 use std::io;
 use std::sync::Weak;
@@ -6,6 +6,7 @@ use std::sync::Weak;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::console::Lines;
+use super::reload::{self, Reread};
 use super::{inherit, service_manager};
 use crate::device::Compaction;
 use crate::disk::Disk;
@@ -19,24 +20,30 @@ pub(super) struct Signals {
     end: SigSet,
     /// The signals that are requests to its disk.
     ask: SigSet,
+    /// The signal that has the options read again, if they can be.
+    again: SigSet,
 }
 
 impl Signals {
-    /// Blocks the signals.
-    pub(super) fn block() -> nix::Result<Self> {
+    /// Blocks the signals. SIGHUP ends the daemon, unless it `can_reload`.
+    pub(super) fn block(can_reload: bool) -> nix::Result<Self> {
         let set = |signals: &[Signal]| signals.iter().copied().collect::<SigSet>();
         let mut end = set(&[Signal::SIGTERM, Signal::SIGINT]);
-        // The daemon ends with its terminal, unless nohup(1) had the signal ignored.
-        if !inherit::is_ignored(Signal::SIGHUP) {
+        let mut again = SigSet::empty();
+        // Without options to read again the daemon ends with its terminal, unless nohup(1) had the signal
+        // ignored. A signal that is blocked is pending whether it is ignored or not.
+        if can_reload {
+            again.add(Signal::SIGHUP);
+        } else if !inherit::is_ignored(Signal::SIGHUP) {
             end.add(Signal::SIGHUP);
         }
         let ask = set(&[Signal::SIGUSR1, Signal::SIGUSR2]);
         // A write beyond RLIMIT_FSIZE fails with an error, so it needs no signal.
         let silent = set(&[Signal::SIGXFSZ]);
-        for signals in [end, ask, silent] {
+        for signals in [end, ask, again, silent] {
             signals.thread_block()?;
         }
-        Ok(Self { end, ask })
+        Ok(Self { end, ask, again })
     }
 
     /// Starts a thread that requests the stop at each signal that ends the daemon. It lives as long as
@@ -69,6 +76,15 @@ impl Signals {
                 stdout.say(format_args!("compacted: pages={pages} objects={moves}"));
             });
         })
+    }
+
+    /// Starts a thread that has the options read again at each SIGHUP, also if one is pending. It lives as
+    /// long as the process. A thread of its own: a file can stall.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn reload(&self, reread: Reread, disk: Weak<Disk>, stop: Stop) -> io::Result<()> {
+        forever("reload", self.again, move |_| reload::reload(&reread, &disk, &stop))
     }
 }
 

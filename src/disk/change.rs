@@ -6,6 +6,7 @@ use crate::device::ResetFailed;
 use crate::events::Event;
 use crate::rates::{Rate, Rates};
 use crate::sync;
+use crate::upkeep::Host;
 
 /// What can be changed while a disk is served, as it is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +128,12 @@ impl Disk {
         let (_, mem_limit) = self.device.limit_use();
         let host_reserve = self.host.reserve();
         DiskSettings { mem_limit, host_reserve, rates: self.rates() }
+    }
+
+    /// The memory of the host that is left free if nothing is said, in bytes. It is a part of what the host
+    /// has, or the process's control group, and both can change.
+    pub fn default_host_reserve(&self) -> u64 {
+        Host::with_default_reserve().reserve()
     }
 
     /// Changes settings: all that are given, or none. Callers take turns.
