@@ -262,6 +262,8 @@ pub struct Latency {
 /// Compression in worker threads.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Engine {
+    /// The threads.
+    pub workers: u64,
     /// Jobs that were submitted, each for one page.
     pub jobs: u64,
     /// Submissions of one or more jobs.

@@ -23,6 +23,7 @@ pub(super) struct View {
     pub(super) settings: DiskSettings,
     pub(super) sessions: Sessions,
     pub(super) worst_case: u64,
+    pub(super) engine_workers: usize,
 }
 
 impl View {
@@ -33,6 +34,7 @@ impl View {
             settings: disk.settings(),
             sessions: disk.sessions(),
             worst_case: disk.worst_case().total_bytes,
+            engine_workers: disk.engine_workers(),
         }
     }
 
@@ -157,7 +159,7 @@ impl View {
                 throttled: throttled_requests,
                 throttled_us,
             },
-            engine: self::engine(&engine, service),
+            engine: self::engine(&engine, self.engine_workers, service),
             polls: api::Polls { hits: poll_hits, misses: poll_misses, time_us: poll_us },
         }
     }
@@ -199,7 +201,7 @@ struct Figures {
     polls: api::Polls,
 }
 
-fn engine(report: &EngineReport, service: Vec<api::Bucket>) -> api::Engine {
+fn engine(report: &EngineReport, workers: usize, service: Vec<api::Bucket>) -> api::Engine {
     let EngineReport {
         jobs,
         batches,
@@ -214,6 +216,7 @@ fn engine(report: &EngineReport, service: Vec<api::Bucket>) -> api::Engine {
         depth_max,
     } = *report;
     api::Engine {
+        workers: workers as u64,
         jobs,
         submissions: batches,
         completed,

@@ -237,6 +237,11 @@ impl Device {
         self.codecs.primary().spec()
     }
 
+    /// Threads that compress beside those of the queues.
+    pub fn engine_workers(&self) -> usize {
+        self.engine.workers()
+    }
+
     /// What one thread needs to poll requests.
     ///
     /// # Errors

@@ -213,6 +213,11 @@ impl Disk {
         self.device.codec()
     }
 
+    /// Threads that compress beside those of the queues.
+    pub fn engine_workers(&self) -> usize {
+        self.device.engine_workers()
+    }
+
     /// Writes the raw image at `path` to the start of the disk, which must be blank. Calls `progress`
     /// from time to time.
     ///

@@ -303,6 +303,11 @@ impl Engine {
         }
     }
 
+    /// Its worker threads.
+    pub fn workers(&self) -> usize {
+        self.shared.workers
+    }
+
     /// What it did so far.
     pub fn report(&self) -> EngineReport {
         EngineReport::new(&self.shared.counters, self.shared.queue.depths())
