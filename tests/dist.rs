@@ -26,8 +26,15 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use vhost_user_zram_frontend::Client;
 
+// The same for the tool's.
+#[allow(dead_code, reason = "only the definition is of use here")]
+#[path = "../src/ctl/cli.rs"]
+mod tool;
+
 /// Name of the program and of what is generated for it.
 const NAME: &str = "vhost-user-zram";
+/// Name of the tool.
+const TOOL: &str = "vhost-user-zramctl";
 /// The unit's file.
 const UNIT: &str = "vhost-user-zram@.service";
 /// The file of the unit that makes its socket.
@@ -51,9 +58,32 @@ fn is_generated(name: &str, bytes: &[u8]) -> bool {
     fs::read(dist(name)).is_ok_and(|found| found == bytes)
 }
 
+/// Compares the completions of a program, or writes them; adds the names of those that differ to `old`.
+fn complete(mut command: clap::Command, name: &str, old: &mut Vec<String>) {
+    for (shell, file) in [
+        (Shell::Bash, format!("{name}.bash")),
+        (Shell::Zsh, format!("_{name}")),
+        (Shell::Fish, format!("{name}.fish")),
+    ] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, name, &mut script);
+        let name = format!("completions/{file}");
+        if !is_generated(&name, &script) {
+            old.push(name);
+        }
+    }
+}
+
+fn assert_none(old: &[String]) {
+    assert!(
+        old.is_empty(),
+        "{old:?} in dist/ differ from the command line: VUZ_UPDATE=1 cargo test --test dist"
+    );
+}
+
 #[test]
 fn man_page_and_completions_are_those_of_the_command_line() {
-    let mut command = cli::args::Args::command().name(NAME);
+    let command = cli::args::Args::command().name(NAME);
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page).expect("a man page");
     page.extend_from_slice(text("man-end.roff").as_bytes());
@@ -61,22 +91,52 @@ fn man_page_and_completions_are_those_of_the_command_line() {
     if !is_generated("vhost-user-zram.1", &page) {
         old.push("vhost-user-zram.1".to_owned());
     }
-    for (shell, file) in [
-        (Shell::Bash, "vhost-user-zram.bash"),
-        (Shell::Zsh, "_vhost-user-zram"),
-        (Shell::Fish, "vhost-user-zram.fish"),
+    complete(command, NAME, &mut old);
+    assert_none(&old);
+}
+
+/// The tool's manual: one page with a section for each command.
+fn tool_page() -> Vec<u8> {
+    let command = tool::Cli::command().name(TOOL);
+    let man = clap_mangen::Man::new(command.clone());
+    let mut page = Vec::new();
+    for render in [
+        clap_mangen::Man::render_title,
+        clap_mangen::Man::render_name_section,
+        clap_mangen::Man::render_synopsis_section,
+        clap_mangen::Man::render_description_section,
+        clap_mangen::Man::render_options_section,
     ] {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut command, NAME, &mut script);
-        let name = format!("completions/{file}");
-        if !is_generated(&name, &script) {
-            old.push(name);
-        }
+        render(&man, &mut page).expect("a section");
     }
-    assert!(
-        old.is_empty(),
-        "{old:?} in dist/ differ from the command line: VUZ_UPDATE=1 cargo test --test dist"
-    );
+    page.extend_from_slice(b".SH COMMANDS\n");
+    for command in command.get_subcommands() {
+        let name = command.get_name().to_owned();
+        let man = clap_mangen::Man::new(command.clone().bin_name(&name).disable_help_flag(true));
+        let mut section = Vec::new();
+        man.render_synopsis_section(&mut section).expect("a section");
+        man.render_description_section(&mut section).expect("a section");
+        if command.get_arguments().next().is_some() {
+            man.render_options_section(&mut section).expect("a section");
+        }
+        let section = String::from_utf8(section).expect("text");
+        // Its parts have no headings of their own.
+        let lines = section.lines().map(|line| if line.starts_with(".SH ") { ".PP" } else { line });
+        page.extend(format!(".SS {name}\n").bytes());
+        lines.for_each(|line| page.extend(line.bytes().chain([b'\n'])));
+    }
+    page.extend_from_slice(text("ctl-man-end.roff").as_bytes());
+    page
+}
+
+#[test]
+fn the_tools_man_page_and_completions_are_those_of_its_command_line() {
+    let mut old = Vec::new();
+    if !is_generated("vhost-user-zramctl.1", &tool_page()) {
+        old.push("vhost-user-zramctl.1".to_owned());
+    }
+    complete(tool::Cli::command().name(TOOL), TOOL, &mut old);
+    assert_none(&old);
 }
 
 /// What the binary says of itself.

@@ -80,6 +80,14 @@ fn name(text: &str) -> &str {
     &text[..end.unwrap_or(text.len())]
 }
 
+/// The tool is a program of its own, and a client: it uses the types of the API and nothing else of the library.
+const CLIENT: &str = "ctl";
+
+fn client_faults(path: &str, code: &str) -> Vec<String> {
+    let names = names_after(code, "internals::").into_iter().filter(|name| *name != "api");
+    names.map(|name| format!("{path}: imports '{name}', and a client has the API alone")).collect()
+}
+
 /// What is wrong with the imports of the file `path`, below `src`.
 fn faults(path: &str, text: &str, layers: &Layers) -> Vec<String> {
     let module = path.split(['/', '.']).next().unwrap();
@@ -88,8 +96,11 @@ fn faults(path: &str, text: &str, layers: &Layers) -> Vec<String> {
     if module == "lib" {
         return faults;
     }
+    if module == CLIENT {
+        faults.extend(client_faults(path, &code));
+    }
     // The binary's files name the library as any other crate does.
-    let binary = matches!(module, "main" | "cli");
+    let binary = matches!(module, "main" | "cli" | CLIENT);
     let prefix = if binary { "vhost_user_zram::" } else { "crate::" };
     let Some(own) = layers.get(module) else {
         return vec![format!("{path}: its module has no row in docs/architecture.md")];
@@ -208,9 +219,10 @@ fn uses_within(directory: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let parts: BTreeSet<String> = files.iter().map(|file| part(file)).collect();
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     // The module's own file re-exports what the others have.
-    for file in files.iter().filter(|file| part(file) != "mod") {
+    for file in files.iter().filter(|file| !["mod", "main"].contains(&part(file).as_str())) {
         let code = code_before_tests(file);
-        let mut names = names_after(&code, &format!("crate::{module}::"));
+        let prefix = if module == CLIENT { "crate::".into() } else { format!("crate::{module}::") };
+        let mut names = names_after(&code, &prefix);
         let depth = file.strip_prefix(directory).unwrap().iter().count();
         names.extend(names_after(&code, &"super::".repeat(depth)));
         let used = names.into_iter().filter(|name| parts.contains(*name) && *name != part(file));
@@ -233,8 +245,9 @@ fn the_files_of_a_module_have_no_circle() {
 
 #[test]
 fn the_check_sees_what_it_is_for() {
-    let layers: Layers =
-        [("low", 1), ("mid", 2), ("beside", 2), ("high", 3)].map(|(n, l)| (n.into(), l)).into();
+    let layers: Layers = [("low", 1), ("mid", 2), ("beside", 2), ("high", 3), (CLIENT, 9)]
+        .map(|(n, l)| (n.into(), l))
+        .into();
     let check = |path: &str, text: &str| faults(path, text, &layers);
     assert_eq!(check("mid/a.rs", "use crate::low::X;\nuse super::b;").len(), 0);
     assert_eq!(check("mid/a.rs", "use crate::mid::X; // use crate::high").len(), 0);
@@ -250,4 +263,10 @@ fn the_check_sees_what_it_is_for() {
     assert_eq!(check("mid/a.rs", "mod tests {\n    use super::super::b;\n}").len(), 0);
     assert_eq!(check("mid/a.rs", "mod tests {\n    use super::super::super::b;\n}").len(), 1);
     assert_eq!(check("main.rs", "use vhost_user_zram::low;").len(), 1, "main has no row here");
+    assert_eq!(
+        check("ctl/a.rs", "use vhost_user_zram::internals::api::X;\nuse crate::b;").len(),
+        0
+    );
+    assert_eq!(check("ctl/a.rs", "use vhost_user_zram::internals::Device;").len(), 1);
+    assert_eq!(check("ctl/a.rs", "use vhost_user_zram::internals::{api, Device};").len(), 1);
 }
