@@ -21,7 +21,8 @@ pub fn pages(kind: &str) -> Result<Vec<u8>> {
         match kind {
             "zero" => bytes.resize(bytes.len() + PAGE, 0),
             "narrow" => repeat(&mut bytes, &(page as u32 + 1).to_le_bytes()),
-            "wide" => repeat(&mut bytes, &((page as u64 + 1) << 32 | 7).to_le_bytes()),
+            // The lower half is the number of no page.
+            "wide" => repeat(&mut bytes, &((page as u64 + 1) << 32 | 0xffff).to_le_bytes()),
             // Of a small vocabulary.
             "text" => {
                 let words: Vec<_> = (0..32).map(|_| random.next_u64().to_le_bytes()).collect();
