@@ -82,7 +82,7 @@ fn attributes_say_what_the_disk_is_and_change_what_can_be_changed() {
     let mut client = daemon.client();
     assert_eq!(read(&daemon, "disksize"), "16777216\n");
     assert_eq!(read(&daemon, "initstate"), "1\n");
-    assert_eq!(read(&daemon, "comp_algorithm"), "lz4 lz4-flex [zstd] \n");
+    assert_eq!(read(&daemon, "comp_algorithm"), "lz4 lz4-flex lz4hc [zstd] deflate lzo \n");
     assert_eq!(read(&daemon, "mm_stat"), ["       0"; 9].join(" ") + "\n");
     write_pattern(client.blk(), 0, 800, 1);
     let stats = daemon.stats();
@@ -109,7 +109,6 @@ fn attributes_say_what_the_disk_is_and_change_what_can_be_changed() {
     assert_eq!(ask(&daemon, "GET", "/v1/disk", "").ok()["settings"]["mem_limit_bytes"], 8 << 20);
     write(&daemon, "mem_limit", "16E").refused(400, "ERANGE");
     assert_eq!(column(&daemon, "mm_stat", 3), 8 << 20);
-    write(&daemon, "comp_algorithm", "lz4\n").refused(409, "EBUSY");
     write(&daemon, "comp_algorithm", &"x".repeat(128)).refused(400, "E2BIG");
     let why = write(&daemon, "disksize", "1G").refused(409, "EBUSY");
     assert!(why.contains("PATCH /v1/disk"), "{why}");
@@ -122,6 +121,43 @@ fn attributes_say_what_the_disk_is_and_change_what_can_be_changed() {
     assert_eq!(column(&daemon, "io_stat", 3), 100);
     written(&daemon, "mem_used_max", "0");
     assert_eq!(column(&daemon, "mm_stat", 4), 0);
+}
+
+/// The kernel refuses it once there is a size. Here each page is read by the codec that made it.
+#[test]
+fn the_algorithm_of_new_pages_changes_while_a_guest_runs() {
+    let daemon = start("64M", &["--algorithm", "lz4(acceleration=2)"]);
+    let mut client = daemon.client();
+    let now = |daemon: &Daemon| ask(daemon, "GET", "/v1/disk", "").ok()["algorithm"].clone();
+    let changes = [
+        ("comp_algorithm", "zstd\n", "zstd"),
+        ("algorithm_params", "level=9 algo=zstd\n", "zstd(level=9)"),
+        ("algorithm_params", "priority=0\n", "zstd"),
+        ("comp_algorithm", "deflate", "deflate"),
+        ("algorithm_params", "deflate.winbits=15 level=1", "deflate(level=1,winbits=15)"),
+        ("comp_algorithm", "lz4hc", "lz4hc"),
+        ("comp_algorithm", "lzo", "lzo"),
+    ];
+    for (round, (name, text, then)) in (0_u64..).zip(changes) {
+        write_pattern(client.blk(), round * 800, 800, round);
+        written(&daemon, name, text);
+        assert_eq!(now(&daemon), then);
+        for earlier in 0..=round {
+            expect_pattern(client.blk(), earlier * 800, 800, earlier);
+        }
+    }
+    let patch = |body| ask(&daemon, "PATCH", "/v1/disk", body);
+    assert_eq!(patch(r#"{"algorithm": "zstd(level=-3)"}"#).ok()["algorithm"], "zstd(level=-3)");
+    let why = patch(r#"{"algorithm": "zstd(level=99)"}"#).refused(400, "EINVAL");
+    assert!(why.contains("-131072 to 22"), "{why}");
+    let why = write(&daemon, "comp_algorithm", "842\n").refused(400, "EINVAL");
+    assert!(why.contains("coprocessor"), "{why}");
+    write(&daemon, "algorithm_params", "level=23").refused(400, "EINVAL");
+    assert_eq!(now(&daemon), "zstd(level=-3)");
+    assert_eq!(read(&daemon, "comp_algorithm"), "lz4 lz4-flex lz4hc [zstd] deflate lzo \n");
+    drop(client);
+    wait_until("the session ends", || write(&daemon, "reset", "1\n").status == 204);
+    assert_eq!(now(&daemon), "lz4(acceleration=2)", "the settings are those of the start");
 }
 
 #[test]

@@ -283,6 +283,8 @@ fn sighup_changes_what_may_change() {
     assert_eq!(client.blk().read_vec(0, 64 << 10).unwrap(), noise[..64 << 10]);
     drop(client);
 
+    let said = reread(&daemon, &format!("{base}algorithm = \"deflate(level=9)\"\n"));
+    assert!(said.contains(" algorithm=deflate(level=9) "), "{said}");
     let said = reread(&daemon, &format!("{base}read-iops = 7\nwrite-bps = \"1M\"\n"));
     assert!(said.ends_with("rates: read 7/s, write 1048576 B/s"), "{said}");
     daemon.wait_for_log("] rate limits: read 7/s, write 1048576 B/s");

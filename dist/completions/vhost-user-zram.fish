@@ -12,7 +12,7 @@ complete -c vhost-user-zram -l state-dir -d 'Keep the disk in files in DIR, so t
 complete -c vhost-user-zram -l state-owner -d 'Accept a state whose directory and files belong to the user with this number. Without this option they must belong to the daemon\'s user' -r
 complete -c vhost-user-zram -l load -d 'Load the raw image FILE, a regular file or a block device, into the disk at the start. A disk with a state is loaded only when the state is created' -r -F
 complete -c vhost-user-zram -l load-format -d 'Format of the image of --load: auto refuses a file that begins like one of a format other than raw (qcow2, VMDK, gzip, zstd and others); raw loads the bytes as they are' -r
-complete -c vhost-user-zram -l algorithm -d 'Compression algorithm of new pages: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N). Pages that a state has already are read whatever compressed them' -r
+complete -c vhost-user-zram -l algorithm -d 'Compression algorithm of new pages: lz4 or lz4(acceleration=N), lz4-flex, lz4hc or lz4hc(level=N), zstd or zstd(level=N), deflate or deflate(level=N,winbits=N), or lzo. Pages that a state has already are read whatever compressed them' -r
 complete -c vhost-user-zram -l num-queues -d 'Maximum number of virtqueues of a guest, 1 to 64. An unused virtqueue costs nothing' -r
 complete -c vhost-user-zram -l queue-size -d 'Maximum size of a virtqueue: a power of two, 2 to 32768 descriptors. The protocol does not tell front ends, so one whose queues are larger is refused' -r
 complete -c vhost-user-zram -l queue-threads -d 'Maximum number of threads that serve the virtqueues. A thread starts with the first of its queues [default: the number of CPUs]' -r

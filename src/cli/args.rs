@@ -117,8 +117,9 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "auto", requires = "load")]
     load_format: ImageFormat,
 
-    /// Compression algorithm of new pages: lz4, lz4(acceleration=N), lz4-flex, zstd or zstd(level=N). Pages
-    /// that a state has already are read whatever compressed them.
+    /// Compression algorithm of new pages: lz4 or lz4(acceleration=N), lz4-flex, lz4hc or lz4hc(level=N), zstd or
+    /// zstd(level=N), deflate or deflate(level=N,winbits=N), or lzo. Pages that a state has already are read
+    /// whatever compressed them.
     #[arg(long, value_name = "ALGORITHM", default_value = "lz4")]
     algorithm: CodecSpec,
 
@@ -238,7 +239,8 @@ pub struct Args {
 }
 
 /// The options that may change while the disk is served, by their names in the definition.
-pub(super) const CHANGEABLE: [&str; 8] = [
+pub(super) const CHANGEABLE: [&str; 9] = [
+    "algorithm",
     "mem_limit",
     "host_reserve",
     "log_level",
@@ -257,8 +259,8 @@ impl Args {
 
     /// What may change while the disk is served: the options of [`CHANGEABLE`].
     pub(super) fn change(&self) -> Change {
-        let Self { mem_limit, host_reserve, log_level, .. } = *self;
-        Change { mem_limit, host_reserve, rates: self.rates(), log_level }
+        let Self { algorithm: codec, mem_limit, host_reserve, log_level, .. } = *self;
+        Change { codec, mem_limit, host_reserve, rates: self.rates(), log_level }
     }
 
     /// Whether there is a configuration file.

@@ -23,6 +23,14 @@ pub enum CodecError {
         /// The number in the word.
         number: u8,
     },
+    /// All entries of the disk's codec table are taken.
+    #[error("{wanted} cannot be added to the disk's codec table, which is full: it has {found}")]
+    NoRoom {
+        /// What was to be added.
+        wanted: CodecSpec,
+        /// What it has.
+        found: String,
+    },
     /// Compression failed for a reason other than the size of the object.
     #[error("{algorithm} cannot compress a page: {reason}")]
     Compress {

@@ -18,7 +18,7 @@ use super::{CodecError, PAGE_SIZE, Page, spec::LZ4};
 /// `LZ4_compressBound(4096)`: room for any page. More is of no use to the library.
 const BOUND: usize = PAGE_SIZE + PAGE_SIZE / 255 + 16;
 
-// SAFETY: as in lz4.h of the 1.10.0 that `lz4-sys` bundles.
+// SAFETY: as in lz4.h and lz4hc.h of the 1.10.0 that `lz4-sys` bundles.
 unsafe extern "C" {
     safe fn LZ4_sizeofState() -> c_int;
     fn LZ4_compress_fast_extState(
@@ -28,6 +28,15 @@ unsafe extern "C" {
         src_size: c_int,
         dst_capacity: c_int,
         acceleration: c_int,
+    ) -> c_int;
+    safe fn LZ4_sizeofStateHC() -> c_int;
+    fn LZ4_compress_HC_extStateHC(
+        state: *mut c_void,
+        src: *const c_char,
+        dst: *mut c_char,
+        src_size: c_int,
+        dst_capacity: c_int,
+        level: c_int,
     ) -> c_int;
     fn LZ4_decompress_safe(
         src: *const c_char,
@@ -68,6 +77,36 @@ impl Lz4 {
             )
         };
         // 0 is the library's word for "does not fit"; it knows no other failure of this call.
+        usize::try_from(written).ok().filter(|&len| len > 0)
+    }
+}
+
+/// The compressor that searches more, whose objects are read in the same way: its tables and the
+/// parameter. The library clears the tables, 256 KiB, for each page.
+pub(super) struct Lz4Hc {
+    /// At least `LZ4_sizeofStateHC()` bytes, aligned as the library's own state (by u64).
+    state: Box<[u64]>,
+    level: c_int,
+}
+
+impl Lz4Hc {
+    pub(super) fn new(level: i32) -> Self {
+        let bytes = LZ4_sizeofStateHC() as usize;
+        Self { state: vec![0; bytes.div_ceil(size_of::<u64>())].into(), level }
+    }
+
+    pub(super) fn compress(&mut self, page: &Page, out: &mut [u8]) -> Option<usize> {
+        // SAFETY: as for the fast compressor.
+        let written = unsafe {
+            LZ4_compress_HC_extStateHC(
+                self.state.as_mut_ptr().cast(),
+                page.as_ptr().cast(),
+                out.as_mut_ptr().cast(),
+                PAGE_SIZE as c_int,
+                out.len().min(BOUND) as c_int,
+                self.level,
+            )
+        };
         usize::try_from(written).ok().filter(|&len| len > 0)
     }
 }
@@ -122,5 +161,11 @@ unsafe fn decompress_raw(object: &[u8], page: *mut u8) -> Result<(), CodecError>
 impl fmt::Debug for Lz4 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lz4").field("acceleration", &self.acceleration).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Lz4Hc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lz4Hc").field("level", &self.level).finish_non_exhaustive()
     }
 }

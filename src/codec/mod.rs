@@ -11,15 +11,18 @@
 //! * `workspace`: the libraries' contexts of one thread
 //! * `lz4`: the reference C library; the only file here with `unsafe`
 //! * `lz4_flex`: the same format in Rust
+//! * `deflate`, `lzo`: libraries in Rust
 //! * `zstd`: the reference C library, with frames cut down to what a page needs
 //! * `error`: what can go wrong
 //!
 //! What a codec writes for a page depends on the page, the spec and the library version alone,
 //! never on what the workspace did before.
 
+mod deflate;
 mod error;
 mod lz4;
 mod lz4_flex;
+mod lzo;
 mod spec;
 mod table;
 #[cfg(test)]
@@ -35,7 +38,7 @@ use crate::units::{PAGE_SIZE, Page};
 use self::workspace::Compressor;
 pub use self::{
     error::CodecError,
-    spec::{ALGORITHMS, CodecSpec},
+    spec::{ALGORITHMS, CodecSpec, SpecError},
     table::{CodecTable, ENTRIES},
     workspace::Workspace,
 };
@@ -57,7 +60,11 @@ impl Codec {
         Self::numbered(spec, 0)
     }
 
-    fn numbered(spec: CodecSpec, number: u8) -> Result<Self, CodecError> {
+    /// The codec of a table's entry `number`, below [`ENTRIES`].
+    ///
+    /// # Errors
+    /// A parameter is out of range.
+    pub fn numbered(spec: CodecSpec, number: u8) -> Result<Self, CodecError> {
         spec.check()?;
         Ok(Self { spec, number })
     }
@@ -73,16 +80,18 @@ impl Codec {
     }
 
     /// A workspace with all that one thread needs to use this codec: 16 KiB for lz4, 13 KiB for
-    /// lz4-flex, for zstd about 165 KiB at level 1 and 365 KiB from level 12 on. Using it with this
-    /// codec allocates nothing.
+    /// lz4-flex, 256 KiB for lz4hc, some 180 KiB for deflate, 450 KiB for lzo, for zstd about 165 KiB at level 1
+    /// and 365 KiB from level 12 on. Using it with this codec allocates nothing.
     ///
     /// # Errors
     /// The library cannot set up its contexts.
     pub fn workspace(&self) -> Result<Workspace, CodecError> {
         let mut workspace = Workspace::default();
         workspace.compressor(self)?;
-        if let CodecSpec::Zstd { .. } = self.spec {
-            workspace.zstd(self.spec)?;
+        match self.spec {
+            CodecSpec::Zstd { .. } => drop(workspace.zstd(self.spec)?),
+            CodecSpec::Deflate { .. } => drop(workspace.deflate()),
+            _ => {}
         }
         Ok(workspace)
     }
@@ -106,7 +115,10 @@ impl Codec {
         match ws.compressor(self)? {
             Compressor::Lz4(lz4) => Ok(lz4.compress(page, out)),
             Compressor::Lz4Flex(flex) => Ok(flex.compress(page, out)),
+            Compressor::Lz4Hc(lz4) => Ok(lz4.compress(page, out)),
             Compressor::Zstd(zstd) => zstd.compress(page, out),
+            Compressor::Deflate(deflate) => deflate.compress(page, out),
+            Compressor::Lzo(lzo) => lzo.compress(page, out),
         }
     }
 
@@ -127,16 +139,20 @@ impl Codec {
     ) -> Result<(), CodecError> {
         checker::might_sleep("decompressing");
         match self.spec {
-            CodecSpec::Lz4 { .. } => lz4::decompress(object, page),
+            CodecSpec::Lz4 { .. } | CodecSpec::Lz4Hc { .. } => lz4::decompress(object, page),
             CodecSpec::Lz4Flex => lz4_flex::decompress(object, page),
             CodecSpec::Zstd { .. } => ws.zstd(self.spec)?.decompress(object, page),
+            CodecSpec::Deflate { winbits, .. } => {
+                ws.deflate().decompress(winbits > 0, object, page)
+            }
+            CodecSpec::Lzo => lzo::decompress(object, page),
         }
     }
 
     /// Whether [`Self::decompress_shared`] works. Only lz4's decoder is known to take nothing from its output
     /// that decides where it reads or writes (docs/adr/0010).
     pub fn writes_shared(&self) -> bool {
-        matches!(self.spec, CodecSpec::Lz4 { .. })
+        matches!(self.spec, CodecSpec::Lz4 { .. } | CodecSpec::Lz4Hc { .. })
     }
 
     /// Decompresses `object` straight into `place`, a page of memory that another process may write at the
@@ -151,7 +167,9 @@ impl Codec {
     ) -> Result<(), CodecError> {
         checker::might_sleep("decompressing");
         match self.spec {
-            CodecSpec::Lz4 { .. } => lz4::decompress_shared(object, place),
+            CodecSpec::Lz4 { .. } | CodecSpec::Lz4Hc { .. } => {
+                lz4::decompress_shared(object, place)
+            }
             spec => Err(CodecError::Setup { spec, reason: "it cannot write to shared memory" }),
         }
     }

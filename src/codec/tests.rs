@@ -14,6 +14,14 @@ const SPECS: &[&str] = &[
     "zstd(level=1)",
     "zstd(level=9)",
     "zstd(level=22)",
+    "lz4hc",
+    "lz4hc(level=1)",
+    "lz4hc(level=12)",
+    "deflate",
+    "deflate(level=1,winbits=9)",
+    "deflate(level=9,winbits=-15)",
+    "deflate(level=0,winbits=15)",
+    "lzo",
 ];
 
 /// Where the pool stores a page raw, about.
@@ -121,6 +129,16 @@ fn specs_parse_and_print() {
         ("zstd(level=22)", CodecSpec::Zstd { level: 22 }, "zstd(level=22)"),
         ("zstd(level=-131072)", CodecSpec::Zstd { level: -131072 }, "zstd(level=-131072)"),
         ("zstd(level=+1)", CodecSpec::Zstd { level: 1 }, "zstd(level=1)"),
+        ("lz4hc(level=9)", CodecSpec::Lz4Hc { level: 9 }, "lz4hc"),
+        ("lz4hc(level=12)", CodecSpec::Lz4Hc { level: 12 }, "lz4hc(level=12)"),
+        ("deflate", CodecSpec::Deflate { level: -1, winbits: -11 }, "deflate"),
+        ("deflate(winbits=9)", CodecSpec::Deflate { level: -1, winbits: 9 }, "deflate(winbits=9)"),
+        (
+            "deflate(winbits=-15, level=9)",
+            CodecSpec::Deflate { level: 9, winbits: -15 },
+            "deflate(level=9,winbits=-15)",
+        ),
+        ("lzo", CodecSpec::Lzo, "lzo"),
     ] {
         assert_eq!(spec(text), parsed, "{text}");
         assert_eq!(parsed.to_string(), printed);
@@ -134,11 +152,23 @@ fn specs_parse_and_print() {
 #[test]
 fn bad_specs_say_what_would_do() {
     const FORM: &str = "is not of the form NAME or NAME(PARAMETER=VALUE), such as zstd(level=3)";
+    const CHOOSE: &str = "choose one of lz4, lz4-flex, lz4hc, zstd, deflate, lzo";
     for (text, message) in [
-        ("", "there is no algorithm ``: choose one of lz4, lz4-flex, zstd"),
-        ("lzo", "there is no algorithm `lzo`: choose one of lz4, lz4-flex, zstd"),
-        ("LZ4", "there is no algorithm `LZ4`: choose one of lz4, lz4-flex, zstd"),
-        ("lz4hc(level=9)", "there is no algorithm `lz4hc`: choose one of lz4, lz4-flex, zstd"),
+        ("", format!("there is no algorithm ``: {CHOOSE}").as_str()),
+        ("lz5(level=9)", &format!("there is no algorithm `lz5`: {CHOOSE}")),
+        ("LZ4", &format!("there is no algorithm `LZ4`: {CHOOSE}")),
+        (
+            "lzo-rle",
+            &format!(
+                "`lzo-rle` is not here: it is a dialect of lzo that the kernel alone has, and lzo takes its place ({CHOOSE})"
+            ),
+        ),
+        (
+            "842",
+            &format!(
+                "`842` is not here: it is made for a coprocessor of POWER machines, and zstd takes its place ({CHOOSE})"
+            ),
+        ),
         ("zstd(", &format!("`zstd(` {FORM}")),
         ("zstd()", &format!("`zstd()` {FORM}")),
         ("zstd(3)", &format!("`zstd(3)` {FORM}")),
@@ -160,6 +190,18 @@ fn bad_specs_say_what_would_do() {
             "lz4's acceleration is a whole number from 1 to 65537, which `65538` is not",
         ),
         ("zstd(level=23)", "zstd's level is a whole number from -131072 to 22, which `23` is not"),
+        ("lz4hc(level=0)", "lz4hc's level is a whole number from 1 to 12, which `0` is not"),
+        ("deflate(level=10)", "deflate's level is a whole number from -1 to 9, which `10` is not"),
+        (
+            "deflate(winbits=8)",
+            "deflate's winbits is a whole number from -15 to -9 or 9 to 15, which `8` is not",
+        ),
+        ("deflate(winbits=9,winbits=9)", "deflate's winbits is given twice"),
+        (
+            "deflate(dict=1)",
+            "deflate has no parameter `dict`: it takes level=-1 to 9 and winbits=-15 to -9 or 9 to 15",
+        ),
+        ("lzo(level=1)", "lzo has no parameter `level`: it takes none"),
         ("zstd(level=)", "zstd's level is a whole number from -131072 to 22, which `` is not"),
         (
             "zstd(level=1.5)",
@@ -182,6 +224,9 @@ fn a_codec_is_not_made_of_a_spec_out_of_range() {
         CodecSpec::Lz4 { acceleration: 65538 },
         CodecSpec::Zstd { level: 23 },
         CodecSpec::Zstd { level: i32::MIN },
+        CodecSpec::Lz4Hc { level: 13 },
+        CodecSpec::Deflate { level: 1, winbits: 0 },
+        CodecSpec::Deflate { level: 1, winbits: i32::MIN },
     ] {
         let error = Codec::new(spec).expect_err("out of range");
         assert!(matches!(error, CodecError::Spec(SpecError::Value { .. })), "{error:?}");
@@ -204,11 +249,11 @@ fn table(primary: u8, texts: &[&str]) -> CodecTable {
 
 #[test]
 fn one_workspace_serves_all_codecs_of_a_table() {
-    let codecs = table(4, SPECS);
+    let codecs = table(4, &SPECS[..ENTRIES]);
     assert_eq!(codecs.primary().spec(), spec(SPECS[4]));
     let mut ws = codecs.workspace().unwrap();
     for round in 0..3 {
-        for (number, text) in (0..).zip(SPECS) {
+        for (number, text) in (0..).zip(&SPECS[..ENTRIES]) {
             let (alone, mut alone_ws) = ready(text);
             let page = &gallery()[round + 3];
             let object = object(codecs.get(number).unwrap(), &mut ws, page);
@@ -222,7 +267,7 @@ fn one_workspace_serves_all_codecs_of_a_table() {
 
 #[test]
 fn a_workspace_has_what_was_used_and_no_more_than_four_compressors() {
-    let codecs = table(2, SPECS);
+    let codecs = table(2, &SPECS[..ENTRIES]);
     let mut ws = codecs.workspace().unwrap();
     assert_eq!(ws.ready(), [spec(SPECS[2])], "the others are not used yet");
     for number in [6, 0, 6, 2, 9] {
@@ -242,6 +287,34 @@ fn a_workspace_of_another_table_compresses_by_the_codec_that_is_asked_for() {
     let (_, mut ws) = ready("zstd(level=9)");
     let page = page_of(random_bytes(3).map(|b| b'a' + b % 26));
     assert!(object(&fast, &mut ws, &page) == object(&fast, &mut fast_ws, &page));
+}
+
+#[test]
+fn a_codec_that_is_added_is_used_from_then_on() {
+    let codecs = table(0, &["lz4"]);
+    assert!(codecs.set_primary(3).is_err(), "there is none");
+    assert!(codecs.find(spec("deflate")).is_none());
+    codecs.add(Codec::numbered(spec("deflate"), 3).unwrap());
+    assert_eq!(codecs.primary().number(), 0);
+    codecs.set_primary(3).unwrap();
+    assert_eq!((codecs.primary().number(), codecs.primary().spec()), (3, spec("deflate")));
+    assert_eq!(codecs.find(spec("deflate")).map(Codec::number), Some(3));
+    // An entry that is there stays.
+    codecs.add(Codec::numbered(spec("lzo"), 0).unwrap());
+    assert_eq!(codecs.get(0).unwrap().spec(), spec("lz4"));
+}
+
+#[test]
+fn what_a_superblock_says_of_a_codec_leads_to_it_again() {
+    for text in SPECS {
+        let spec = spec(text);
+        let (name, level, parameters) = (spec.algorithm(), spec.level(), spec.parameters());
+        assert_eq!(CodecSpec::of(name, level, parameters), Some(spec), "{text}");
+        assert_eq!(CodecSpec::of(name, level, parameters ^ 1 << 20), None, "{text}");
+    }
+    assert_eq!(CodecSpec::of("lzo", 1, 0), None);
+    assert_eq!(CodecSpec::of("deflate", 9, 8), None);
+    assert_eq!(CodecSpec::of("lz5", 0, 0), None);
 }
 
 #[test]
@@ -343,7 +416,13 @@ fn both_lz4_read_what_the_other_wrote() {
 
 #[test]
 fn lz4_decodes_into_shared_memory_what_it_decodes_into_a_page() {
-    let (lz4, mut ws) = ready("lz4");
+    for text in ["lz4", "lz4hc"] {
+        decodes_into_shared_memory(text);
+    }
+}
+
+fn decodes_into_shared_memory(text: &str) {
+    let (lz4, mut ws) = ready(text);
     let mut memory = vec![0; PAGE_SIZE + 64];
     for page in gallery() {
         let object = object(&lz4, &mut ws, &page);
@@ -359,7 +438,7 @@ fn lz4_decodes_into_shared_memory_what_it_decodes_into_a_page() {
         assert_eq!(memory[32..32 + PAGE_SIZE], page);
         assert!(memory[..32].iter().chain(&memory[32 + PAGE_SIZE..]).all(|byte| *byte == 0xa5));
     }
-    for other in ["lz4-flex", "zstd"] {
+    for other in ["lz4-flex", "zstd", "deflate", "lzo"] {
         let (codec, mut ws) = ready(other);
         let object = object(&codec, &mut ws, &gallery()[0]);
         let place = VolatileSlice::from(&mut memory[..PAGE_SIZE]);

@@ -110,6 +110,10 @@ pub struct DiskPatch {
     /// Memory of the host, or of the daemon's control group, that stays free. Writes fail that need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_reserve_bytes: Option<u64>,
+    /// Algorithm of new pages, in the form of the option `--algorithm`, such as `zstd(level=3)`. Pages that are
+    /// there stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<String>,
     /// What guests may do in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<RatesPatch>,

@@ -29,6 +29,7 @@ impl From<AttributeError> for ApiError {
             AttributeError::NotSupported(..) => StatusCode::NOT_IMPLEMENTED,
             AttributeError::Fixed { .. } => StatusCode::CONFLICT,
             AttributeError::Invalid { .. }
+            | AttributeError::Algorithm { .. }
             | AttributeError::Range { .. }
             | AttributeError::TooLong { .. } => StatusCode::BAD_REQUEST,
         };
@@ -95,7 +96,7 @@ pub(super) async fn get_attribute(
         (status = 403, description = "It can only be read, or the disk.", body = api::Refusal),
         (status = 404, description = "There is no such attribute.", body = api::Refusal),
         (status = 408, description = "The body did not come in time.", body = api::Refusal),
-        (status = 409, description = "It is fixed, or a front end uses the disk.", body = api::Refusal),
+        (status = 409, description = "It is fixed, a front end uses the disk, or the disk has no room for one more algorithm.", body = api::Refusal),
         (status = 413, description = "The body is too long.", body = api::Refusal),
         (status = 501, description = "A later version has it.", body = api::Refusal),
         (status = 503, description = "The daemon is about to end, or a reset failed.", body = api::Refusal),
@@ -114,6 +115,9 @@ pub(super) async fn put_attribute(
     match attributes::write(&name, &text, disk.codec())? {
         Write::Limit(bytes) => {
             disk.change(&DiskChange { mem_limit: Some(bytes), ..DiskChange::default() })?;
+        }
+        Write::Algorithm(codec) => {
+            disk.change(&DiskChange { codec: Some(codec), ..DiskChange::default() })?;
         }
         Write::ForgetMost => disk.forget_max(),
         Write::Compact => shared::compact(disk, &watch).await?,

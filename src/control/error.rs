@@ -52,6 +52,9 @@ impl ApiError {
 impl From<ChangeError> for ApiError {
     fn from(error: ChangeError) -> Self {
         match error {
+            ChangeError::Codec(..) => {
+                Self::new(StatusCode::CONFLICT, "ENOSPC", with_causes(&error))
+            }
             ChangeError::Burst(_) => Self::invalid(error.to_string()),
             ChangeError::Ending => Self::ending(),
         }

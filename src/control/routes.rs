@@ -19,6 +19,7 @@ use super::error::ApiError;
 use super::shared::{self, Api, Shared};
 use super::stream::{LISTENERS, TooMany};
 use super::view::{self, View};
+use crate::codec::CodecSpec;
 use crate::disk::{DiskChange, RateChange};
 
 /// The description of the API. A test compares it with the code.
@@ -98,6 +99,7 @@ pub(super) async fn get_disk(State(api): Shared) -> Json<api::Disk> {
         (status = 200, description = "They are changed.", body = api::Disk),
         (status = 400, description = "The body is not JSON, or has an unknown field or a value that is none.", body = api::Refusal),
         (status = 408, description = "The body did not come in time.", body = api::Refusal),
+        (status = 409, description = "The disk has no room for one more algorithm.", body = api::Refusal),
         (status = 413, description = "The body is too long.", body = api::Refusal),
         (status = 415, description = "The body is of another type than JSON.", body = api::Refusal),
         (status = 503, description = "The daemon is about to end.", body = api::Refusal),
@@ -105,25 +107,27 @@ pub(super) async fn get_disk(State(api): Shared) -> Json<api::Disk> {
 )]
 pub(super) async fn patch_disk(State(api): Shared, request: Request) -> Answer<api::Disk> {
     let patch: api::DiskPatch = body::json(request).await?;
-    api.disk.change(&change(patch))?;
+    api.disk.change(&change(patch)?)?;
     Ok(api.view())
 }
 
 /// What a client wants to be changed.
-fn change(patch: api::DiskPatch) -> DiskChange {
-    let api::DiskPatch { mem_limit_bytes, host_reserve_bytes, rates } = patch;
+fn change(patch: api::DiskPatch) -> Result<DiskChange, ApiError> {
+    let api::DiskPatch { mem_limit_bytes, host_reserve_bytes, algorithm, rates } = patch;
+    let codec = algorithm.map(|text| text.parse::<CodecSpec>()).transpose();
     let api::RatesPatch { read, write } = rates.unwrap_or_default();
     let rate = |patch: Option<api::RatePatch>| {
         let patch = patch.unwrap_or_default();
         let api::RatePatch { operations_per_second, bytes_per_second, burst_ms } = patch;
         RateChange { operations_per_second, bytes_per_second, burst_ms }
     };
-    DiskChange {
+    Ok(DiskChange {
+        codec: codec.map_err(|error| ApiError::invalid(error.to_string()))?,
         mem_limit: mem_limit_bytes,
         host_reserve: host_reserve_bytes,
         read_rate: rate(read),
         write_rate: rate(write),
-    }
+    })
 }
 
 /// Makes the disk blank: frees all pages, has the figures begin anew, and gives the settings the values of the

@@ -5,6 +5,7 @@ use std::sync::Weak;
 
 use super::service_manager;
 use crate::causes::with_causes;
+use crate::codec::CodecSpec;
 use crate::disk::{Disk, DiskChange};
 use crate::rates::Rates;
 use crate::stop::Stop;
@@ -12,6 +13,8 @@ use crate::stop::Stop;
 /// What the options say that may change while the disk is served.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
+    /// The codec of new pages.
+    pub codec: CodecSpec,
     /// Most bytes of arena and table; 0 means no limit.
     pub mem_limit: u64,
     /// Memory of the host that is left free, in bytes; `None` is the default.
@@ -48,6 +51,7 @@ impl Change {
     fn make(self, disk: &Disk) -> Result<Self, String> {
         let host_reserve = self.host_reserve.unwrap_or_else(|| disk.default_host_reserve());
         let change = DiskChange {
+            codec: Some(self.codec),
             mem_limit: Some(self.mem_limit),
             host_reserve: Some(host_reserve),
             read_rate: self.rates.read.into(),
@@ -60,9 +64,10 @@ impl Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mem_limit, host_reserve, rates, log_level } = self;
+        let Self { codec, mem_limit, host_reserve, rates, log_level } = self;
         let reserve = host_reserve.map_or_else(|| "default".to_owned(), |bytes| bytes.to_string());
         let level = log_level.as_str().to_ascii_lowercase();
-        write!(f, "mem-limit={mem_limit} host-reserve={reserve} log-level={level} rates: {rates}")
+        write!(f, "algorithm={codec} mem-limit={mem_limit} host-reserve={reserve} ")?;
+        write!(f, "log-level={level} rates: {rates}")
     }
 }

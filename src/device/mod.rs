@@ -25,6 +25,7 @@ mod worst;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use self::codecs::Adding;
 pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
@@ -53,7 +54,7 @@ pub struct DeviceConfig {
     pub size: u64,
     /// The logical block that guests are told of.
     pub block_size: BlockChoice,
-    /// The codec of all writes.
+    /// The codec of new objects at first; see [`Device::set_codec`].
     pub codec: CodecSpec,
     /// Most bytes of arena and table together, with the table's check sums; 0 means no limit (zram's
     /// `mem_limit`, which bounds the arena alone). Rounded up to a page.
@@ -167,7 +168,8 @@ pub struct Device {
     /// Held by a writer that compacts because a limit is reached.
     reclaiming: Mutex<LastRound>,
     host: OnceLock<HostWatch>,
-    codecs: CodecTable,
+    codecs: Arc<CodecTable>,
+    adding: Adding,
     engine: Engine,
     figures: Sharded<Figures>,
     /// How long requests take, if that is counted.
@@ -187,18 +189,20 @@ impl Device {
         let table = SlotTable::new(Words::new(pages, &config.memory)?);
         let arena = Arena::new(Pool::address_space_for(size), &config.memory)?;
         let pool = Pool::new(arena, pages, config.limit());
-        Self::over(config, Codec::new(config.codec)?.into(), table, pool, None)
+        let codecs = (Codec::new(config.codec)?.into(), Adding::default());
+        Self::over(config, codecs, table, pool, None)
     }
 
     fn over(
         config: &DeviceConfig,
-        codecs: CodecTable,
+        (codecs, adding): (CodecTable, Adding),
         table: SlotTable,
         pool: Pool,
         state: Option<Arc<State>>,
     ) -> Result<Self, DeviceError> {
         let block_size =
             state.as_ref().map_or(config.block_size.of_new(), |state| state.format().block_size);
+        let codecs = Arc::new(codecs);
         let served = AtomicBool::new(state.as_ref().is_some_and(|state| state.has_served()));
         Ok(Self {
             size: config.disk_size()?,
@@ -210,6 +214,7 @@ impl Device {
             host: OnceLock::new(),
             engine: Engine::start(&codecs, &config.engine)?,
             codecs,
+            adding,
             figures: Sharded::default(),
             times: OnceLock::new(),
             served,

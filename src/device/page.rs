@@ -89,7 +89,7 @@ impl Device {
     ) -> Result<NewContent<'_>, IoError> {
         let WorkerContext { workspace, page, object, sampler, .. } = context;
         let codec = self.codecs.primary();
-        let work = self.compression();
+        let work = Work::Compress { codec: codec.number(), limit: MAX_OBJECT };
         let compressed = self
             .engine
             .inline(work, sampler, || codec.compress(workspace, page, &mut object[..]))

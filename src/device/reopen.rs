@@ -67,7 +67,7 @@ impl Device {
         let arena = Arena::of(&state)?;
         if state.is_new() {
             let codecs = codecs::of(&state, 0, config.codec)?;
-            codecs::add_primary(&state, &codecs)?;
+            codecs::add(&state, codecs.0.primary())?;
             let pool = Pool::new(arena, format.pool_pages, limit);
             return Self::over(config, codecs, table, pool, Some(state));
         }
@@ -90,7 +90,7 @@ impl Device {
                 }
             });
         })?;
-        codecs::add_primary(&state, &codecs)?;
+        codecs::add(&state, codecs.0.primary())?;
         content::take_over(&mut table, &pool);
         pool.adopt_table(table.bytes());
         let device = Self::over(config, codecs, table, pool, Some(state))?;

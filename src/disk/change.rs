@@ -2,7 +2,8 @@
 
 use super::door::Taken;
 use super::{Disk, DiskConfig};
-use crate::device::ResetFailed;
+use crate::codec::CodecSpec;
+use crate::device::{DeviceError, ResetFailed};
 use crate::events::Event;
 use crate::rates::{Rate, Rates};
 use crate::sync;
@@ -22,6 +23,8 @@ pub struct DiskSettings {
 /// Settings to be changed; `None` leaves one as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskChange {
+    /// The codec of new pages.
+    pub codec: Option<CodecSpec>,
     /// Most bytes of arena and table, rounded up to a page; 0 means no limit.
     pub mem_limit: Option<u64>,
     /// Memory of the host that is left free, in bytes.
@@ -74,8 +77,11 @@ impl From<Rate> for RateChange {
 }
 
 /// Why settings are not changed. None of them is, then.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
+    /// The codec of new pages.
+    #[error("new pages cannot be compressed by {0}")]
+    Codec(CodecSpec, #[source] DeviceError),
     /// The burst of a rate limit.
     #[error("a burst of {0} ms is not possible: burst_ms is 1 to {MAX_BURST_MS}")]
     Burst(u32),
@@ -114,6 +120,7 @@ impl DiskConfig {
     /// What the settings are at the start.
     pub(super) fn at_start(&self, default_reserve: u64) -> DiskChange {
         DiskChange {
+            codec: Some(self.device.codec),
             mem_limit: Some(self.device.mem_limit),
             host_reserve: Some(self.host_reserve.unwrap_or(default_reserve)),
             read_rate: self.rates.read.into(),
@@ -147,6 +154,10 @@ impl Disk {
         let upkeep = upkeep.as_ref().ok_or(ChangeError::Ending)?;
         let old = self.rates();
         let (read, write) = (change.read_rate.of(old.read)?, change.write_rate.of(old.write)?);
+        if let Some(codec) = change.codec {
+            let failed = |error| ChangeError::Codec(codec, error);
+            self.device.set_codec(codec).map_err(failed)?;
+        }
         self.set_rates(Rates { read, write });
         if let Some(bytes) = change.mem_limit {
             self.device.set_mem_limit(bytes);

@@ -57,6 +57,10 @@ impl Average {
         self.ns.store((old * (PAST - 1) + new) / PAST, Ordering::Relaxed);
     }
 
+    fn set(&self, time: Duration) {
+        self.ns.store(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn get(&self) -> Duration {
         Duration::from_nanos(self.ns.load(Ordering::Relaxed))
     }
@@ -69,16 +73,21 @@ pub(super) struct Costs(Box<[[Average; 2]; ENTRIES]>);
 impl Costs {
     /// Measures each codec on a few pages of made-up text, or takes a page to cost `assumed` for ever.
     pub(super) fn new(codecs: &CodecTable, assumed: Option<Duration>) -> Result<Self, CodecError> {
-        let assumed_or_none = assumed.unwrap_or_default();
-        let fixed = |_| [0; 2].map(|_| Average::new(assumed_or_none, true));
-        let mut costs = Box::new(std::array::from_fn(fixed));
-        if assumed.is_none() {
-            for codec in codecs.iter() {
-                costs[usize::from(codec.number()) % ENTRIES] =
-                    measure(codec)?.map(|each| Average::new(each, false));
-            }
+        let average = || Average::new(assumed.unwrap_or_default(), assumed.is_some());
+        let this = Self(Box::new(std::array::from_fn(|_| [average(), average()])));
+        codecs.iter().try_for_each(|codec| this.learn(codec))?;
+        Ok(this)
+    }
+
+    /// Measures a codec of which nothing is known yet. Where a cost is assumed, this only tries it out.
+    pub(super) fn learn(&self, codec: &Codec) -> Result<(), CodecError> {
+        let averages = &self.0[usize::from(codec.number()) % ENTRIES];
+        if averages.iter().all(|average| average.fixed) {
+            return codec.workspace().map(drop);
         }
-        Ok(Self(costs))
+        let measured = measure(codec)?;
+        averages.iter().zip(measured).for_each(|(average, each)| average.set(each));
+        Ok(())
     }
 
     /// The average cost of such work.

@@ -17,7 +17,7 @@ use super::queue::Queue;
 use super::threads::{self, Cpus};
 use super::trial::Trial;
 use super::worker::{self, InService};
-use crate::codec::{CodecError, CodecTable};
+use crate::codec::{Codec, CodecError, CodecTable};
 use crate::sync;
 
 /// Time-outs that a job may wait in the queue.
@@ -96,7 +96,7 @@ pub enum EngineError {
 
 /// What workers and submitters share.
 pub(super) struct Shared {
-    pub(super) codecs: CodecTable,
+    pub(super) codecs: Arc<CodecTable>,
     pub(super) queue: Queue,
     pub(super) workers: usize,
     pub(super) model: Option<EngineModel>,
@@ -140,7 +140,7 @@ impl Engine {
     ///
     /// # Errors
     /// Contexts cannot be allocated, or threads not be started.
-    pub fn start(codecs: &CodecTable, config: &EngineConfig) -> Result<Self, EngineError> {
+    pub fn start(codecs: &Arc<CodecTable>, config: &EngineConfig) -> Result<Self, EngineError> {
         let policy = config.policy;
         let costs = Costs::new(codecs, config.assumed_cost)?;
         let cpus = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -153,7 +153,7 @@ impl Engine {
             None => (cpus - 1).max(1),
         };
         let shared = Arc::new(Shared {
-            codecs: codecs.clone(),
+            codecs: Arc::clone(codecs),
             queue: Queue::new(config.depth),
             workers,
             model: config.model.clone(),
@@ -187,6 +187,14 @@ impl Engine {
             engine.spawn("engine-watch".into(), move || shared.supervise())?;
         }
         Ok(engine)
+    }
+
+    /// Measures a codec that is about to be added to the table. The number of workers stays as it is.
+    ///
+    /// # Errors
+    /// Its contexts cannot be allocated.
+    pub fn learn(&self, codec: &Codec) -> Result<(), EngineError> {
+        Ok(self.shared.costs.learn(codec)?)
     }
 
     fn spawn(

@@ -18,7 +18,7 @@ fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
     let mut config =
         EngineConfig { policy: Policy::Offload, workers: Some(2), ..Default::default() };
     change(&mut config);
-    Engine::start(&codecs(), &config).unwrap()
+    Engine::start(&codecs().into(), &config).unwrap()
 }
 
 fn page(seed: u8) -> [u8; PAGE_SIZE] {
@@ -59,7 +59,7 @@ fn there_and_back() {
 #[test]
 fn a_job_is_done_by_the_codec_it_names() {
     let spec = |text: &str| text.parse().unwrap();
-    let codecs = CodecTable::new(2, spec("lz4"), [(7, spec("zstd"))]).unwrap();
+    let codecs = CodecTable::new(2, spec("lz4"), [(7, spec("zstd"))]).unwrap().into();
     let config = EngineConfig { policy: Policy::Offload, workers: Some(2), ..Default::default() };
     let engine = Engine::start(&codecs, &config).unwrap();
     let spares = &mut Spares::default();

@@ -15,8 +15,8 @@
 //!                0  le64 0 if the entry is free; "used" and le32 CRC-32 of its number (a byte) and its
 //!                   other bytes
 //!                8  24 bytes: name of the algorithm, ends in NULs
-//!               32  le32 level, signed: zstd's level, lz4's acceleration, 0 for lz4-flex
-//!               36  le32 parameters, 0 (reserved)
+//!               32  le32 level, signed: that of the algorithm, lz4's acceleration, 0 if there is none
+//!               36  le32 parameters: deflate's winbits, signed; 0 for all others
 //!               40  le64 id of a dictionary, 0 (reserved)
 //!               48  16 bytes of zero
 //!         3072  le64 stage: "making..", "complete", or "emptying" while the disk is reset
@@ -89,7 +89,7 @@ pub struct CodecEntry {
     pub algorithm: String,
     /// Its level, in the algorithm's own terms.
     pub level: i32,
-    /// Other parameters; none is defined, and it is 0.
+    /// Other parameters: deflate's winbits, signed; 0 for all others.
     pub parameters: u32,
     /// The dictionary; none is defined, and it is 0.
     pub dictionary: u64,

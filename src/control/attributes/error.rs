@@ -1,6 +1,7 @@
 //! Why an attribute is not read or written.
 
 use super::table::Attribute;
+use crate::codec::SpecError;
 
 /// Why an attribute is not read or written: an error number as the kernel's file would give it, and a sentence
 /// that says what to do.
@@ -27,6 +28,14 @@ pub enum AttributeError {
         text: String,
         /// What it takes.
         wanted: &'static str,
+    },
+    /// There is no such algorithm, or not with such parameters.
+    #[error("`{name}` is not changed: {error}")]
+    Algorithm {
+        /// The attribute.
+        name: &'static str,
+        /// What is wrong.
+        error: SpecError,
     },
     /// The number does not fit.
     #[error("`{text}` is too large for `{name}`: write {wanted}")]
@@ -66,7 +75,9 @@ impl AttributeError {
             Self::Unknown(_) => "ENOENT",
             Self::WriteOnly(_) | Self::ReadOnly(_) => "EACCES",
             Self::NotSupported(..) => "ENOTSUP",
-            Self::Invalid { .. } => "EINVAL",
+            // The algorithm has nothing of the kind.
+            Self::Algorithm { error: SpecError::Parameter { .. }, .. } => "EOPNOTSUPP",
+            Self::Invalid { .. } | Self::Algorithm { .. } => "EINVAL",
             Self::Range { .. } => "ERANGE",
             Self::TooLong { .. } => "E2BIG",
             Self::Fixed { .. } => "EBUSY",
@@ -75,6 +86,10 @@ impl AttributeError {
 
     pub(super) fn invalid(attribute: &Attribute, text: &str) -> Self {
         Self::Invalid { name: attribute.name, text: shortened(text), wanted: attribute.takes }
+    }
+
+    pub(super) fn algorithm(attribute: &Attribute, error: SpecError) -> Self {
+        Self::Algorithm { name: attribute.name, error }
     }
 
     pub(super) fn range(attribute: &Attribute, text: &str) -> Self {

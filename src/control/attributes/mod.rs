@@ -75,7 +75,7 @@ pub fn write(name: &str, text: &str, codec: CodecSpec) -> Result<Write, Attribut
     if !attribute.mode.writes() {
         return Err(AttributeError::ReadOnly(attribute.name));
     }
-    write::parse(attribute, text, codec.algorithm())
+    write::parse(attribute, text, codec)
 }
 
 /// The attribute, if there is anything behind it.
@@ -121,7 +121,7 @@ mod tests {
         };
         assert_eq!(text("disksize"), "1073741824\n");
         assert_eq!(text("initstate"), "1\n");
-        assert_eq!(text("comp_algorithm"), "[lz4] lz4-flex zstd \n");
+        assert_eq!(text("comp_algorithm"), "[lz4] lz4-flex lz4hc zstd deflate lzo \n");
         assert_eq!(read("block_state", &view()), Ok(Reading::BlockState));
     }
 }

@@ -61,7 +61,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
     here(
         "algorithm_params",
         Mode::Write,
-        "`level=N`, with `algo=NAME` or `priority=0` if you like",
+        "`level=N` or `deflate.winbits=N`, with `algo=NAME` or `priority=0` if you like",
     ),
     missing("backing_dev", Mode::Both, WRITEBACK),
     missing("bd_stat", Mode::Read, WRITEBACK),

@@ -75,8 +75,11 @@ mod tests {
     #[test]
     fn the_algorithm_in_use_is_in_brackets() {
         let spec: CodecSpec = "zstd(level=9)".parse().unwrap();
-        assert_eq!(comp_algorithm(spec), "lz4 lz4-flex [zstd] \n");
-        assert_eq!(comp_algorithm(CodecSpec::default()), "[lz4] lz4-flex zstd \n");
+        assert_eq!(comp_algorithm(spec), "lz4 lz4-flex lz4hc [zstd] deflate lzo \n");
+        assert_eq!(
+            comp_algorithm(CodecSpec::default()),
+            "[lz4] lz4-flex lz4hc zstd deflate lzo \n"
+        );
     }
 
     #[test]

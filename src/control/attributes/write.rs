@@ -3,11 +3,13 @@
 use super::error::AttributeError;
 use super::parse::{self, NoNumber};
 use super::table::Attribute;
-use crate::codec::ALGORITHMS;
+use crate::codec::{CodecSpec, SpecError};
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
+    /// New pages are compressed by this codec.
+    Algorithm(CodecSpec),
     /// The memory limit becomes so many bytes; 0 is no limit.
     Limit(u64),
     /// The most memory there ever was becomes what is used now.
@@ -21,18 +23,14 @@ pub enum Write {
 /// Longest name of an algorithm, its line end included; longer ones are refused before they are looked for.
 const LONGEST_NAME: usize = 127;
 
-/// Most and primary of the priorities that algorithms have in the kernel.
-const PRIORITIES: std::ops::RangeInclusive<i32> = 0..=3;
-
 const SIZE_INSTEAD: &str = "PATCH /v1/disk with size_bytes lets it grow";
-const ALGORITHM_INSTEAD: &str =
-    "start a disk with --algorithm, such as --algorithm 'zstd(level=3)'";
+const DICTIONARIES: &str = "it has no dictionaries";
 
-/// What writing `text` to `attribute` does. `algorithm` is the disk's.
+/// What writing `text` to `attribute` does. `codec` is that of the disk's new pages.
 pub(super) fn parse(
     attribute: &Attribute,
     text: &str,
-    algorithm: &str,
+    codec: CodecSpec,
 ) -> Result<Write, AttributeError> {
     // The kernel's text is a string of C.
     let text = text.split('\0').next().unwrap_or_default();
@@ -61,26 +59,23 @@ pub(super) fn parse(
                 return Err(AttributeError::TooLong { name: attribute.name, most: LONGEST_NAME });
             }
             let name = text.strip_suffix('\n').unwrap_or(text);
-            if !ALGORITHMS.contains(&name) {
-                return Err(AttributeError::invalid(attribute, text));
+            match CodecSpec::named(name) {
+                Some(codec) => Ok(Write::Algorithm(codec)),
+                None => Err(AttributeError::algorithm(attribute, SpecError::unknown(name))),
             }
-            Err(fixed(ALGORITHM_INSTEAD))
         }
-        "algorithm_params" => {
-            check_parameters(attribute, text, algorithm)?;
-            Err(fixed(ALGORITHM_INSTEAD))
-        }
+        "algorithm_params" => parameters(attribute, text, codec).map(Write::Algorithm),
         // Each attribute that can be written has its line above; a test walks them.
         _ => Err(AttributeError::ReadOnly(attribute.name)),
     }
 }
 
-/// Whether the parameters make sense for a disk that has this one algorithm.
-fn check_parameters(
+/// The algorithm of `codec` with the parameters of a list; those that it does not name are the usual ones.
+fn parameters(
     attribute: &Attribute,
     text: &str,
-    algorithm: &str,
-) -> Result<(), AttributeError> {
+    codec: CodecSpec,
+) -> Result<CodecSpec, AttributeError> {
     let invalid = || AttributeError::invalid(attribute, text);
     let number = |value| {
         parse::signed(value).map_err(|error| match error {
@@ -88,18 +83,30 @@ fn check_parameters(
             NoNumber::TooLarge => AttributeError::range(attribute, text),
         })
     };
-    let mut priority = 0;
+    let algorithm = codec.algorithm();
+    let mut codec = CodecSpec::named(algorithm).unwrap_or(codec);
     for (key, value) in parse::words(text) {
         let value = value.filter(|value| !value.is_empty()).ok_or_else(invalid)?;
-        match key {
-            "priority" => priority = number(value)?,
-            "level" | "deflate.winbits" => drop(number(value)?),
-            "algo" if value != algorithm => return Err(invalid()),
-            // A dictionary's path is looked at when it is used, and the kernel ignores what it does not know.
-            _ => {}
-        }
+        let parameter = match key {
+            "level" => "level",
+            // To the kernel it says nothing of other algorithms.
+            "deflate.winbits" if algorithm == "deflate" => "winbits",
+            "deflate.winbits" => {
+                number(value)?;
+                continue;
+            }
+            "priority" if number(value)? == 0 => continue,
+            "algo" if value == algorithm => continue,
+            "priority" | "algo" => return Err(invalid()),
+            "dict" => return Err(AttributeError::NotSupported(attribute.name, DICTIONARIES)),
+            // The kernel ignores what it does not know.
+            _ => continue,
+        };
+        codec = codec
+            .with(parameter, number(value)?)
+            .map_err(|error| AttributeError::algorithm(attribute, error))?;
     }
-    if PRIORITIES.contains(&priority) { Ok(()) } else { Err(invalid()) }
+    Ok(codec)
 }
 
 #[cfg(test)]
@@ -108,7 +115,11 @@ mod tests {
     use super::*;
 
     fn write(name: &str, text: &str) -> Result<Write, &'static str> {
-        parse(find(name).unwrap(), text, "lz4").map_err(|error| error.errno())
+        write_to(name, text, "lz4")
+    }
+
+    fn write_to(name: &str, text: &str, codec: &str) -> Result<Write, &'static str> {
+        parse(find(name).unwrap(), text, codec.parse().unwrap()).map_err(|error| error.errno())
     }
 
     #[test]
@@ -142,27 +153,63 @@ mod tests {
         for text in ["0", "", "big", "-1"] {
             assert_eq!(write("disksize", text), Err("EINVAL"), "{text}");
         }
-        for text in ["lz4", "zstd\n", "lz4-flex"] {
-            assert_eq!(write("comp_algorithm", text), Err("EBUSY"), "{text}");
+    }
+
+    #[test]
+    fn an_algorithm_is_one_that_a_read_lists() {
+        let by = |text: &str| Ok(Write::Algorithm(text.parse().unwrap()));
+        for text in ["lz4", "zstd\n", "lz4-flex", "lz4hc", "deflate\n", "lzo"] {
+            assert_eq!(write("comp_algorithm", text), by(text.trim_end()), "{text}");
         }
-        for text in ["", "lzo-rle", "zstd ", " lz4", "lz4\n\n", &"x".repeat(127)] {
+        for text in ["", "lzo-rle", "842", "zstd ", " lz4", "lz4\n\n", &"x".repeat(127)] {
             assert_eq!(write("comp_algorithm", text), Err("EINVAL"), "{text}");
         }
         assert_eq!(write("comp_algorithm", &"x".repeat(128)), Err("E2BIG"));
-        for text in ["level=3", "algo=lz4 priority=0 level=-1\n", "", "new=1 dict=/none"] {
-            assert_eq!(write("algorithm_params", text), Err("EBUSY"), "{text}");
+        let error = parse(find("comp_algorithm").unwrap(), "842\n", CodecSpec::default());
+        assert!(error.unwrap_err().to_string().contains("coprocessor of POWER"));
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_algorithm_and_replace_the_earlier_ones() {
+        let by = |text: &str| Ok(Write::Algorithm(text.parse().unwrap()));
+        for (codec, text, then) in [
+            ("lz4", "level=3", "lz4(acceleration=3)"),
+            ("lz4(acceleration=3)", "", "lz4"),
+            ("lz4", "algo=lz4 priority=0 level=7 new=1\n", "lz4(acceleration=7)"),
+            ("zstd(level=9)", "level=-5", "zstd(level=-5)"),
+            ("zstd(level=9)", "deflate.winbits=99", "zstd"),
+            ("deflate(level=9)", "deflate.winbits=15", "deflate(winbits=15)"),
+            ("deflate", "deflate.winbits=-15 level=1", "deflate(level=1,winbits=-15)"),
+            ("lzo", "priority=0", "lzo"),
+        ] {
+            assert_eq!(write_to("algorithm_params", text, codec), by(then), "{codec}: {text}");
         }
-        for text in ["level", "level=", "level=fast", "algo=zstd", "priority=4", "priority=-1"] {
-            assert_eq!(write("algorithm_params", text), Err("EINVAL"), "{text}");
+        for (codec, text, errno) in [
+            ("lz4", "level", "EINVAL"),
+            ("lz4", "level=", "EINVAL"),
+            ("lz4", "level=fast", "EINVAL"),
+            ("lz4", "level=-1", "EINVAL"),
+            ("lz4", "algo=zstd", "EINVAL"),
+            ("lz4", "priority=4", "EINVAL"),
+            ("lz4", "priority=-1", "EINVAL"),
+            ("lz4", "priority=1 level=2", "EINVAL"),
+            ("lz4", "level=3000000000", "ERANGE"),
+            ("zstd", "level=23", "EINVAL"),
+            ("deflate", "level=10", "EINVAL"),
+            ("deflate", "deflate.winbits=8", "EINVAL"),
+            ("deflate", "deflate.winbits=-16", "EINVAL"),
+            ("lzo", "level=1", "EOPNOTSUPP"),
+            ("zstd", "dict=/none", "ENOTSUP"),
+        ] {
+            assert_eq!(write_to("algorithm_params", text, codec), Err(errno), "{codec}: {text}");
         }
-        assert_eq!(write("algorithm_params", "level=3000000000"), Err("ERANGE"));
     }
 
     #[test]
     fn each_attribute_that_can_be_written_is_known_here() {
         let writable = ATTRIBUTES.iter().filter(|attribute| attribute.mode.writes());
         for attribute in writable.filter(|attribute| attribute.missing.is_none()) {
-            let error = parse(attribute, "", "lz4").err();
+            let error = parse(attribute, "", CodecSpec::default()).err();
             let is_read_only = matches!(error, Some(AttributeError::ReadOnly(_)));
             assert!(!is_read_only, "{} cannot be written", attribute.name);
         }

@@ -1,7 +1,10 @@
 //! Disks whose pages are of several codecs.
 
 use super::reopen::Home;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
+use crate::codec::CodecSpec;
 use crate::store::scratch::{Image, edit};
 
 const PAGES: u64 = 64;
@@ -118,6 +121,72 @@ fn a_full_table_has_room_again_when_no_page_names_an_entry() {
     assert!(home.open().is_err(), "all entries are named again");
 }
 
+#[test]
+fn the_codec_changes_while_pages_are_written_and_read() {
+    const CODECS: [&str; 7] =
+        ["zstd", "deflate(winbits=15)", "lz4hc", "lzo", "lz4", "deflate", "zstd(level=-4)"];
+    for policy in [Policy::Inline, Policy::Offload] {
+        let mut home = Home::new(PAGES, "lz4");
+        home.config.engine.policy = policy;
+        let device = home.make();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let (device, stop) = (&device, &stop);
+            for thread in 0..2 {
+                threads.spawn(move || {
+                    let mut context = device.worker_context().unwrap();
+                    while !stop.load(Ordering::Relaxed) {
+                        for page in (thread..PAGES).step_by(2) {
+                            let bytes = bytes_of(page);
+                            run(device, &mut context, Op::Write, page * 8, bytes).unwrap();
+                            assert_eq!(read(device, &mut context, page * 8, 8), bytes_of(page));
+                        }
+                    }
+                });
+            }
+            for codec in CODECS.iter().cycle().take(100) {
+                device.set_codec(codec.parse().unwrap()).unwrap();
+                assert_eq!(device.codec().to_string(), *codec);
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        // What was changed back is found again, and not added once more.
+        let mut context = device.worker_context().unwrap();
+        for (number, codec) in (1..).zip(["zstd", "deflate(winbits=15)", "lz4hc", "lzo"]) {
+            device.set_codec(codec.parse().unwrap()).unwrap();
+            run(&device, &mut context, Op::Write, number * 8, bytes_of(number)).unwrap();
+            assert_eq!(codec_of(&home, number), number, "{codec}");
+        }
+        expect_all(&device, &mut context);
+        device.check().unwrap();
+        drop((context, device));
+        // A later process has the codec of its command line for new pages, and reads all.
+        let device = home.open().unwrap();
+        assert_eq!(device.codec().to_string(), "lz4");
+        expect_all(&device, &mut device.worker_context().unwrap());
+    }
+}
+
+#[test]
+fn a_disk_has_room_for_16_codecs_at_a_time() {
+    let home = full();
+    let device = home.open().unwrap();
+    let found = |level: i32| device.set_codec(CodecSpec::Zstd { level });
+    let error = crate::causes::with_causes(&device.set_codec(CodecSpec::Lzo).unwrap_err());
+    assert!(
+        error.contains("lzo cannot be added to the disk's codec table, which is full"),
+        "{error}"
+    );
+    assert!(error.contains("zstd(level=-7), "), "{error}");
+    // Nothing changed, and those that are there can be had.
+    assert_eq!(device.codec().to_string(), "zstd(level=-16)");
+    found(-3).unwrap();
+    assert_eq!(device.codec().to_string(), "zstd(level=-3)");
+    assert!(device.set_codec(CodecSpec::Zstd { level: 23 }).is_err(), "there is no such level");
+    assert_eq!(device.codec().to_string(), "zstd(level=-3)");
+}
+
 /// Makes the entry of this number another one, as a program of another version does.
 fn edit_entry(home: &Home, number: u64, change: impl FnOnce(&mut [u8])) {
     edit(&home.dir.join("superblock"), TABLE + number * ENTRY, ENTRY as usize, |entry| {
@@ -187,9 +256,11 @@ fn a_page_that_names_no_codec_is_damage_of_that_page_alone() {
         };
         home.set_word(1, changed);
         home.set_sum(1, home.sum(1) ^ part(word) ^ part(changed));
-        // The next start adds a codec: not as the entry that the page names.
+        // The next start adds a codec: not as the entry that the page names. Nor does a change.
         set_codec(&mut home, "zstd");
         let device = home.open().unwrap();
+        device.set_codec(CodecSpec::Lzo).unwrap();
+        device.set_codec("zstd".parse().unwrap()).unwrap();
         let mut context = device.worker_context().unwrap();
         for _ in 0..2 {
             let buffer = || Buffer::new(vec![0; PAGE_SIZE]);
