@@ -39,6 +39,12 @@ pub const STEPS: &[&str] = &[
     "compact.published",
     "compact.vacated",
     "compact.trimmed",
+    // A job replaces a page by what a slower codec made of it.
+    "recompress.claimed",
+    "recompress.stored",
+    "recompress.published",
+    "recompress.freed",
+    "recompress.marked",
     // Giving a page of the slot table back.
     "table.hidden",
     "table.punched",
@@ -118,6 +124,10 @@ pub const WRITE: Steps = Steps { published: "write.published", freed: "write.fre
 pub const DISCARD: Steps = Steps { published: "discard.published", freed: "discard.freed" };
 /// Steps of a change of a part of a page.
 pub const MODIFY: Steps = Steps { published: "modify.published", freed: "modify.freed" };
+
+/// Steps of a recompression.
+pub const RECOMPRESS: Steps =
+    Steps { published: "recompress.published", freed: "recompress.freed" };
 
 /// Marks a step, one of [`STEPS`], [`RESETS`] or [`STALLS`].
 #[cfg(not(debug_assertions))]

@@ -173,6 +173,8 @@ enum Way {
     Load(Mix),
     /// A load, and now and then a compaction.
     Compaction,
+    /// A load, and now and then a recompression.
+    Recompression,
     /// The same, when nothing is left on the disk or half of it: a page of the slot table each.
     EmptyTable,
     /// The start of a daemon on a state that is there.
@@ -190,6 +192,7 @@ fn way_to(step: &str) -> Way {
         "discard" => Way::Load(Mix::DISCARDS),
         "ring" => Way::Load(Mix::ALL),
         "compact" => Way::Compaction,
+        "recompress" => Way::Recompression,
         "table" => Way::EmptyTable,
         "open" => Way::Open,
         "codec" => Way::Codec,
@@ -208,6 +211,8 @@ fn needs_region(step: &str) -> bool {
 enum Compact {
     Never,
     NowAndThen,
+    /// And recompress what there is, instead.
+    Recompress,
     /// When the disk was discarded, and not before that is done.
     Emptied,
 }
@@ -223,6 +228,7 @@ fn die_under_load(life: &mut Life, step: &str, nth: u64, mode: Mode, mix: Mix, c
         match compact {
             Compact::Never => {}
             Compact::NowAndThen => life.daemon.signal(Signal::SIGUSR2),
+            Compact::Recompress => life.recompress(),
             Compact::Emptied => {
                 // So many that none but these are in flight in the end.
                 life.load.mix = Mix::SWEEPS;
@@ -302,6 +308,9 @@ fn nothing_acknowledged_is_lost_at_any_named_step() {
                 Way::Load(mix) => die_under_load(life, step, nth, mode, mix, Compact::Never),
                 Way::Compaction => {
                     die_under_load(life, step, nth, mode, Mix::DISCARDS, Compact::NowAndThen);
+                }
+                Way::Recompression => {
+                    die_under_load(life, step, nth, mode, Mix::ALL, Compact::Recompress);
                 }
                 Way::EmptyTable => {
                     // Each time comes to a step once.

@@ -202,6 +202,15 @@ pub struct Pages {
     pub compacted: u64,
     /// Pages freed by discard or write-zeroes (`notify_free`).
     pub freed: u64,
+    /// Pages that were to be recompressed, and were tried (`recompression_attempts`).
+    #[serde(default)]
+    pub recompression_tried: u64,
+    /// Pages that were replaced by what a secondary algorithm made of them (`recompressed_pages`).
+    #[serde(default)]
+    pub recompressed: u64,
+    /// Bytes of memory that these took before, and did not take afterwards (`recompression_saved_bytes`).
+    #[serde(default)]
+    pub recompression_saved_bytes: u64,
 }
 
 /// Requests of guests.
@@ -348,6 +357,8 @@ pub struct Job {
 pub enum JobKind {
     /// Moves objects out of sparse pages, and gives memory back to the host.
     Compact,
+    /// Compresses pages again, by a slower algorithm.
+    Recompress,
 }
 
 /// What has become of a job.
@@ -371,6 +382,15 @@ pub struct JobFigures {
     pub freed_pages: u64,
     /// Objects that were moved.
     pub moved_objects: u64,
+    /// Pages that were tried, by a recompression.
+    #[serde(default)]
+    pub tried_pages: u64,
+    /// Those of them that were replaced.
+    #[serde(default)]
+    pub recompressed_pages: u64,
+    /// Bytes of memory that these took before, and do not take any more.
+    #[serde(default)]
+    pub saved_bytes: u64,
 }
 
 /// What happened. The stream sends it as an event of the name `kind`, and its number as the event's id.

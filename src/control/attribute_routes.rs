@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 
-use super::attributes::{self, ATTRIBUTES, AttributeError, BlockState, Reading, Write};
+use super::attributes::{self, ATTRIBUTES, AttributeError, BlockState, Codecs, Reading, Write};
 use super::connection::Watch;
 use super::error::ApiError;
 use super::shared::{self, Shared};
@@ -38,7 +38,11 @@ impl From<AttributeError> for ApiError {
 }
 
 fn view(disk: &Disk) -> attributes::View {
-    attributes::View { size: disk.size(), codec: disk.codec(), report: disk.report() }
+    attributes::View { size: disk.size(), codecs: codecs(disk), report: disk.report() }
+}
+
+fn codecs(disk: &Disk) -> Codecs {
+    Codecs { primary: disk.codec(), secondaries: disk.secondaries() }
 }
 
 /// The name in a path.
@@ -96,7 +100,7 @@ pub(super) async fn get_attribute(
         (status = 403, description = "It can only be read, or the disk.", body = api::Refusal),
         (status = 404, description = "There is no such attribute.", body = api::Refusal),
         (status = 408, description = "The body did not come in time.", body = api::Refusal),
-        (status = 409, description = "It is fixed, a front end uses the disk, or the disk has no room for one more algorithm.", body = api::Refusal),
+        (status = 409, description = "It is fixed, a front end uses the disk, the disk has no room for one more algorithm, or a recompression is under way or was cancelled.", body = api::Refusal),
         (status = 413, description = "The body is too long.", body = api::Refusal),
         (status = 501, description = "A later version has it.", body = api::Refusal),
         (status = 503, description = "The daemon is about to end, or a reset failed.", body = api::Refusal),
@@ -112,13 +116,16 @@ pub(super) async fn put_attribute(
     let text = String::from_utf8(body::bytes(request).await?)
         .map_err(|_| ApiError::invalid("the body must be a text in UTF-8"))?;
     let disk = &api.disk;
-    match attributes::write(&name, &text, disk.codec())? {
+    match attributes::write(&name, &text, &codecs(disk))? {
         Write::Limit(bytes) => {
             disk.change(&DiskChange { mem_limit: Some(bytes), ..DiskChange::default() })?;
         }
         Write::Algorithm(codec) => {
             disk.change(&DiskChange { codec: Some(codec), ..DiskChange::default() })?;
         }
+        Write::Secondary(priority, codec) => disk.set_secondary(priority, codec)?,
+        Write::Recompress(wanted) => shared::recompress(disk, wanted, &watch).await?,
+        Write::Idle => shared::mark_idle(disk, &watch).await?,
         Write::ForgetMost => disk.forget_max(),
         Write::Compact => shared::compact(disk, &watch).await?,
         Write::Reset => shared::reset(disk, &watch).await?,

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::api::Refusal;
 use crate::causes::with_causes;
-use crate::disk::{ChangeError, ResetError};
+use crate::disk::{ChangeError, RecompressError, RecompressRefused, ResetError};
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,31 @@ impl From<ChangeError> for ApiError {
             }
             ChangeError::Burst(_) => Self::invalid(error.to_string()),
             ChangeError::Ending => Self::ending(),
+        }
+    }
+}
+
+impl From<RecompressRefused> for ApiError {
+    fn from(error: RecompressRefused) -> Self {
+        let text = with_causes(&error);
+        match error {
+            RecompressRefused::Busy(_) => Self::new(StatusCode::CONFLICT, "EAGAIN", text),
+            RecompressRefused::Ending => Self::ending(),
+            RecompressRefused::Thread(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "EAGAIN", text)
+            }
+        }
+    }
+}
+
+impl From<RecompressError> for ApiError {
+    fn from(error: RecompressError) -> Self {
+        let text = with_causes(&error);
+        match error {
+            RecompressError::NoAlgorithm(_) => Self::invalid(text),
+            RecompressError::Context(_) | RecompressError::Memory(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "ENOMEM", text)
+            }
         }
     }
 }

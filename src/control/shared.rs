@@ -11,7 +11,7 @@ use super::connection::Watch;
 use super::error::ApiError;
 use super::stream::Stream;
 use super::view::About;
-use crate::disk::Disk;
+use crate::disk::{Disk, RecompressEnd, Wanted};
 use crate::threads;
 
 /// What all requests use.
@@ -45,6 +45,52 @@ pub(super) async fn reset(disk: &Arc<Disk>, watch: &Arc<Watch>) -> Result<(), Ap
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "EAGAIN", error)
     })?;
     Ok(done.await.map_err(|_| ApiError::ending())??)
+}
+
+/// Recompresses pages, and waits for that.
+///
+/// # Errors
+/// Another one is under way, this one is cancelled or fails, or the daemon is about to end.
+pub(super) async fn recompress(
+    disk: &Disk,
+    wanted: Wanted,
+    watch: &Arc<Watch>,
+) -> Result<(), ApiError> {
+    let _busy = watch.begin();
+    let (told, done) = oneshot::channel();
+    let told = move |end| {
+        // The client may be gone.
+        let _ = told.send(end);
+    };
+    disk.recompress(wanted, told)?;
+    match done.await.map_err(|_| ApiError::ending())? {
+        RecompressEnd::Done => Ok(()),
+        RecompressEnd::Cancelled => {
+            let error = "the recompression was cancelled: what it did stays";
+            Err(ApiError::new(StatusCode::CONFLICT, "EINTR", error))
+        }
+        RecompressEnd::Failed(error) => Err(error.into()),
+    }
+}
+
+/// Marks pages as idle, in a thread of its own, and waits for that.
+///
+/// # Errors
+/// No thread can be started, or the daemon is about to end.
+pub(super) async fn mark_idle(disk: &Arc<Disk>, watch: &Arc<Watch>) -> Result<(), ApiError> {
+    let _busy = watch.begin();
+    let (told, done) = oneshot::channel();
+    let disk = Arc::clone(disk);
+    let body = move || {
+        let marked = disk.mark_idle();
+        drop(disk);
+        let _ = told.send(marked);
+    };
+    threads::spawn("idle", body).map_err(|error| {
+        let error = format!("no thread can be started to mark pages ({error}): try again");
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "EAGAIN", error)
+    })?;
+    done.await.map(drop).map_err(|_| ApiError::ending())
 }
 
 /// Compacts all of the disk's memory, and waits for that.

@@ -115,6 +115,9 @@ impl View {
             poll_us,
             throttled_requests,
             throttled_us,
+            recompression_attempts,
+            recompressed_pages,
+            recompression_saved_bytes,
             engine,
             engine_service,
             // Apart from these.
@@ -142,6 +145,9 @@ impl View {
                 huge_written: huge_pages_since,
                 compacted: pages_compacted,
                 freed: notify_free,
+                recompression_tried: recompression_attempts,
+                recompressed: recompressed_pages,
+                recompression_saved_bytes,
             },
             requests: api::Requests {
                 reads,
@@ -247,6 +253,7 @@ pub(super) fn job(report: &JobReport) -> api::Job {
         id: report.id,
         kind: match report.kind {
             JobKind::Compact => api::JobKind::Compact,
+            JobKind::Recompress => api::JobKind::Recompress,
         },
         state: match report.state {
             JobState::Queued => api::JobState::Queued,
@@ -256,6 +263,12 @@ pub(super) fn job(report: &JobReport) -> api::Job {
         },
         progress_percent: report.percent,
         running_seconds: report.running.as_secs_f64(),
-        done: api::JobFigures { freed_pages: report.done.pages, moved_objects: report.done.moves },
+        done: api::JobFigures {
+            freed_pages: report.done.pages,
+            moved_objects: report.done.moves,
+            tried_pages: report.recompressed.tried,
+            recompressed_pages: report.recompressed.replaced,
+            saved_bytes: report.recompressed.saved_bytes,
+        },
     }
 }

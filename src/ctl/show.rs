@@ -197,12 +197,21 @@ fn state(state: JobState) -> &'static str {
 fn kind(kind: JobKind) -> &'static str {
     match kind {
         JobKind::Compact => "compact",
+        JobKind::Recompress => "recompress",
     }
 }
 
 /// What a job did, in a few words.
 pub fn job_figures(job: &Job) -> String {
     let done = &job.done;
+    if job.kind == JobKind::Recompress {
+        return format!(
+            "{} of {} page(s) recompressed, {} saved",
+            done.recompressed_pages,
+            done.tried_pages,
+            human(done.saved_bytes)
+        );
+    }
     format!(
         "{} given back in {} page(s), {} object(s) moved",
         human(done.freed_pages * 4096),
@@ -284,7 +293,7 @@ mod tests {
             state: JobState::Running,
             progress_percent: 40,
             running_seconds: 0.25,
-            done: JobFigures { freed_pages: 2, moved_objects: 9 },
+            done: JobFigures { freed_pages: 2, moved_objects: 9, ..JobFigures::default() },
         };
         assert_eq!(job_in_short(&job), "compact 40 %");
         let text = jobs(&[job]);
@@ -294,5 +303,20 @@ mod tests {
             ),
             "{text}"
         );
+        let done = JobFigures {
+            tried_pages: 5,
+            recompressed_pages: 4,
+            saved_bytes: 8192,
+            ..JobFigures::default()
+        };
+        let job = Job {
+            id: 4,
+            kind: JobKind::Recompress,
+            state: JobState::Done,
+            progress_percent: 100,
+            running_seconds: 0.25,
+            done,
+        };
+        assert_eq!(job_figures(&job), "4 of 5 page(s) recompressed, 8K saved");
     }
 }

@@ -182,6 +182,19 @@ impl Device {
         self.make_room(reader, || self.pool.store(bytes, owner), refused)
     }
 
+    /// As [`Self::store`] for what may be left undone: it is tried once more after memory was given back.
+    pub(super) fn store_behind(
+        &self,
+        index: u64,
+        bytes: &[u8],
+        reader: &Reader,
+    ) -> Result<Owned<'_>, PoolError> {
+        self.pool.store(bytes, index as u32).or_else(|_| {
+            self.reclaim(reader);
+            self.pool.store(bytes, index as u32)
+        })
+    }
+
     /// Does something that takes memory. If it is refused, memory is given back first, and it is done
     /// again, as long as that gives anything. The thread is inside of `reader`, with no slot that it
     /// found and does not hold.

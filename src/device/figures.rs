@@ -93,6 +93,12 @@ report! {
     /// Time that virtqueues waited for rate limits, of each one separately, until the wait is over.
     throttled_us: Counter Microseconds "throttled" =
         source.count(|counters| &counters.throttled_ns) / 1000;
+    /// Pages that were to be recompressed, and were tried.
+    recompression_attempts: Counter Pages "recompression_tried" counted(pub(super));
+    /// Pages that were replaced by what a secondary algorithm made of them.
+    recompressed_pages: Counter Pages "recompressed" counted(pub(super));
+    /// Bytes of memory that these took before, and did not take afterwards.
+    recompression_saved_bytes: Counter Bytes "recompression_saved" counted(pub(super));
     beside {
         /// What the engine did.
         engine: EngineReport = source.engine;
@@ -334,7 +340,8 @@ mod tests {
                     writes=0 discards=0 write_zeroes=0 flushes=0 failed_reads=0 failed_writes=0 \
                     invalid_io=0 stalled_requests=0 expired_requests=0 broken_queues=0 blind_queues=0 \
                     notify_free=2 poll_hits=0 poll_misses=0 poll_us=0 \
-                    throttled_requests=0 throttled_us=0 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
+                    throttled_requests=0 throttled_us=0 recompression_attempts=0 recompressed_pages=0 \
+                    recompression_saved_bytes=0 engine_jobs=3 engine_batches=0 engine_completed=0 engine_refusals=0 \
                     engine_fallbacks=0 engine_failures=0 engine_corruptions=0 engine_timeouts=0 \
                     engine_deaths=0 engine_depth=0 engine_depth_max=0 engine_service_us=- read_latency_us=- \
                     write_latency_us=- discard_latency_us=- write_zeroes_latency_us=- flush_latency_us=-";

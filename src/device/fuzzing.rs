@@ -278,6 +278,10 @@ fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost
             let mut word = [0; 8];
             if table.read_exact_at(&mut word, at % PAGES * 8).is_ok() {
                 word[0] |= some & 3;
+                // Marks of upkeep, which an object alone has: what a job claimed and did not end, too.
+                if word[0] & 0b1100 == 0b1000 {
+                    word[0] |= some & 0b111_0000;
+                }
                 table.write_all_at(&word, at % PAGES * 8).expect("write");
             }
         }

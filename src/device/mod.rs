@@ -10,10 +10,12 @@ mod content;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod idle;
 mod io;
 mod latency;
 mod page;
 mod page_op;
+mod recompress;
 mod reopen;
 mod request;
 mod reset;
@@ -32,6 +34,7 @@ pub use self::figures::{Figures, Report};
 pub use self::io::{Io, WINDOW};
 pub use self::latency::{Latencies, Timed};
 pub use self::page::WorkerContext;
+pub use self::recompress::{Pages, RecompressError, Recompression, SECONDARIES, Wanted};
 pub use self::request::{Extent, IoError, Op, Payload, PayloadFault};
 pub use self::reset::ResetFailed;
 pub use self::slots::{SlotState, Slots};
@@ -170,6 +173,8 @@ pub struct Device {
     host: OnceLock<HostWatch>,
     codecs: Arc<CodecTable>,
     adding: Adding,
+    /// Numbers of the codecs that pages are recompressed by.
+    secondaries: Mutex<[Option<u8>; SECONDARIES]>,
     engine: Engine,
     figures: Sharded<Figures>,
     /// How long requests take, if that is counted.
@@ -215,6 +220,7 @@ impl Device {
             engine: Engine::start(&codecs, &config.engine)?,
             codecs,
             adding,
+            secondaries: Mutex::default(),
             figures: Sharded::default(),
             times: OnceLock::new(),
             served,

@@ -18,13 +18,15 @@ pub struct SlotState {
     pub huge: bool,
     /// Nothing accessed the page since it was marked.
     pub idle: bool,
+    /// The page was compressed again, by a secondary algorithm of today.
+    pub recompressed: bool,
     /// No codec makes less of the page.
     pub incompressible: bool,
 }
 
 impl SlotState {
     /// `None` if nothing is there. A slot that makes no sense has something.
-    fn of(word: Word) -> Option<Self> {
+    fn of(word: Word, secondaries: u16) -> Option<Self> {
         let (same, huge) = match word.content() {
             Content::Empty | Content::Discarded => return None,
             Content::Same(_) | Content::SameWide(_) => (true, false),
@@ -32,7 +34,9 @@ impl SlotState {
             Content::Unknown => (false, false),
         };
         let (idle, incompressible) = (word.is_idle(), word.is_incompressible());
-        Some(Self { same, huge, idle, incompressible })
+        let recompressed = matches!(word.content(), Content::Object(codec, _)
+            if !huge && secondaries >> codec & 1 == 1);
+        Some(Self { same, huge, idle, recompressed, incompressible })
     }
 }
 
@@ -55,11 +59,12 @@ impl Slots {
     /// False if that was the last of them.
     pub fn visit_some(&mut self, mut visit: impl FnMut(u64, SlotState)) -> bool {
         let (table, mut next) = (&self.device.table, self.next);
+        let secondaries = self.device.recompressed();
         self.reader.inside(|| {
             for _ in 0..AT_ONCE {
                 next = table.next_existing(next);
                 let Some(word) = table.glance(next) else { break };
-                if let Some(state) = SlotState::of(word) {
+                if let Some(state) = SlotState::of(word, secondaries) {
                     visit(next, state);
                 }
                 next += 1;

@@ -79,8 +79,8 @@ impl From<Rate> for RateChange {
 /// Why settings are not changed. None of them is, then.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// The codec of new pages.
-    #[error("new pages cannot be compressed by {0}")]
+    /// The codec of new pages, or of recompression.
+    #[error("pages cannot be compressed by {0}")]
     Codec(CodecSpec, #[source] DeviceError),
     /// The burst of a rate limit.
     #[error("a burst of {0} ms is not possible: burst_ms is 1 to {MAX_BURST_MS}")]
@@ -197,6 +197,7 @@ impl Disk {
         if let Err(error) = self.change(&self.at_start) {
             log::debug!("after a reset: {error}");
         }
+        self.device.forget_secondaries();
         inside.done();
         self.device.events().tell(|| Event::Reset);
         log::info!("the disk was reset");

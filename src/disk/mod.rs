@@ -39,6 +39,7 @@ use crate::codec::CodecSpec;
 use crate::device::{
     Compaction, Device, DeviceConfig, DeviceError, Report, Slots, State, StateError, WorstCase,
 };
+pub use crate::device::{RecompressError, SECONDARIES, Wanted};
 use crate::events::{Bus, Event};
 use crate::ratelimit::Limiter;
 use crate::rates::Rates;
@@ -47,7 +48,7 @@ use crate::sync;
 use crate::threads::DiskName;
 use crate::units::BlockSize;
 use crate::upkeep::{Host, Upkeep};
-pub use crate::upkeep::{JobKind, JobReport, JobState, Jobs};
+pub use crate::upkeep::{JobKind, JobReport, JobState, Jobs, RecompressEnd, RecompressRefused};
 use crate::vhost_user::{Others, Server, SessionEnd};
 
 /// The settings of a disk at its start. What can be changed later is a [`DiskChange`].
@@ -278,6 +279,41 @@ impl Disk {
     /// before. Returns the number of the job; `None` if upkeep has stopped.
     pub fn compact(&self, told: impl FnOnce(Compaction) + Send + 'static) -> Option<u64> {
         sync::lock(&self.upkeep).as_ref().map(|upkeep| upkeep.compact(told))
+    }
+
+    /// Has pages compressed again as a job, and calls `told` at its end. Returns the number of the job.
+    ///
+    /// # Errors
+    /// Another one is under way, or upkeep has stopped.
+    pub fn recompress(
+        &self,
+        wanted: Wanted,
+        told: impl FnOnce(RecompressEnd) + Send + 'static,
+    ) -> Result<u64, RecompressRefused> {
+        let upkeep = sync::lock(&self.upkeep);
+        upkeep.as_ref().ok_or(RecompressRefused::Ending)?.recompress(wanted, told)
+    }
+
+    /// Marks all pages as idle that nothing accesses at present, and returns how many. Takes its time on a
+    /// large disk.
+    pub fn mark_idle(&self) -> u64 {
+        self.device.mark_idle(|| self.door.is_open())
+    }
+
+    /// The algorithms that pages are recompressed by, by their priorities from 1 on.
+    pub fn secondaries(&self) -> [Option<CodecSpec>; SECONDARIES] {
+        self.device.secondaries()
+    }
+
+    /// Sets the algorithm of this priority, 1 to [`SECONDARIES`].
+    ///
+    /// # Errors
+    /// It cannot be set up, or the codec table is full.
+    pub fn set_secondary(&self, priority: usize, codec: CodecSpec) -> Result<(), ChangeError> {
+        let failed = |error| ChangeError::Codec(codec, error);
+        self.device.set_secondary(priority, codec).map_err(failed)?;
+        self.device.events().tell(|| Event::SettingsChanged);
+        Ok(())
     }
 
     /// Its background jobs.

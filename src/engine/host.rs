@@ -265,6 +265,24 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::submit`], for work that guests do not wait for: it is accepted only while the workers have
+    /// nothing else to do, and no more than one job for each, so that what guests submit meanwhile waits for the
+    /// end of one at most. What is not accepted is no refusal.
+    pub fn submit_behind(&self, jobs: &mut VecDeque<Arc<Job>>) {
+        let shared = &*self.shared;
+        if shared.outstanding.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+        let mut some: VecDeque<_> = jobs.drain(..jobs.len().min(shared.workers)).collect();
+        if some.is_empty() {
+            return;
+        }
+        self.submit(&mut some);
+        while let Some(job) = some.pop_back() {
+            jobs.push_front(job);
+        }
+    }
+
     /// The result of a job that is going to be submitted.
     pub fn pending(job: &Arc<Job>) -> Pending {
         Pending::new(Arc::clone(job))

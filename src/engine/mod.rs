@@ -39,9 +39,7 @@ pub use self::figures::{EngineReport, Histogram};
 use self::host::Shared;
 #[cfg(not(loom))]
 pub use self::host::{Engine, EngineConfig, EngineError, Policy};
-#[cfg(test)]
-pub use self::job::Output;
-pub use self::job::{Job, Pending, Spares, Work};
+pub use self::job::{Job, Output, Pending, Spares, Work};
 #[cfg(not(loom))]
 pub use self::model::EngineModel;
 #[cfg(not(loom))]

@@ -127,6 +127,12 @@ impl Pool {
         sync::lock_as(&CLASS, &self.classes[self.kinds.of(length)]).free(place, &self.regions);
     }
 
+    /// Bytes that an object of length `to` takes less than one of length `from`, by their classes.
+    pub fn saves(&self, from: usize, to: usize) -> u64 {
+        let bytes = |length| self.kinds.shape(self.kinds.of(length)).object_bytes();
+        bytes(from).saturating_sub(bytes(to))
+    }
+
     /// Returns what all threads keep at hand to the classes.
     pub fn drain_caches(&self) {
         self.caches.drain(|class, place| {

@@ -52,12 +52,14 @@ pub(super) struct Slot<'a> {
 /// The held lock of one slot: its owner may read the slot's object and decides its next content.
 ///
 /// `Send`: a completion on another thread may release it. Dropping it releases the slot with its
-/// content unchanged.
+/// content unchanged; a page that a request had is not idle any more.
 #[must_use = "dropping the guard releases the slot unchanged"]
 pub struct SlotGuard<'a> {
     slot: Slot<'a>,
     /// Content and flags at the time of locking. No other thread can change them.
     data: Word,
+    /// A request has it, and not upkeep: the page is not idle any more.
+    is_access: bool,
 }
 
 /// A place in the queue for one slot's lock; dropping it leaves the queue.
@@ -74,13 +76,15 @@ impl<'a> Slot<'a> {
         Lock::new(&SLOT, self.lot.domain(), self.word, self.index)
     }
 
-    /// Takes the lock if it is free.
+    /// Takes the lock if it is free, which is no access to the page: its idle mark stays.
     pub(super) fn try_lock(self) -> Option<SlotGuard<'a>> {
         let seen = self.word.load(Ordering::Relaxed);
         if seen & LOCKED != 0 {
             return None;
         }
-        self.take(seen, Stopwatch::start())
+        let mut guard = self.take(seen, Stopwatch::start())?;
+        guard.is_access = false;
+        Some(guard)
     }
 
     /// Takes the lock unless it is held; `seen` is what the word was, with LOCKED clear.
@@ -102,7 +106,7 @@ impl<'a> Slot<'a> {
     /// The guard of the lock, which the caller just took, or was handed.
     fn guard(self, word: u64, since: Stopwatch) -> SlotGuard<'a> {
         checker::taken(self.checked(), since);
-        SlotGuard { slot: self, data: Word(word).data() }
+        SlotGuard { slot: self, data: Word(word).data(), is_access: true }
     }
 
     /// Takes the lock or queues up for it.
@@ -249,7 +253,7 @@ impl SlotGuard<'_> {
     }
 
     /// Number of the slot.
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(shuttle))]
     pub fn index(&self) -> u64 {
         self.slot.index
     }
@@ -270,7 +274,8 @@ impl SlotGuard<'_> {
 
 impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
-        self.slot.unlock(self.data, self.data);
+        let kept = self.data.with_idle(self.data.is_idle() && !self.is_access);
+        self.slot.unlock(self.data, kept);
     }
 }
 

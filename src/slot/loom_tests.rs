@@ -8,6 +8,7 @@ use std::task::Poll;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
+use super::claims::Claims;
 use super::lock::{Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
 use super::unverified::Unverified;
@@ -261,5 +262,101 @@ fn a_slot_that_counts_as_verified_has_what_made_it_so() {
         owner.join().unwrap();
         second.join().unwrap();
         assert!(!shared.1.has(0) && !shared.1.has(1));
+    });
+}
+
+/// A job that copied `from` and claimed it, until it has another content to put in its place; returns whether it
+/// did that.
+fn recompress(shared: &Shared, claims: &Claims, from: Content, to: Content) -> bool {
+    let Some(guard) = shared.slot().try_lock() else { return false };
+    if guard.word().content() != from {
+        return false;
+    }
+    let Some(claim) = claims.claim(guard) else { return false };
+    let guard = shared.lock();
+    let holds = claims.holds(&guard, &claim);
+    if holds {
+        assert_eq!(guard.word().content(), from, "the content is another one");
+        guard.release(Word::new(to));
+        claims.end(claim, None, |word| word);
+    } else {
+        claims.end(claim, Some(guard), |word| word);
+    }
+    holds
+}
+
+/// The guest writes what was there before: the word looks the same, and is not.
+#[test]
+fn a_claim_ends_with_any_change_though_the_word_looks_the_same() {
+    model(|| {
+        let (shared, claims) = (Shared::new(), Arc::new(Claims::default()));
+        let old = Content::Same(1);
+        shared.lock().release(Word::new(old));
+        let guest = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let guard = shared.lock();
+                // By its word, what is there now is what the job made, or what it was made of.
+                let was_replaced = guard.word().content() == Content::Same(2);
+                shared.add_one();
+                guard.release(Word::new(Content::Same(1)));
+                was_replaced
+            })
+        };
+        let replaced = recompress(&shared, &claims, old, Content::Same(2));
+        let before = guest.join().unwrap();
+        let content = Word(shared.word.load(Ordering::Relaxed)).content();
+        // If the guest came last, what it wrote is there; if the job did, it was of what the guest wrote.
+        let job_last = replaced && !before;
+        assert_eq!(content, Content::Same(if job_last { 2 } else { 1 }));
+        assert_eq!(claims.count(), 0);
+        shared.finish();
+    });
+}
+
+/// Two jobs and a write in between: the bit is set again, by the other one.
+#[test]
+fn a_claim_of_another_job_is_not_taken_for_ones_own() {
+    model(|| {
+        let (shared, claims) = (Shared::new(), Arc::new(Claims::default()));
+        shared.lock().release(Word::new(Content::Same(1)));
+        let claim = claims.claim(shared.lock()).expect("the first claim");
+        let other = {
+            let (shared, claims) = (Arc::clone(&shared), Arc::clone(&claims));
+            thread::spawn(move || {
+                shared.lock().release(Word::new(Content::Same(3)));
+                recompress(&shared, &claims, Content::Same(3), Content::Same(4))
+            })
+        };
+        let guard = shared.lock();
+        let holds = claims.holds(&guard, &claim);
+        assert_eq!(holds, guard.word().content() == Content::Same(1));
+        claims.end(claim, Some(guard), |word| word);
+        other.join().unwrap();
+        assert_eq!(claims.count(), 0);
+        assert!(!Word(shared.word.load(Ordering::Relaxed)).is_claimed());
+        shared.finish();
+    });
+}
+
+/// Requests clear the mark, jobs and compaction do not.
+#[test]
+fn a_page_that_was_read_beside_a_job_is_not_idle() {
+    model(|| {
+        let shared = Shared::new();
+        shared.lock().release(Word::new(Content::Same(1)).with_idle(true));
+        let reader = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || drop(shared.lock()))
+        };
+        if let Some(guard) = shared.slot().try_lock() {
+            drop(guard);
+        }
+        reader.join().unwrap();
+        assert!(!Word(shared.word.load(Ordering::Relaxed)).is_idle());
+        shared.word.fetch_or(1 << 4, Ordering::Relaxed);
+        drop(shared.slot().try_lock());
+        assert!(Word(shared.word.load(Ordering::Relaxed)).is_idle());
+        shared.finish();
     });
 }

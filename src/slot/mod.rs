@@ -2,6 +2,8 @@
 
 #[cfg(all(test, debug_assertions, not(any(loom, shuttle))))]
 mod checker_tests;
+#[cfg(not(shuttle))]
+mod claims;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod crowd_tests;
 mod lock;
@@ -26,6 +28,8 @@ mod vacant;
 mod vacant_loom_tests;
 mod word;
 
+#[cfg(not(shuttle))]
+pub use self::claims::Claim;
 pub use self::lock::{SlotGuard, Waiter};
 #[cfg(not(any(loom, shuttle)))]
 pub use readers::Reader;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::claims::{Claim, Claims};
 use super::lock::{Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
 use super::readers::{Reader, Readers};
@@ -24,6 +25,7 @@ pub struct SlotTable {
     readers: Readers,
     /// Pages of words that come or go.
     coming: Coming,
+    claims: Claims,
     kept: Option<Kept>,
 }
 
@@ -69,7 +71,7 @@ impl SlotTable {
     /// The table over `words`, all of it empty unless the mapping says otherwise.
     pub fn new(words: Words) -> Self {
         let (lot, readers, coming) = (ParkingLot::new(), Readers::new(), Coming::default());
-        Self { words, lot, readers, coming, kept: None }
+        Self { words, lot, readers, coming, claims: Claims::default(), kept: None }
     }
 
     /// The table of a state, of `len` slots. If there is anything in it, [`Self::take_over`] has to
@@ -150,14 +152,16 @@ impl SlotTable {
         }
     }
 
-    /// Clears the lock bits of all slots.
+    /// Clears the lock bits of all slots, and their claims.
     fn unlock_all(&self) {
         self.for_each_word(|index, _| {
             if let Some(word) = self.words.get(index) {
                 let left = Word(word.load(Ordering::Relaxed));
+                // The jobs that claimed contents are gone, too.
+                let free = left.data().with_claimed(false);
                 // Most have none, and a page that is not written to stays clean.
-                if left != left.data() {
-                    word.store(left.data().0, Ordering::Release);
+                if left != free {
+                    word.store(free.0, Ordering::Release);
                 }
             }
         });
@@ -218,6 +222,39 @@ impl SlotTable {
         self.change(guard, word, |index, sum| {
             sum ^ sums::of_word(index, old) ^ sums::of_word(index, word)
         });
+    }
+
+    /// Claims the content of a locked slot for a job, and releases it; see `slot/claims.rs`. `None` if another job
+    /// has it.
+    pub fn claim(&self, guard: SlotGuard<'_>) -> Option<Claim> {
+        assert!(guard.is_of(&self.lot), "a slot of another table");
+        self.claims.claim(guard)
+    }
+
+    /// Whether a locked slot still has the content that was claimed.
+    pub fn holds(&self, guard: &SlotGuard<'_>, claim: &Claim) -> bool {
+        assert!(guard.is_of(&self.lot), "a slot of another table");
+        self.claims.holds(guard, claim)
+    }
+
+    /// Ends a claim whose slot has another content by now, or is locked by `guard`: that is released, and if the
+    /// claim holds, with the marks that `mark` makes of its word.
+    pub fn end_claim(
+        &self,
+        claim: Claim,
+        guard: Option<SlotGuard<'_>>,
+        mark: impl FnOnce(Word) -> Word,
+    ) {
+        self.claims.end(claim, guard, mark);
+    }
+
+    /// Changes the marks of a locked page, which has an object, and releases it. What it holds stays, and so does
+    /// its sum, which is not of marks.
+    pub fn mark(&self, guard: SlotGuard<'_>, mark: impl FnOnce(Word) -> Word) {
+        let word = guard.word();
+        let marked = mark(word);
+        debug_assert!(word.is_object() && marked.essence() == word.essence());
+        guard.release(marked);
     }
 
     fn change(&self, guard: SlotGuard<'_>, word: Word, sum: impl FnOnce(u64, u32) -> u32) {

@@ -5,7 +5,7 @@
 //!       1      waiters: a task may sleep for the lock
 //!       2..4   state: 0 nothing stored, 1 same-filled, 2 object, 3 (reserved) written back
 //!       4      idle            (set by upkeep, cleared by access)
-//!       5      post-processing (set by upkeep, cleared by access)
+//!       5      post-processing: a job works on the content (slot/claims.rs; cleared by any change)
 //!       6      incompressible  (sticky until rewritten)
 //!       7..11  codec: index into the disk's codec table
 //!      11..23  length in bytes; 0 means a raw page of 4096. Of nothing stored: 0 empty, 1 discarded
@@ -30,6 +30,7 @@ use crate::units::PAGE_SIZE;
 pub(super) const LOCKED: u64 = 1 << 0;
 pub(super) const WAITERS: u64 = 1 << 1;
 const IDLE: u64 = 1 << 4;
+const CLAIMED: u64 = 1 << 5;
 const INCOMPRESSIBLE: u64 = 1 << 6;
 /// Idle, post-processing, incompressible: what upkeep says of a page, which is not its content.
 const FLAGS: u64 = 0b111 << 4;
@@ -165,6 +166,29 @@ impl Word {
         Word(rest | place.units() << PLACE_SHIFT)
     }
 
+    /// The same word, marked as idle, or not any more.
+    #[must_use]
+    pub fn with_idle(self, idle: bool) -> Word {
+        Word(if idle { self.0 | IDLE } else { self.0 & !IDLE })
+    }
+
+    /// The same word, marked as one that no codec makes less of.
+    #[must_use]
+    pub fn with_incompressible(self) -> Word {
+        Word(self.0 | INCOMPRESSIBLE)
+    }
+
+    /// The same word, claimed by a job, or not any more.
+    #[must_use]
+    pub(super) fn with_claimed(self, claimed: bool) -> Word {
+        Word(if claimed { self.0 | CLAIMED } else { self.0 & !CLAIMED })
+    }
+
+    /// Whether a job works on this content.
+    pub fn is_claimed(self) -> bool {
+        self.0 & CLAIMED != 0
+    }
+
     /// Whether the page was not accessed since upkeep marked it.
     pub fn is_idle(self) -> bool {
         self.0 & IDLE != 0
@@ -290,7 +314,11 @@ mod tests {
     fn flags_are_the_bits_that_the_table_above_says() {
         for bit in 0..64 {
             let word = Word(1 << bit);
-            assert_eq!((word.is_idle(), word.is_incompressible()), (bit == 4, bit == 6), "{bit}");
+            let flags = [word.is_idle(), word.is_claimed(), word.is_incompressible()];
+            assert_eq!(flags, [bit == 4, bit == 5, bit == 6], "{bit}");
+            let set = [Word(0).with_idle(true), Word(0).with_claimed(true)];
+            assert_eq!([set[0].is_idle(), set[1].is_claimed()], [true; 2]);
+            assert_eq!([set[0].with_idle(false), set[1].with_claimed(false)], [Word(0); 2]);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::device::Compaction;
+use crate::device::{Compaction, Recompression};
 use crate::events::{Bus, Event};
 use crate::sync;
 
@@ -17,6 +17,8 @@ const REMEMBERED: usize = 32;
 pub enum JobKind {
     /// Compacts all of the disk's memory.
     Compact,
+    /// Compresses pages again, by a slower algorithm.
+    Recompress,
 }
 
 /// What has become of a job.
@@ -52,8 +54,10 @@ pub struct JobReport {
     pub percent: u8,
     /// How long it ran so far.
     pub running: Duration,
-    /// What it did so far.
+    /// What it did so far, if it compacts.
     pub done: Compaction,
+    /// What it did so far, if it recompresses.
+    pub recompressed: Recompression,
 }
 
 /// A job, shared by the thread that does it and those that look at it.
@@ -71,6 +75,7 @@ struct Progress {
     began: Option<Instant>,
     took: Option<Duration>,
     done: Compaction,
+    recompressed: Recompression,
 }
 
 impl Job {
@@ -89,11 +94,25 @@ impl Job {
         sync::lock(&self.progress).done = *done;
     }
 
+    /// It recompressed so much so far.
+    pub(super) fn advance_recompression(&self, done: &Recompression) {
+        sync::lock(&self.progress).recompressed = *done;
+    }
+
+    /// Whether it goes no further.
+    pub(super) fn is_over(&self) -> bool {
+        sync::lock(&self.progress).state.is_over()
+    }
+
     fn report(&self) -> JobReport {
         let progress = sync::lock(&self.progress);
         let running = progress.took.or_else(|| progress.began.map(|began| began.elapsed()));
-        let done = progress.done;
-        let part = (done.pages * 100).checked_div(done.excess).unwrap_or(0).min(99);
+        let (done, recompressed) = (progress.done, progress.recompressed);
+        let (part, all) = match self.kind {
+            JobKind::Compact => (done.pages, done.excess),
+            JobKind::Recompress => (recompressed.tried, recompressed.found),
+        };
+        let part = (part * 100).checked_div(all).unwrap_or(0).min(99);
         let percent = if progress.state == JobState::Done { 100 } else { part as u8 };
         JobReport {
             id: self.id,
@@ -102,6 +121,7 @@ impl Job {
             percent,
             running: running.unwrap_or_default(),
             done,
+            recompressed,
         }
     }
 }
@@ -134,6 +154,7 @@ impl Jobs {
             began: None,
             took: None,
             done: Compaction::default(),
+            recompressed: Recompression::default(),
         };
         let job = Arc::new(Job {
             id: list.last,
@@ -155,11 +176,10 @@ impl Jobs {
     }
 
     /// It is over. Those that ended first are forgotten.
-    pub(super) fn end(&self, job: &Job, done: &Compaction, cancelled: bool) {
+    pub(super) fn end(&self, job: &Job, cancelled: bool) {
         let mut progress = sync::lock(&job.progress);
         progress.state = if cancelled { JobState::Cancelled } else { JobState::Done };
         progress.took = Some(progress.began.map_or(Duration::ZERO, |began| began.elapsed()));
-        progress.done = *done;
         drop(progress);
         self.events.tell(|| Event::JobEnded { job: job.id, cancelled });
         let mut list = sync::lock(&self.list);
@@ -219,7 +239,7 @@ mod tests {
         // More was bare than it knew at its begin; it is not done for that.
         job.advance(&Compaction { pages: 300, ..done });
         assert_eq!(jobs.get(1).unwrap().percent, 99);
-        jobs.end(&job, &done, false);
+        jobs.end(&job, false);
         let report = jobs.get(1).unwrap();
         assert_eq!((report.state, report.percent), (JobState::Done, 100));
         assert_eq!(jobs.get(2), None);
@@ -233,7 +253,7 @@ mod tests {
         assert!(!job.is_cancelled());
         assert_eq!(jobs.cancel(1).unwrap().state, JobState::Running);
         assert!(job.is_cancelled());
-        jobs.end(&job, &Compaction::default(), true);
+        jobs.end(&job, true);
         assert_eq!(jobs.get(1).unwrap().state, JobState::Cancelled);
         assert!(jobs.get(1).unwrap().percent < 100);
         jobs.cancel(1).unwrap();
@@ -246,14 +266,14 @@ mod tests {
         let waits = jobs.add(JobKind::Compact);
         for _ in 0..2 * REMEMBERED {
             let job = jobs.add(JobKind::Compact);
-            jobs.end(&job, &Compaction::default(), false);
+            jobs.end(&job, false);
         }
         let ids: Vec<u64> = jobs.list().iter().map(|job| job.id).collect();
         let last = 2 * REMEMBERED as u64 + 1;
         let expected: Vec<u64> =
             [1].into_iter().chain(last + 1 - REMEMBERED as u64..=last).collect();
         assert_eq!(ids, expected);
-        jobs.end(&waits, &Compaction::default(), false);
+        jobs.end(&waits, false);
         assert_eq!(jobs.list().len(), REMEMBERED);
     }
 }

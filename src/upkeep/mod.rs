@@ -5,6 +5,7 @@
 mod host;
 mod jobs;
 mod pressure;
+mod recompress;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -16,8 +17,10 @@ pub use self::host::Host;
 use self::jobs::Job;
 pub use self::jobs::{JobKind, JobReport, JobState, Jobs};
 use self::pressure::Pressure;
+use self::recompress::Recompressor;
+pub use self::recompress::{RecompressEnd, RecompressRefused};
 use crate::checker;
-use crate::device::{Compaction, Compactor, Device, Effort};
+use crate::device::{Compaction, Compactor, Device, Effort, Wanted as Recompress};
 use crate::engine;
 use crate::{sync, threads};
 
@@ -33,6 +36,7 @@ pub struct Upkeep {
     jobs: Arc<Jobs>,
     device: Arc<Device>,
     host: Arc<Host>,
+    recompressor: Recompressor,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -93,7 +97,8 @@ impl Upkeep {
             move || run(&shared, &device, &jobs)
         };
         let thread = threads::spawn("upkeep", body)?;
-        Ok(Self { shared, jobs, device, host, thread: Some(thread) })
+        let recompressor = Recompressor::default();
+        Ok(Self { shared, jobs, device, host, recompressor, thread: Some(thread) })
     }
 
     /// Has all there is compacted, and calls `told` when that is done; not at all if upkeep ends
@@ -104,7 +109,7 @@ impl Upkeep {
         let add = || self.jobs.add(JobKind::Compact);
         let wanted = signals.wanted.get_or_insert_with(|| Wanted { job: add(), told: Vec::new() });
         if wanted.job.is_cancelled() {
-            self.jobs.end(&wanted.job, &Compaction::default(), true);
+            self.jobs.end(&wanted.job, true);
             wanted.job = add();
         }
         wanted.told.push(Box::new(told));
@@ -113,6 +118,19 @@ impl Upkeep {
         drop(signals);
         self.shared.changed.notify_all();
         id
+    }
+
+    /// Has pages compressed again, one such job at a time, and calls `told` at its end, however it ends. Returns
+    /// the number of the job.
+    ///
+    /// # Errors
+    /// Another one is under way, or no thread can be started.
+    pub fn recompress(
+        &self,
+        wanted: Recompress,
+        told: impl FnOnce(RecompressEnd) + Send + 'static,
+    ) -> Result<u64, RecompressRefused> {
+        self.recompressor.begin(&self.device, &self.jobs, wanted, told)
     }
 
     /// Its jobs.
@@ -275,7 +293,8 @@ fn run(shared: &Shared, device: &Device, jobs: &Jobs) {
         };
         let (done, next) = rounds.work(wakened, wanted.is_some() && !is_cancelled(), go_on);
         if let Some(Wanted { job, told }) = wanted {
-            jobs.end(&job, &done, job.is_cancelled() || shared.is_stopped());
+            job.advance(&done);
+            jobs.end(&job, job.is_cancelled() || shared.is_stopped());
             told.into_iter().for_each(|told| told(done));
         }
         pause = next;

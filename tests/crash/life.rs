@@ -1,7 +1,8 @@
 //! A state that outlives its daemons, and what each of them has to find.
 
 use std::{
-    os::unix::process::ExitStatusExt,
+    io::Write,
+    os::unix::{net::UnixStream, process::ExitStatusExt},
     process::{Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -66,6 +67,7 @@ impl Setup {
     fn command_to_open(&self, state: &TempDir, socket: &TempDir) -> Command {
         let mut command = Command::new(BINARY);
         command.arg("--socket-path").arg(socket.join("socket"));
+        command.arg("--api-socket").arg(socket.join("api"));
         command.args(["--size", &(SECTORS * SECTOR_LEN).to_string(), "--num-queues", "2"]);
         command.args(["--algorithm", self.algorithm]).args(self.arguments);
         command.arg("--state-dir").arg(state.path());
@@ -114,6 +116,8 @@ pub struct Life {
     pub daemon: Daemon,
     pub client: Client,
     pub load: Load,
+    /// The connection to the control API of the last recompression.
+    api: Option<UnixStream>,
 }
 
 impl Life {
@@ -129,7 +133,7 @@ impl Life {
         let mut load = Load::new(seed, SECTORS);
         load.may_fail = setup.limited;
         let client = connect(&daemon, &mut load, true);
-        let mut life = Self { setup, state, daemon, client, load };
+        let mut life = Self { setup, state, daemon, client, load, api: None };
         life.load.verify(life.client.blk()).expect("a disk that is empty");
         life
     }
@@ -152,6 +156,26 @@ impl Life {
         while lines(&self.daemon) == before && self.daemon.is_alive() {
             assert!(began.elapsed() < LIMIT, "it does not compact");
             thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Has the daemon recompress, and waits for nothing: it may die meanwhile.
+    pub fn recompress(&mut self) {
+        let Ok(mut api) = UnixStream::connect(self.daemon.dir.join("api")) else { return };
+        let mut requests = String::new();
+        for (attribute, text) in [
+            ("recomp_algorithm", "algo=zstd"),
+            ("algorithm_params", "priority=1 level=19"),
+            ("recompress", "max_pages=500"),
+        ] {
+            let length = text.len();
+            requests += &format!(
+                "PUT /v1/attributes/{attribute} HTTP/1.1\r\nHost: api\r\nContent-Length: {length}\r\n\r\n{text}"
+            );
+        }
+        // Of a daemon that is dead by now the load will know.
+        if api.write_all(requests.as_bytes()).is_ok() {
+            self.api = Some(api);
         }
     }
 

@@ -20,17 +20,48 @@ pub use self::error::AttributeError;
 pub use self::table::{ATTRIBUTES, Attribute};
 pub use self::write::Write;
 use crate::codec::CodecSpec;
-use crate::device::Report;
+use crate::device::{Report, SECONDARIES};
 
 /// What attributes say of a disk: one moment of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct View {
     /// Its size in bytes.
     pub size: u64,
-    /// The codec of its writes.
-    pub codec: CodecSpec,
+    /// Its codecs.
+    pub codecs: Codecs,
     /// Its figures.
     pub report: Report,
+}
+
+/// The codecs of a disk: that of new pages, and those of recompression by their priorities from 1 on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Codecs {
+    /// That of new pages.
+    pub primary: CodecSpec,
+    /// Those of recompression.
+    pub secondaries: [Option<CodecSpec>; SECONDARIES],
+}
+
+impl Codecs {
+    /// The codec of a priority, 0 to [`SECONDARIES`].
+    fn of(&self, priority: usize) -> Option<CodecSpec> {
+        match priority.checked_sub(1) {
+            None => Some(self.primary),
+            Some(place) => self.secondaries.get(place).copied().flatten(),
+        }
+    }
+
+    /// The lowest of some priorities whose algorithm has this name.
+    fn find(
+        &self,
+        algorithm: &str,
+        mut priorities: std::ops::RangeInclusive<usize>,
+    ) -> Option<usize> {
+        let is_it = |priority: &usize| {
+            self.of(*priority).is_some_and(|codec| codec.algorithm() == algorithm)
+        };
+        priorities.find(is_it)
+    }
 }
 
 /// What reading an attribute gives.
@@ -51,16 +82,17 @@ pub fn read(name: &str, view: &View) -> Result<Reading, AttributeError> {
     if !attribute.mode.reads() {
         return Err(AttributeError::WriteOnly(attribute.name));
     }
-    let View { size, codec, report } = view;
+    let View { size, codecs, report } = view;
     Ok(Reading::Text(match attribute.name {
         "block_state" => return Ok(Reading::BlockState),
-        "comp_algorithm" => text::comp_algorithm(*codec),
+        "comp_algorithm" => text::comp_algorithm(codecs.primary),
         "debug_stat" => text::debug_stat(),
         "disksize" => text::number(*size),
         // A disk has its size from its first moment to its last.
         "initstate" => text::number(1),
         "io_stat" => text::io_stat(report),
         "mm_stat" => text::mm_stat(report),
+        "recomp_algorithm" => text::recomp_algorithm(&codecs.secondaries),
         // Each that can be read has its line above; a test walks them.
         _ => return Err(AttributeError::WriteOnly(attribute.name)),
     }))
@@ -70,12 +102,12 @@ pub fn read(name: &str, view: &View) -> Result<Reading, AttributeError> {
 ///
 /// # Errors
 /// There is no such attribute, it cannot be written, or the text says nothing that can be done.
-pub fn write(name: &str, text: &str, codec: CodecSpec) -> Result<Write, AttributeError> {
+pub fn write(name: &str, text: &str, codecs: &Codecs) -> Result<Write, AttributeError> {
     let attribute = available(name)?;
     if !attribute.mode.writes() {
         return Err(AttributeError::ReadOnly(attribute.name));
     }
-    write::parse(attribute, text, codec)
+    write::parse(attribute, text, codecs)
 }
 
 /// The attribute, if there is anything behind it.
@@ -93,7 +125,7 @@ mod tests {
     use super::*;
 
     fn view() -> View {
-        View { size: 1 << 30, codec: CodecSpec::default(), report: Report::default() }
+        View { size: 1 << 30, codecs: Codecs::default(), report: Report::default() }
     }
 
     #[test]
@@ -101,7 +133,7 @@ mod tests {
         for attribute in ATTRIBUTES {
             let name = attribute.name;
             let read = read(name, &view()).map_err(|error| error.errno());
-            let write = write(name, "1", CodecSpec::default()).map_err(|error| error.errno());
+            let write = write(name, "1", &Codecs::default()).map_err(|error| error.errno());
             if attribute.missing.is_some() {
                 assert_eq!((read, write), (Err("ENOTSUP"), Err("ENOTSUP")), "{name}");
                 continue;
@@ -110,7 +142,7 @@ mod tests {
             assert_eq!(write == Err("EACCES"), attribute.mode == Mode::Read, "{name}");
         }
         assert_eq!(read("disk_size", &view()).unwrap_err().errno(), "ENOENT");
-        assert_eq!(write("", "1", CodecSpec::default()).unwrap_err().errno(), "ENOENT");
+        assert_eq!(write("", "1", &Codecs::default()).unwrap_err().errno(), "ENOENT");
     }
 
     #[test]

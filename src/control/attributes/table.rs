@@ -51,8 +51,6 @@ const fn missing(name: &'static str, mode: Mode, what: &'static str) -> Attribut
     Attribute { name, mode, missing: Some(what), takes: "" }
 }
 
-const IDLE: &str = "it does not mark idle pages";
-const RECOMPRESSION: &str = "it does not recompress";
 const WRITEBACK: &str = "it does not write pages back to a device";
 
 /// All attributes, in the order of their names. Those of the kernel's driver, and `block_state`, which the
@@ -61,7 +59,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
     here(
         "algorithm_params",
         Mode::Write,
-        "`level=N` or `deflate.winbits=N`, with `algo=NAME` or `priority=0` if you like",
+        "`level=N` or `deflate.winbits=N`, with `algo=NAME` or `priority=N` if you like",
     ),
     missing("backing_dev", Mode::Both, WRITEBACK),
     missing("bd_stat", Mode::Read, WRITEBACK),
@@ -71,14 +69,19 @@ pub const ATTRIBUTES: &[Attribute] = &[
     missing("compressed_writeback", Mode::Both, WRITEBACK),
     here("debug_stat", Mode::Read, ""),
     here("disksize", Mode::Both, "a size above 0 in bytes, such as `4G`"),
-    missing("idle", Mode::Write, IDLE),
+    here("idle", Mode::Write, "`all`"),
     here("initstate", Mode::Read, ""),
     here("io_stat", Mode::Read, ""),
     here("mem_limit", Mode::Write, "a number of bytes, such as `512M`; `0` is no limit"),
     here("mem_used_max", Mode::Write, "`0`, which sets the maximum to what is used now"),
     here("mm_stat", Mode::Read, ""),
-    missing("recomp_algorithm", Mode::Both, RECOMPRESSION),
-    missing("recompress", Mode::Write, RECOMPRESSION),
+    here("recomp_algorithm", Mode::Both, "`algo=NAME`, with `priority=1`, 2 or 3 if you like"),
+    here(
+        "recompress",
+        Mode::Write,
+        "any of `type=idle`, `huge` or `huge_idle`, `threshold=BYTES` below 3840, `max_pages=N`, and `algo=NAME` or \
+         `priority=N` as recomp_algorithm has them",
+    ),
     here("reset", Mode::Write, "a whole number from 1 to 65535"),
     missing("writeback", Mode::Write, WRITEBACK),
     missing("writeback_batch_size", Mode::Both, WRITEBACK),

@@ -6,11 +6,28 @@ use crate::device::{Report, SlotState};
 /// All algorithms, the one in use in brackets, each with a blank behind it.
 pub(super) fn comp_algorithm(current: CodecSpec) -> String {
     let mut text = String::new();
+    push_algorithms(&mut text, current);
+    text + "\n"
+}
+
+/// A line for each priority that has an algorithm: all algorithms, that one in brackets.
+pub(super) fn recomp_algorithm(secondaries: &[Option<CodecSpec>]) -> String {
+    let mut text = String::new();
+    for (priority, codec) in (1..).zip(secondaries) {
+        if let Some(codec) = codec {
+            text += &format!("#{priority}: ");
+            push_algorithms(&mut text, *codec);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn push_algorithms(text: &mut String, current: CodecSpec) {
     for name in ALGORITHMS {
         let (open, close) = if *name == current.algorithm() { ("[", "]") } else { ("", "") };
-        text += &format!("{open}{name}{close} ");
+        text.push_str(&format!("{open}{name}{close} "));
     }
-    text + "\n"
 }
 
 /// One number on a line.
@@ -54,14 +71,14 @@ fn columns(values: &[u64]) -> String {
 /// are 0.
 pub(super) fn push_slot(text: &mut String, index: u64, state: SlotState) {
     let flag = |is_set, letter| if is_set { letter } else { '.' };
-    let SlotState { same, huge, idle, incompressible } = state;
+    let SlotState { same, huge, idle, recompressed, incompressible } = state;
     let flags = [
         flag(same, 's'),
-        // Written back, recompressed: nothing is.
+        // Written back: nothing is.
         '.',
         flag(huge, 'h'),
         flag(idle, 'i'),
-        '.',
+        flag(recompressed, 'r'),
         flag(incompressible, 'n'),
     ];
     let flags = String::from_iter(flags);
@@ -79,6 +96,17 @@ mod tests {
         assert_eq!(
             comp_algorithm(CodecSpec::default()),
             "[lz4] lz4-flex lz4hc zstd deflate lzo \n"
+        );
+    }
+
+    #[test]
+    fn secondary_algorithms_have_a_line_each() {
+        let spec = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(recomp_algorithm(&[None; 3]), "");
+        assert_eq!(
+            recomp_algorithm(&[spec("zstd(level=9)"), None, spec("deflate")]),
+            "#1: lz4 lz4-flex lz4hc [zstd] deflate lzo \n\
+             #3: lz4 lz4-flex lz4hc zstd [deflate] lzo \n"
         );
     }
 
@@ -119,9 +147,11 @@ mod tests {
             4_294_967_295,
             SlotState { huge: true, idle: true, incompressible: true, ..none },
         );
+        push_slot(&mut text, 1, SlotState { recompressed: true, ..none });
         assert_eq!(
             text,
-            "         300            0.000000 s.....\n  4294967295            0.000000 ..hi.n\n"
+            "         300            0.000000 s.....\n  4294967295            0.000000 ..hi.n\n\
+             \x20          1            0.000000 ....r.\n"
         );
     }
 }

@@ -4,6 +4,7 @@ mod contention;
 mod damage;
 mod engine;
 mod host;
+mod recompress;
 mod refused;
 mod reopen;
 mod sleepers;
