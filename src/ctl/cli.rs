@@ -86,9 +86,11 @@ pub enum Command {
         json: bool,
     },
     /// Make a disk and start its daemon by systemd's unit vhost-user-zram@NAME.service. Without systemd
-    /// print the command that starts it.
+    /// print the command that starts it. If there is a file /etc/vhost-user-zram/NAME.toml, it is the daemon's
+    /// --config.
     Add(Add),
-    /// End a disk, and what is in it: stop its unit, and remove its configuration.
+    /// End a disk, and what is in it: stop its unit, and remove the settings that `add` made. A NAME.toml
+    /// stays.
     Remove {
         /// Its name.
         name: String,
@@ -139,9 +141,10 @@ pub struct Add {
     #[arg(value_parser = parse_name)]
     pub name: String,
 
-    /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024).
+    /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024) [default: that in
+    /// /etc/vhost-user-zram/NAME.toml].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub size: u64,
+    pub size: Option<u64>,
 
     /// Start the daemon at each boot, too.
     #[arg(long)]
@@ -218,7 +221,8 @@ pub struct Doctor {
     pub root: PathBuf,
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+/// A size as the daemon takes it, which is not 0.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let suffix = text[digits.len()..].to_ascii_uppercase();
     let shift = match suffix.as_str() {
@@ -300,7 +304,8 @@ mod tests {
         assert!(parse("ctl").unwrap().command.is_none());
         let cli = parse("ctl add vm1 --size 1G -- --algorithm zstd").unwrap();
         let Some(Command::Add(add)) = cli.command else { panic!("not add") };
-        assert_eq!((add.size, add.options), (1 << 30, vec!["--algorithm".into(), "zstd".into()]));
+        assert_eq!(add.size, Some(1 << 30));
+        assert_eq!(add.options, ["--algorithm", "zstd"]);
         for bad in
             ["ctl list -J --raw", "ctl top --svg", "ctl add a/b --size 1", "ctl resize 0", "ctl x"]
         {

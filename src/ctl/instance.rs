@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cli::Add;
+use crate::cli::{Add, parse_size};
 use crate::fleet::SOCKET;
 
 /// Where units have their settings.
@@ -39,6 +39,22 @@ pub enum InstanceError {
         "the option {0:?} has a blank, a quote or a line break, which systemd would take apart"
     )]
     Option(String),
+    /// A configuration file that is of no use.
+    #[error("{}: {what}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Nothing says how large the disk is to be.
+    #[error("how large is {name}? Neither --size nor {} says", config.display())]
+    NoSize {
+        /// Its name.
+        name: String,
+        /// The file that could say it.
+        config: PathBuf,
+    },
     /// systemctl cannot be run.
     #[error("cannot run systemctl")]
     Run(#[source] io::Error),
@@ -59,6 +75,12 @@ pub struct Host<'h> {
     pub root: PathBuf,
     /// Runs systemctl, and says whether it ended well.
     pub systemctl: &'h dyn Fn(&[&str]) -> io::Result<bool>,
+}
+
+/// What the daemon of a disk is told.
+struct Told {
+    size: u64,
+    options: Vec<String>,
 }
 
 /// Runs systemctl, which says what is wrong by itself.
@@ -84,6 +106,40 @@ impl Host<'_> {
         self.place(SETTINGS).join(format!("{name}.conf"))
     }
 
+    /// Size and options of a disk that is to be added, by the command line and the disk's configuration file, if
+    /// there is one.
+    fn told(&self, disk: &Add) -> Result<Told, InstanceError> {
+        let path = Path::new(SETTINGS).join(format!("{}.toml", disk.name));
+        let mut options = disk.options.clone();
+        let wrong = |what: String| InstanceError::Config { path: path.clone(), what };
+        let text = match fs::read_to_string(self.place(&path.to_string_lossy())) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(wrong(error.to_string())),
+        };
+        let mut size = disk.size;
+        // One that is named on the command line is meant instead.
+        let named = |word: &String| word == "--config" || word.starts_with("--config=");
+        if let Some(text) = text
+            && !options.iter().any(named)
+        {
+            let table: toml::Table = text
+                .parse()
+                .map_err(|error: toml::de::Error| wrong(error.message().replace('\n', ", ")))?;
+            let said = match table.get("size") {
+                None => None,
+                Some(toml::Value::Integer(number)) => Some(number.to_string()),
+                Some(toml::Value::String(text)) => Some(text.clone()),
+                Some(_) => return Err(wrong("`size` takes a string or a whole number".into())),
+            };
+            let said = said.map(|text| parse_size(&text)).transpose();
+            size = size.or(said.map_err(|what| wrong(format!("size: {what}")))?);
+            options.splice(0..0, ["--config".to_owned(), path.to_string_lossy().into_owned()]);
+        }
+        let missing = || InstanceError::NoSize { name: disk.name.clone(), config: path.clone() };
+        Ok(Told { size: size.ok_or_else(missing)?, options })
+    }
+
     fn call(&self, arguments: &[&str]) -> Result<(), InstanceError> {
         match (self.systemctl)(arguments) {
             Ok(true) => Ok(()),
@@ -95,9 +151,10 @@ impl Host<'_> {
     /// Writes the settings of a disk and starts its unit. If that fails, its settings are removed again.
     ///
     /// # Errors
-    /// There is such a disk, or its unit does not start.
+    /// There is such a disk, nothing says how large it is to be, or its unit does not start.
     pub fn add(&self, disk: &Add) -> Result<(), InstanceError> {
-        let Add { name, size, enable, options } = disk;
+        let Add { name, enable, .. } = disk;
+        let Told { size, options } = self.told(disk)?;
         if let Some(bad) = options.iter().find(|word| !is_one_word(word)) {
             return Err(InstanceError::Option(bad.clone()));
         }
@@ -129,6 +186,29 @@ impl Host<'_> {
         started
     }
 
+    /// The command that starts the daemon of a disk.
+    ///
+    /// # Errors
+    /// Nothing says how large the disk is to be.
+    pub fn start_command(&self, disk: &Add, run_dir: &Path) -> Result<String, InstanceError> {
+        let Told { size, options } = self.told(disk)?;
+        let dir = run_dir.join(&disk.name);
+        let words = [
+            "vhost-user-zram".to_owned(),
+            "--name".into(),
+            disk.name.clone(),
+            "--socket-path".into(),
+            quoted(&dir.join("socket").to_string_lossy()),
+            "--api-socket".into(),
+            quoted(&dir.join(SOCKET).to_string_lossy()),
+            "--size".into(),
+            size.to_string(),
+        ];
+        let options = options.iter().map(|word| quoted(word));
+        let line = words.into_iter().chain(options).collect::<Vec<_>>().join(" ");
+        Ok(format!("mkdir -p {} && {line}", quoted(&dir.to_string_lossy())))
+    }
+
     /// Stops the unit of a disk for good, and removes its settings and what systemd holds for it.
     ///
     /// # Errors
@@ -156,25 +236,6 @@ fn is_one_word(text: &str) -> bool {
         })
 }
 
-/// The command that starts the daemon of a disk.
-pub fn start_command(disk: &Add, run_dir: &Path) -> String {
-    let dir = run_dir.join(&disk.name);
-    let words = [
-        "vhost-user-zram".to_owned(),
-        "--name".into(),
-        disk.name.clone(),
-        "--socket-path".into(),
-        quoted(&dir.join("socket").to_string_lossy()),
-        "--api-socket".into(),
-        quoted(&dir.join(SOCKET).to_string_lossy()),
-        "--size".into(),
-        disk.size.to_string(),
-    ];
-    let options = disk.options.iter().map(|word| quoted(word));
-    let line = words.into_iter().chain(options).collect::<Vec<_>>().join(" ");
-    format!("mkdir -p {} && {line}", quoted(&dir.to_string_lossy()))
-}
-
 /// A word as a shell takes it.
 fn quoted(text: &str) -> String {
     let known = |letter: char| letter.is_ascii_alphanumeric() || "-_./=,:@+%".contains(letter);
@@ -193,7 +254,7 @@ mod tests {
 
     fn disk(options: &[&str]) -> Add {
         let options = options.iter().map(|word| (*word).to_owned()).collect();
-        Add { name: "vm1".into(), size: 1 << 30, enable: false, options }
+        Add { name: "vm1".into(), size: Some(1 << 30), enable: false, options }
     }
 
     /// Calls `act` with an empty host whose systemctl answers `well`; gives what it was asked.
@@ -261,8 +322,48 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_file_of_the_disks_name_is_used() {
+        let with_file = |name: &str, text: &str, disk: &Add| {
+            let (result, _) = with_host(name, true, |host| {
+                fs::create_dir_all(host.place(SETTINGS)).unwrap();
+                fs::write(host.place(SETTINGS).join("vm1.toml"), text).unwrap();
+                host.add(disk)?;
+                let settings = fs::read_to_string(host.settings("vm1")).unwrap();
+                host.remove("vm1").unwrap();
+                assert!(host.place(SETTINGS).join("vm1.toml").exists(), "it is the user's");
+                Ok::<_, InstanceError>(settings)
+            });
+            result
+        };
+        let file = "--config /etc/vhost-user-zram/vm1.toml";
+        let without_size = || Add { size: None, ..disk(&["--mlock"]) };
+        let settings = with_file("file", "size = '2M'\nmlock = true\n", &without_size()).unwrap();
+        assert_eq!(settings, format!("SIZE=2097152\nOPTIONS=\"{file} --mlock\"\n"));
+        // The command line beats the file, also as the daemon reads it.
+        let settings = with_file("beaten", "size = 4096\n", &disk(&[])).unwrap();
+        assert_eq!(settings, format!("SIZE=1073741824\nOPTIONS=\"{file}\"\n"));
+        let other = disk(&["--config=/etc/mine.toml"]);
+        let settings = with_file("other", "not read", &other).unwrap();
+        assert_eq!(settings, "SIZE=1073741824\nOPTIONS=\"--config=/etc/mine.toml\"\n");
+        for (text, said) in [
+            ("mlock = true", "Neither --size nor /etc/vhost-user-zram/vm1.toml"),
+            ("size = '0'", "vm1.toml: size: the size of a disk cannot be 0"),
+            ("size = true", "vm1.toml: `size` takes"),
+            ("size", "vm1.toml: "),
+        ] {
+            let error = with_file("mistakes", text, &without_size()).unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains('\n'), "{text}: {error}");
+        }
+        let (result, _) = with_host("no-file", true, |host| host.add(&without_size()));
+        assert!(matches!(result, Err(InstanceError::NoSize { .. })));
+    }
+
+    #[test]
     fn without_systemd_the_command_is_one_for_a_shell() {
-        let text = start_command(&disk(&["--algorithm", "zstd(level=3)"]), Path::new("/run/x y"));
+        let (text, _) = with_host("command", true, |host| {
+            let disk = disk(&["--algorithm", "zstd(level=3)"]);
+            host.start_command(&disk, Path::new("/run/x y")).unwrap()
+        });
         assert_eq!(
             text,
             "mkdir -p '/run/x y/vm1' && vhost-user-zram --name vm1 --socket-path '/run/x y/vm1/socket' \

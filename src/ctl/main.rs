@@ -179,8 +179,9 @@ fn add(search: &Search, options: &Add) -> End {
         host.add(options)?;
         return Ok(0);
     }
+    let command = host.start_command(options, &search.run_dir)?;
     let _ = writeln!(io::stderr(), "systemd does not run here; this starts the daemon:");
-    print(&(instance::start_command(options, &search.run_dir) + "\n"))
+    print(&(command + "\n"))
 }
 
 fn remove(search: &Search, name: &str, force: bool) -> End {

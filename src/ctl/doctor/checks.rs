@@ -1,6 +1,6 @@
 //! The checks of a host: each looks at the facts only, and names what is wrong with its remedy.
 
-use super::facts::{Disk, Facts, FrontEnd, Options};
+use super::facts::{Disk, Facts, FrontEnd, Options, Unit};
 use super::finding::{Finding, Severity};
 use crate::units::human;
 
@@ -24,6 +24,9 @@ pub const ALL: &[Check] = &[
     silent_daemons,
     killed_by_oom,
     failed_units,
+    bad_options,
+    config_unreadable,
+    config_unused,
     memory_not_shared,
     reconnect_missing,
     qemu_too_old,
@@ -146,6 +149,65 @@ fn failed_units(facts: &Facts) -> Vec<Finding> {
                 format!("Its last lines say why: journalctl -u {} -n 20", unit.name),
             )
         })
+    })
+}
+
+/// Where the options of a unit come from.
+fn sources(unit: &Unit) -> String {
+    let files = [&unit.settings, &unit.options.config];
+    let files: Vec<String> =
+        files.into_iter().flatten().map(|path| path.display().to_string()).collect();
+    if files.is_empty() { unit.name.clone() } else { files.join(" or ") }
+}
+
+fn bad_options(facts: &Facts) -> Vec<Finding> {
+    each_disk(facts, |disk| {
+        let unit = disk.unit.as_ref()?;
+        let mistake = unit.mistake.as_ref()?;
+        Some(Finding::new(
+            "bad-options",
+            Fault,
+            &disk.name,
+            format!("{} does not start with the options that it has now: {mistake}", unit.name),
+            format!(
+                "Mend {}. A daemon that runs keeps what it was started with, until the next start.",
+                sources(unit)
+            ),
+        ))
+    })
+}
+
+fn config_unreadable(facts: &Facts) -> Vec<Finding> {
+    each_disk(facts, |disk| {
+        let unit = disk.unit.as_ref().filter(|unit| unit.config_is_closed)?;
+        let path = unit.options.config.as_ref()?.display();
+        Some(Finding::new(
+            "config-unreadable",
+            Fault,
+            &disk.name,
+            format!("{} does not run as root, and only some users may read {path}", unit.name),
+            format!("chmod o+r {path} (and o+x its directory): there is nothing secret in it."),
+        ))
+    })
+}
+
+fn config_unused(facts: &Facts) -> Vec<Finding> {
+    each_disk(facts, |disk| {
+        let unit = disk.unit.as_ref()?;
+        let path = unit.unused_config.as_ref()?.display();
+        let settings = unit.settings.as_ref().map_or_else(
+            || format!("a drop-in of {}", unit.name),
+            |settings| settings.display().to_string(),
+        );
+        Some(Finding::new(
+            "config-unused",
+            Warning,
+            &disk.name,
+            format!("{path} counts for nothing: {} is not told of it", unit.name),
+            format!(
+                "Put --config {path} into OPTIONS in {settings}, and restart the unit; or remove the file."
+            ),
+        ))
     })
 }
 

@@ -50,6 +50,8 @@ fn good() -> Facts {
             fd_store_max: Some(3),
             mlock_limit: None,
             options,
+            settings: Some("/etc/vhost-user-zram/vm1.conf".into()),
+            ..Unit::default()
         }),
         ..Disk::default()
     };
@@ -146,6 +148,26 @@ fn units_that_failed() {
     let failed = of_unit(|unit| (unit.result, unit.active) = ("exit-code".into(), "failed".into()));
     assert_eq!(failed, ["failed-unit"]);
     assert_eq!(of_unit(|unit| unit.active = "inactive".into()), [""; 0]);
+}
+
+#[test]
+fn options_with_a_mistake_and_configuration_files_that_do_not_count() {
+    assert_eq!(of_unit(|unit| unit.mistake = Some("x.toml:3: no".into())), ["bad-options"]);
+    assert_eq!(of_unit(|unit| unit.unused_config = Some("/etc/x.toml".into())), ["config-unused"]);
+    let closed = |config: Option<&str>| {
+        of_unit(|unit| {
+            unit.options.config = config.map(Into::into);
+            unit.config_is_closed = true;
+        })
+    };
+    assert_eq!(closed(Some("/etc/vm1.toml")), ["config-unreadable"]);
+    assert_eq!(closed(None), [""; 0]);
+    let mut facts = good();
+    let unit = facts.disks[0].unit.as_mut().unwrap();
+    unit.options.config = Some("/etc/vm1.toml".into());
+    unit.mistake = Some("no".into());
+    let remedy = &findings(&facts)[0].remedy;
+    assert!(remedy.contains("/etc/vhost-user-zram/vm1.conf or /etc/vm1.toml"), "{remedy}");
 }
 
 #[test]

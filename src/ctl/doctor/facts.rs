@@ -96,6 +96,8 @@ pub struct Options {
     pub api: Option<PathBuf>,
     /// Where its state is.
     pub state_dir: Option<PathBuf>,
+    /// Its configuration file.
+    pub config: Option<PathBuf>,
     /// Its size in bytes.
     pub size: Option<u64>,
     /// Limit on its memory in bytes.
@@ -147,6 +149,14 @@ pub struct Unit {
     pub mlock_limit: Option<u64>,
     /// The options in its command line and settings.
     pub options: Options,
+    /// Where its settings are (EnvironmentFile=).
+    pub settings: Option<PathBuf>,
+    /// What the daemon says is wrong with its options.
+    pub mistake: Option<String>,
+    /// A configuration file of the disk's name that is not among the options.
+    pub unused_config: Option<PathBuf>,
+    /// Whether the daemon's user, who is not root, may not read its configuration file.
+    pub config_is_closed: bool,
 }
 
 /// A virtual machine monitor.

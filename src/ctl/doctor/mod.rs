@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use self::collect::System;
+use self::collect::{Said, System};
 use self::facts::Facts;
 pub use self::finding::Finding;
 use crate::cli::Doctor;
@@ -91,10 +91,13 @@ fn report(mut findings: Vec<Finding>, looked_at: &str) -> Report {
     Report { looked_at: looked_at.into(), findings }
 }
 
-/// What a program prints, if there is one and it ends well.
-fn run(program: &Path, arguments: &[&str]) -> Option<String> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
-    let output = command.output().ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+/// What a program says, if there is one.
+fn run(program: &Path, arguments: &[&str]) -> Option<Said> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Some(Said {
+        well: output.status.success(),
+        text: text(&output.stdout),
+        complaint: text(&output.stderr),
+    })
 }

@@ -23,8 +23,18 @@ use crate::fleet::Daemon;
 
 pub use guest::guest;
 
-/// Runs a program, and gives what it prints if it ends well.
-pub type Run<'s> = &'s (dyn Fn(&Path, &[&str]) -> Option<String> + Sync);
+/// What a program said.
+pub struct Said {
+    /// Whether it ended well.
+    pub well: bool,
+    /// On stdout.
+    pub text: String,
+    /// On stderr.
+    pub complaint: String,
+}
+
+/// Runs a program; `None` if it cannot be run.
+pub type Run<'s> = &'s (dyn Fn(&Path, &[&str]) -> Option<Said> + Sync);
 
 /// A system to be looked at.
 pub struct System<'s> {
@@ -52,6 +62,11 @@ impl System<'_> {
     fn read(&self, path: impl AsRef<Path>) -> Option<String> {
         let bytes = fs::read(self.place(path)).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// What a program prints if it ends well.
+    fn prints(&self, program: &Path, arguments: &[&str]) -> Option<String> {
+        (self.run)(program, arguments).filter(|said| said.well).map(|said| said.text)
     }
 
     /// A number that is all of a file.

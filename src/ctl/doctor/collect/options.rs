@@ -47,10 +47,7 @@ fn pairs_of_file(text: &str) -> Vec<(String, String)> {
         toml::Value::Boolean(flag) => Some(flag.to_string()),
         _ => None,
     };
-    table
-        .into_iter()
-        .filter_map(|(name, found)| Some((name.replace('_', "-"), value(found)?)))
-        .collect()
+    table.into_iter().filter_map(|(name, found)| Some((name, value(found)?))).collect()
 }
 
 /// The options in the words of a command line, without the program's name. Relative paths begin at `base`.
@@ -70,6 +67,7 @@ pub fn parse(system: &System<'_>, words: &[String], base: &Path) -> Options {
             "socket-path" => options.socket = path(),
             "api-socket" => options.api = path(),
             "state-dir" => options.state_dir = path(),
+            "config" => options.config = path(),
             "size" => options.size = size(&value),
             "mem-limit" => options.mem_limit = size(&value),
             "fd-store" => options.fd_store = on,
@@ -113,6 +111,26 @@ mod tests {
         assert!(options.fd_store && !options.mlock && options.size.is_none());
         assert_eq!(options.name.as_deref(), Some("x"));
         assert!(!parse_line("--serial --mlock").mlock, "it is the value of --serial");
+    }
+
+    /// Those that take a value would have the next option as theirs.
+    #[test]
+    fn flags_are_those_of_the_daemon() {
+        let completions = include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/dist/completions/vhost-user-zram.fish"
+        ));
+        let mut flags: Vec<&str> = completions
+            .lines()
+            // What takes a value has "-r" behind its description.
+            .filter(|line| line.ends_with('\''))
+            .filter_map(|line| line.split_once(" -l ")?.1.split(' ').next())
+            .filter(|name| !["help", "version"].contains(name))
+            .collect();
+        let mut known = FLAGS;
+        flags.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(flags, known);
     }
 
     #[test]

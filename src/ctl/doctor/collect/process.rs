@@ -1,7 +1,7 @@
 //! Processes: the daemons, what they may use, and what they lock.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::System;
@@ -28,6 +28,19 @@ pub(super) fn working_dir(system: &System<'_>, pid: u32) -> PathBuf {
 /// File name of the program in the first word.
 pub(super) fn program(words: &[String]) -> &str {
     words.first().and_then(|word| Path::new(word).file_name()?.to_str()).unwrap_or_default()
+}
+
+/// Whether only root can change a program: any other one is not to be run, whatever its name is.
+pub(super) fn is_trusted(place: &Path) -> bool {
+    place.is_absolute()
+        && place.ancestors().all(|part| {
+            fs::symlink_metadata(part).is_ok_and(|meta| {
+                // In a directory with the sticky bit others cannot replace what is root's.
+                let open = meta.permissions().mode() & 0o022 != 0;
+                let sticky = meta.is_dir() && meta.permissions().mode() & 0o1000 != 0;
+                meta.uid() == 0 && !meta.is_symlink() && (!open || sticky)
+            })
+        })
 }
 
 /// All processes, in ascending order.
@@ -106,4 +119,31 @@ pub(super) fn lockers(system: &System<'_>, path: &Path) -> Vec<u32> {
         (of == file).then(|| pid.parse().ok())?
     };
     text.lines().filter_map(holder).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_others_can_change_is_not_run() {
+        let dir = std::env::temp_dir().join(format!("zramctl-trust-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("qemu-system-x86_64");
+        fs::write(&file, "").unwrap();
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(&dir, 0o755);
+        mode(&file, 0o755);
+        let root = fs::metadata(&file).unwrap().uid() == 0;
+        assert_eq!(is_trusted(&file), root);
+        mode(&file, 0o775);
+        assert!(!is_trusted(&file));
+        mode(&file, 0o755);
+        mode(&dir, 0o757);
+        assert!(!is_trusted(&file));
+        assert!(!is_trusted(Path::new("qemu-system-x86_64")));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

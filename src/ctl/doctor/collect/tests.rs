@@ -13,15 +13,17 @@ use crate::samples;
 /// A directory that stands for `/`, gone at the end.
 struct Root {
     dir: PathBuf,
-    /// What systemctl and QEMU say.
+    /// What systemctl says.
     units: String,
+    /// What a daemon says against its options.
+    complaint: String,
 }
 
 impl Root {
     fn new(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("zramctl-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
-        let root = Self { dir, units: String::new() };
+        let root = Self { dir, units: String::new(), complaint: String::new() };
         root.file("proc/meminfo", "MemTotal: 8000000 kB\nMemAvailable: 7000000 kB\n");
         root
     }
@@ -61,12 +63,16 @@ impl Root {
     }
 
     fn system<T>(&self, look: impl FnOnce(&System<'_>) -> T) -> T {
-        let run = |program: &Path, _: &[&str]| {
-            let name = program.file_name().unwrap().to_str().unwrap();
-            match name {
-                "systemctl" => Some(self.units.clone()),
-                _ => panic!("{name} is run"),
-            }
+        let run = |program: &Path, arguments: &[&str]| {
+            let (text, complaint) = match program.to_str().unwrap() {
+                "systemctl" => (self.units.clone(), String::new()),
+                DAEMON => {
+                    assert_eq!(arguments.last(), Some(&"--check-config"));
+                    (String::new(), self.complaint.clone())
+                }
+                other => panic!("{other} is run"),
+            };
+            Some(Said { well: complaint.is_empty(), text, complaint })
         };
         look(&System { root: self.dir.clone(), run: &run })
     }
@@ -98,6 +104,9 @@ impl Drop for Root {
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
+
+/// A program that only root can change stands for the daemon.
+const DAEMON: &str = "/usr/bin/env";
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64 -name guest=web \
                     -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \
@@ -214,9 +223,65 @@ fn units_are_read_with_their_settings() {
     let facts = root.facts();
     let options = &facts.disks[0].unit.as_ref().unwrap().options;
     assert_eq!((options.size, options.mem_limit), (Some(2 << 30), Some(1 << 30)));
+    assert_eq!(options.name.as_deref(), Some("vm1"));
     // Two units are two disks.
     root.units = unit("success", 3) + "\n" + &unit("success", 3).replace("vm1", "vm2");
     assert_eq!(root.facts().disks.len(), 2);
+}
+
+#[test]
+fn a_unit_is_asked_what_is_wrong_with_its_options() {
+    let mut root = Root::new("options");
+    root.units = format!(
+        "Id=vhost-user-zram@vm1.service\nActiveState=active\nResult=success\nDynamicUser=yes\n\
+         EnvironmentFiles=/etc/vhost-user-zram/vm1.conf (ignore_errors=no)\n\
+         ExecStart={{ path={DAEMON} ; argv[]={DAEMON} --size ${{SIZE}} $OPTIONS ; x=y }}\n"
+    );
+    root.file("etc/vhost-user-zram/vm1.conf", "SIZE=1G\nOPTIONS=\"--algorithm lz5\"\n");
+    assert_eq!(root.found(), [""; 0]);
+    root.complaint = "error: no algorithm is called 'lz5'\nmore\n".into();
+    assert_eq!(root.found(), ["bad-options"]);
+    let unit = |root: &Root| root.facts().disks[0].unit.clone().unwrap();
+    assert_eq!(unit(&root).mistake.as_deref(), Some("no algorithm is called 'lz5'"));
+    // Settings that are not seen have no mistakes.
+    let settings = root.dir.join("etc/vhost-user-zram/vm1.conf");
+    fs::rename(&settings, settings.with_extension("away")).unwrap();
+    assert_eq!(unit(&root).mistake, None);
+    fs::rename(settings.with_extension("away"), &settings).unwrap();
+    // A program that others could have put there is not run, by a root that looks.
+    root.units = root.units.replace(DAEMON, "/tmp/vhost-user-zram");
+    assert_eq!(unit(&root).mistake, None);
+}
+
+#[test]
+fn a_configuration_file_of_the_units_name_has_to_be_named_and_readable() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut root = Root::new("own-config");
+    root.units =
+        "Id=vhost-user-zram@vm1.service\nActiveState=active\nResult=success\nDynamicUser=yes\n\
+                  EnvironmentFiles=/etc/vhost-user-zram/vm1.conf (ignore_errors=no)\n\
+                  ExecStart={ argv[]=/nonexistent --size ${SIZE} $OPTIONS ; x=y }\n"
+            .into();
+    let (settings, config) = ("etc/vhost-user-zram/vm1.conf", "etc/vhost-user-zram/vm1.toml");
+    root.file(settings, "SIZE=1G\nOPTIONS=\"\"\n");
+    assert_eq!(root.found(), [""; 0]);
+    root.file(config, "mem-limit = \"512M\"\n");
+    assert_eq!(root.found(), ["config-unused"]);
+    root.file(settings, "SIZE=1G\nOPTIONS=\"--config /etc/vhost-user-zram/vm1.toml\"\n");
+    assert_eq!(root.found(), [""; 0]);
+    let options = root.facts().disks[0].unit.clone().unwrap().options;
+    assert_eq!(options.mem_limit, Some(512 << 20));
+    let mode = |path: &str, mode| {
+        fs::set_permissions(root.dir.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(config, 0o640);
+    assert_eq!(root.found(), ["config-unreadable"]);
+    mode(config, 0o644);
+    mode("etc/vhost-user-zram", 0o750);
+    assert_eq!(root.found(), ["config-unreadable"]);
+    // Root may read all.
+    root.units = root.units.replace("DynamicUser=yes", "DynamicUser=no\nUser=");
+    assert_eq!(root.found(), [""; 0]);
 }
 
 #[test]
