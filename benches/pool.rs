@@ -44,7 +44,7 @@ impl Xorshift {
 
 fn pool() -> Result<Pool, Box<dyn Error>> {
     let arena = Arena::new(Pool::address_space_for(PAGES << 12), &MemoryKind::default())?;
-    Ok(Pool::new(arena, PAGES, 0))
+    Ok(Pool::new(arena, PAGES, 0)?)
 }
 
 fn store<'p>(pool: &'p Pool, bytes: &[u8]) -> Owned<'p> {

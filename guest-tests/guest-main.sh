@@ -204,6 +204,49 @@ step_ext4_check() {
     quiet umount /mnt
 }
 
+# A file system on all of the disk, with a file on which fio can run.
+step_grow_begin() {
+    quiet mkfs.ext4 -q -F $disk || return
+    quiet mount -t ext4 $disk /mnt || return
+    mkdir /mnt/real
+    quiet tar -C /mnt/real -xf /corpus.tar || return
+    (cd /mnt && find real -type f -print0 | sort -z | xargs -0 md5sum) >/tmp/sums
+    # shellcheck disable=SC2034 # for guest-churn
+    fiodev=/mnt/churn
+    head -c $((32 * mib)) /dev/zero >/mnt/churn || fail "writing zeroes" || return
+    sync
+}
+
+# capacity BYTES: Linux has heard of it.
+step_capacity() {
+    local i=0
+    until [ "$(($(show size) * 512))" = "$1" ]; do
+        i=$((i + 1))
+        [ $i -lt 1000 ] || { fail "the disk has $(($(show size) * 512)) bytes and not $1"; return; }
+        sleep 0.1
+    done
+}
+
+fs_kib() { df -k /mnt | awk 'NR == 2 { print $2 }'; }
+
+step_grow_resize() {
+    put before_kib="$(fs_kib)"
+    quiet resize2fs $disk || return
+    put after_kib="$(fs_kib)"
+    head -c $((8 * mib)) /dev/urandom >/mnt/real/new || fail "writing" || return
+    (cd /mnt && md5sum real/new) >>/tmp/sums
+}
+
+step_grow_end() {
+    quiet umount /mnt || return
+    e2fsck -fn $disk >/tmp/out 2>&1 || { fail "e2fsck: $(tail -n 3 /tmp/out | tr '\n' ' ')"; return; }
+    echo 3 >/proc/sys/vm/drop_caches
+    quiet mount -t ext4 $disk /mnt || return
+    (cd /mnt && md5sum -c /tmp/sums) >/tmp/out 2>&1 || { fail "md5sum: $(grep -v ': OK' /tmp/out | head -n 2 | tr '\n' ' ')"; return; }
+    put files="$(wc -l </tmp/sums)"
+    quiet umount /mnt
+}
+
 discards() { awk '{ print $12 }' $sys/stat; }
 vmstat() { awk -v k="$1" '$1 == k { print $2 }' /proc/vmstat; }
 

@@ -64,6 +64,12 @@ pub const STEPS: &[&str] = &[
     "open.trimmed",
     "open.counted",
     "open.unlocked",
+    // Growing.
+    "grow.checked",
+    "grow.prepared",
+    "grow.noted",
+    "grow.published",
+    "grow.told",
     // Changing a slot and its check sum.
     "sum.intended",
     "sum.stored",

@@ -281,6 +281,13 @@ fn sighup_changes_what_may_change() {
     // Less than it has: what is there stays.
     reread(&daemon, &format!("{base}mem-limit = 4096\n"));
     assert_eq!(client.blk().read_vec(0, 64 << 10).unwrap(), noise[..64 << 10]);
+    // A size that is more has the disk grow, and one that is as it was at the start has it stay.
+    let said = reread(&daemon, "size = \"80M\"\n");
+    assert!(said.contains(" size=83886080 "), "{said}");
+    assert_eq!(client.capacity().unwrap(), 80 << 20);
+    let said = reread(&daemon, base);
+    assert!(said.contains("INFO") && !said.contains(" size="), "{said}");
+    assert_eq!(client.capacity().unwrap(), 80 << 20);
     drop(client);
 
     let said = reread(&daemon, &format!("{base}algorithm = \"deflate(level=9)\"\n"));
@@ -313,6 +320,8 @@ fn a_file_with_a_mistake_changes_nothing() {
         ),
         (format!("{base}mem-limit = \"5M\"\n"), &["num-queues"]),
         (format!("{good}poll-us = 8\nhost-reserve = 5\nmlock = true\n"), &[" mlock ("]),
+        (good.replace("64M", "32M") + "mem-limit = \"5M\"\n", &["disk.toml:4: "]),
+        (good.replace("64M", "32M").replace("4M", "5M"), &["does not shrink"]),
         (format!("{good}log-level = \"none\"\n"), &["disk.toml:4: ", "--log-level"]),
         (format!("mem-limit = \"5M\"\n{base}\n\n[x]\n"), &["disk.toml:5: `x` is not an option"]),
         ("mem-limit = \"5M\"\n".into(), &["--size <SIZE>"]),

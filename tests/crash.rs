@@ -25,7 +25,7 @@ use life::{Life, Mode, Setup};
 use load::Mix;
 use nix::sys::signal::Signal;
 use vhost_user_zram::internals::STEPS;
-use vhost_user_zram_frontend::Random;
+use vhost_user_zram_frontend::{Op, Random, Shape, Status};
 
 /// Kills that one state has to bear.
 const KILLS_PER_STATE: u64 = 25;
@@ -181,6 +181,8 @@ enum Way {
     Open,
     /// The same with another algorithm.
     Codec,
+    /// A load, under which the disk grows.
+    Grow,
     /// The start that makes a state.
     Create,
 }
@@ -196,6 +198,7 @@ fn way_to(step: &str) -> Way {
         "table" => Way::EmptyTable,
         "open" => Way::Open,
         "codec" => Way::Codec,
+        "grow" => Way::Grow,
         "create" => Way::Create,
         _ => panic!("{step}: this test has to be told how to get there"),
     }
@@ -270,6 +273,33 @@ fn die_at_codec(life: &mut Life, step: &str, algorithm: &'static str, mode: Mode
     life.revive(mode, true);
 }
 
+/// Has a daemon die at `step` while the disk grows under load.
+fn die_at_growth(life: &mut Life, step: &str, mode: Mode) {
+    // A part of a page of the table, and more than one.
+    const MORE: [usize; 2] = [37 * contents::PAGE, 601 * contents::PAGE];
+    life.renew(Some(&format!("{step}:1")), mode == Mode::Resume);
+    assert!(life.load.run(&mut life.client, 300, || life.daemon.is_alive()));
+    let before = life.load.model.len();
+    let wanted = before + MORE[life.load.random.below(2) as usize];
+    let _http = life.tell_to_grow(wanted);
+    let end = life.load.completed + LONG;
+    while life.load.run(&mut life.client, 100, || life.daemon.is_alive()) {
+        assert!(life.load.completed < end, "{step}: no process comes there");
+    }
+    life.bury();
+    // With the command line of the first.
+    life.revive(mode, true);
+    let is_noted = !matches!(step, "grow.checked" | "grow.prepared");
+    let expected = if is_noted { wanted } else { before };
+    assert_eq!(life.load.model.len(), expected, "{step}");
+    // The same guest can use what is new, or cannot.
+    let last = (wanted - contents::PAGE) as u64;
+    let done = life.client.blk().run(Op::In, last, 4096, &Shape::default()).expect("an answer");
+    assert_eq!(done.status == Status::Ok, is_noted, "{step}: {done:?}");
+    assert!(life.load.run(&mut life.client, 500, || life.daemon.is_alive()));
+    life.load.drain(&mut life.client);
+}
+
 /// Has `times` daemons die at `step`, while they make a state.
 fn die_at_creation(step: &str, times: u64, setup: Setup, seed: u64) {
     let state = TempDir::in_memory();
@@ -322,6 +352,7 @@ fn nothing_acknowledged_is_lost_at_any_named_step() {
                     let algorithm = algorithms.next().expect("one that no state has");
                     die_at_codec(life, step, algorithm, mode);
                 }
+                Way::Grow => die_at_growth(life, step, mode),
                 Way::Create => {
                     die_at_creation(step, nth.min(3), SETUPS[setup], random.next_u64());
                 }

@@ -170,8 +170,12 @@ fn descriptors_that_are_no_whole_state_are_refused() {
     manager.refuses(strange, &["--create"], &["damaged"]);
     let socket = UnixListener::bind(dir.join("listener")).unwrap();
     manager.refuses(vec![(NAME.into(), socket.into())], &["--create"], &["is not a file"]);
-    // Of another size.
-    manager.refuses(manager.held(), &["--size", "32M", "--create"], &["16777216", "33554432"]);
+    // Of a smaller size.
+    manager.refuses(
+        manager.held(),
+        &["--size", "8M", "--create"],
+        &["16777216", "8388608", "shrink"],
+    );
     // Another codec is for new pages.
     assert_eq!(manager.start(&["--algorithm", "zstd"]).origin(), "opened");
 }

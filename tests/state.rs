@@ -146,7 +146,8 @@ fn a_state_of_another_disk_is_refused_and_stays_what_it_is() {
     write_pattern(daemon.client().blk(), 0, 100, 1);
     daemon.end(Signal::SIGTERM);
     for more in [&[][..], &["--create"]] {
-        home.refuses("32M", more, &["16777216 bytes", "33554432"]);
+        home.refuses("8M", more, &["16777216 bytes", "8388608", "does not shrink"]);
+        home.refuses("65G", more, &["16777216 bytes", "room for 68719476736 bytes"]);
     }
     // What a guest is offered may change from one start to the next.
     let daemon = home.start(&["--num-queues", "2", "--serial", "other", "--mem-limit", "1M"]);
@@ -254,9 +255,9 @@ fn a_damaged_page_is_an_error_until_it_is_written() {
     let daemon = home.start(&["--create"]);
     write_pattern(daemon.client().blk(), 0, 80, 1);
     daemon.end(Signal::SIGTERM);
-    // The check sums of pages 2 and 5 lie after the words of the table.
+    // The check sums of pages 2 and 5 lie after the words of the 64 GiB that the disk can grow to.
     for page in [2, 5] {
-        flip(&home.path().join("table"), 4096 * 8 + page * 4);
+        flip(&home.path().join("table"), (64 << 30) / 4096 * 8 + page * 4);
     }
     let mut daemon = home.start(&[]);
     let mut client = daemon.client();

@@ -26,11 +26,20 @@ use vhost_user_zram_frontend::Random;
 /// Never released.
 const V1: &str = include_str!("states/v1.txt");
 const V2: &str = include_str!("states/v2.txt");
+/// As it was before disks could grow.
+const V2_WITHOUT_ROOM: &str = include_str!("states/v2-without-room.txt");
 
-/// The disk of version 2: lz4, and zstd for one page.
+/// The disk of version 2: lz4, and zstd for one page. It was made with this size.
 const SIZE: &str = "128K";
-const PAGES: u64 = 32;
+const MADE_PAGES: u64 = 32;
+/// And has grown to this one.
+const GROWN: &str = "160K";
+const PAGES: u64 = 40;
 const PAGE: usize = 4096;
+/// Where the table has its sums: behind the words of the 64 GiB that it can grow to.
+const SUMS: u64 = (64 << 30) / PAGE as u64 * 8;
+/// What the superblock says of the growth.
+const GROWTH: u64 = 3088;
 /// A page whose slot is locked, with a waiter.
 const LOCKED: u64 = 6;
 /// A page whose change was cut short: its sum is the new one, its word is not.
@@ -39,6 +48,8 @@ const CUT_SHORT: u64 = 7;
 const INTENT: u64 = 9;
 /// A page by the second codec of the disk.
 const BY_ZSTD: u64 = 31;
+/// A page that the disk did not have when it was made.
+const NEW: u64 = 39;
 /// A discarded page of a disk over a layer, as no disk of today has one.
 const DISCARDED: u64 = 30;
 
@@ -55,7 +66,7 @@ fn page(number: u64) -> Vec<u8> {
         3 => b"12345678".repeat(PAGE / 8),
         4 => vec![0; PAGE],
         // Compressed ones.
-        0 | LOCKED | CUT_SHORT | BY_ZSTD => {
+        0 | LOCKED | CUT_SHORT | BY_ZSTD | NEW => {
             let line = format!("This is page {number} of a disk that outlives its daemon. ");
             line.bytes().cycle().take(PAGE).collect()
         }
@@ -65,7 +76,7 @@ fn page(number: u64) -> Vec<u8> {
 }
 
 fn is_written(number: u64) -> bool {
-    (0..8).contains(&number) && number != 5 || number == BY_ZSTD
+    (0..8).contains(&number) && number != 5 || number == BY_ZSTD || number == NEW
 }
 
 /// The files of a state.
@@ -162,9 +173,9 @@ fn sum_again(path: &Path, at: u64, length: usize) {
     put(path, at + 12, &crc32fast::hash(&bytes).to_le_bytes());
 }
 
-fn expect_pages(daemon: &Daemon) {
+fn expect_pages(daemon: &Daemon, pages: u64) {
     let mut client = daemon.client();
-    for number in 0..PAGES {
+    for number in 0..pages {
         let got = client.blk().read_vec(number * 8, PAGE).expect("read");
         expect_same(number * 8, &got, &page(number));
     }
@@ -172,7 +183,25 @@ fn expect_pages(daemon: &Daemon) {
 
 #[test]
 fn a_state_of_version_2_is_read() {
-    let dir = restored(V2);
+    is_read(V2, PAGES);
+    is_read(V2_WITHOUT_ROOM, MADE_PAGES);
+}
+
+#[test]
+fn a_state_without_room_does_not_grow() {
+    let dir = restored(V2_WITHOUT_ROOM);
+    let home = TempDir::new();
+    let mut command = Command::new(BINARY);
+    command.args(["--size", GROWN, "--state-dir"]).arg(dir.path());
+    command.arg("--socket-path").arg(home.join("socket"));
+    let (code, line) = refusal(command);
+    assert_eq!(code, 1, "{line}");
+    assert!(line.contains("room for 131072 bytes") && line.contains("163840"), "{line}");
+    expect_pages(&start(&dir, &[]), MADE_PAGES);
+}
+
+fn is_read(text: &str, pages: u64) {
+    let dir = restored(text);
     let (table, superblock) = (dir.join("table"), dir.join("superblock"));
     let intent = 4096 + INTENT * 16;
     assert_eq!(get::<1>(&table, LOCKED * 8)[0] & 3, 3, "locked, with a waiter");
@@ -181,12 +210,13 @@ fn a_state_of_version_2_is_read() {
         let mut daemon = start(&dir, &[]);
         assert_eq!(daemon.origin(), "opened");
         let stats = daemon.stats();
-        let written = (0..PAGES).filter(|number| is_written(*number)).count() as u64;
+        let written = (0..pages).filter(|number| is_written(*number)).count() as u64;
         assert_eq!(stats["orig_data_size"], written * 4096);
         assert_eq!((stats["same_pages"], stats["huge_pages"]), (3, 1));
         // Of the time when there was no other, which its guests know it by.
-        assert_eq!(daemon.session().blk_config().unwrap().blk_size, 4096);
-        expect_pages(&daemon);
+        let config = daemon.session().blk_config().unwrap();
+        assert_eq!((config.blk_size, config.capacity), (4096, pages * 8));
+        expect_pages(&daemon, pages);
         daemon.signal(signal);
         daemon.wait();
         // What an earlier process was at is over.
@@ -197,12 +227,12 @@ fn a_state_of_version_2_is_read() {
     assert_eq!(get(&superblock, 3080), *b"served..");
     let daemon = start(&dir, &["--create"]);
     let mut client = daemon.client();
-    for number in (0..PAGES).rev() {
-        client.blk().write(number * 8, &page(PAGES - 1 - number)).expect("write");
+    for number in (0..pages).rev() {
+        client.blk().write(number * 8, &page(pages - 1 - number)).expect("write");
     }
-    for number in 0..PAGES {
+    for number in 0..pages {
         let got = client.blk().read_vec(number * 8, PAGE).expect("read");
-        expect_same(number * 8, &got, &page(PAGES - 1 - number));
+        expect_same(number * 8, &got, &page(pages - 1 - number));
     }
 }
 
@@ -250,17 +280,24 @@ fn a_new_state_has_the_layout_of_version_2() {
             let mut bytes = get::<4096>(path, seal);
             // Its check sum, and the state's own number.
             bytes[12..32].fill(0);
+            if seal == 0 {
+                // The growth's check sum.
+                bytes[GROWTH as usize + 4..][..4].fill(0);
+            }
             bytes
         };
         assert!(bytes(&old) == bytes(&new), "{name}");
     }
+    // The growth, whose check sum is of the state's own number, too.
+    let growth = |dir: &TempDir| get::<4>(&dir.join("superblock"), GROWTH);
+    assert_eq!((growth(&old), growth(&new)), ([PAGES as u8, 0, 0, 0], [PAGES as u8, 0, 0, 0]));
     // All slots but for where objects lie and how long they are, which is up to codec and pool.
     for number in 0..PAGES {
         let word = |dir: &TempDir| u64::from_le_bytes(get(&dir.join("table"), number * 8));
         let is_object = word(&old) >> 2 & 3 == 2 || word(&old) >> 11 & 0xfff == 8;
         let mask = if is_object { 0x7ff } else { u64::MAX };
         assert_eq!(word(&old) & mask, word(&new) & mask, "page {number}");
-        let sum = |dir: &TempDir| get::<4>(&dir.join("table"), 4096 + number * 4);
+        let sum = |dir: &TempDir| get::<4>(&dir.join("table"), SUMS + number * 4);
         if word(&old) == word(&new) && !is_object {
             assert_eq!(sum(&old), sum(&new), "page {number}");
         }
@@ -271,14 +308,21 @@ fn a_new_state_has_the_layout_of_version_2() {
 fn write_golden(dir: &TempDir) {
     let daemon = start(dir, &["--create"]);
     let mut client = daemon.client();
-    for number in (0..PAGES).filter(|number| is_written(*number)) {
+    for number in (0..MADE_PAGES).filter(|number| is_written(*number)) {
         client.blk().write(number * 8, &page(number)).expect("write");
     }
     drop(client);
     let (status, ..) = daemon.terminate();
     assert!(status.success());
-    let daemon = start(dir, &["--algorithm", "zstd"]);
+    let daemon = {
+        let home = TempDir::new();
+        let mut command = Command::new(BINARY);
+        command.args(["--size", GROWN, "--algorithm", "zstd", "--state-dir"]).arg(dir.path());
+        command.arg("--socket-path").arg(home.join("socket"));
+        Daemon::spawn(command, home)
+    };
     let mut client = daemon.client();
+    client.blk().write(NEW * 8, &page(NEW)).expect("write");
     client.blk().write(BY_ZSTD * 8, &page(BY_ZSTD)).expect("write");
     // A page that is empty again is like one that never was anything.
     client.blk().write(5 * 8, &page(0)).expect("write");
@@ -292,10 +336,10 @@ fn write_golden(dir: &TempDir) {
     let discarded = 1_u64 << 11;
     put(&table, DISCARDED * 8, &discarded.to_le_bytes());
     let sum = crc32fast::hash(&[DISCARDED.to_le_bytes(), discarded.to_le_bytes()].concat());
-    put(&table, 4096 + DISCARDED * 4, &sum.to_le_bytes());
-    let old: [u8; 4] = get(&table, 4096 + CUT_SHORT * 4);
+    put(&table, SUMS + DISCARDED * 4, &sum.to_le_bytes());
+    let old: [u8; 4] = get(&table, SUMS + CUT_SHORT * 4);
     let new = [0x11, 0x22, 0x33, 0x44];
-    put(&table, 4096 + CUT_SHORT * 4, &new);
+    put(&table, SUMS + CUT_SHORT * 4, &new);
     let intent = 4096 + INTENT * 16;
     put(&superblock, intent, &(CUT_SHORT + 1).to_le_bytes());
     put(&superblock, intent + 8, &[old, new].concat());

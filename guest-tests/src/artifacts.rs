@@ -15,7 +15,8 @@ use crate::conformance::contents;
 /// MiB of real files that tests put on a disk.
 pub const CORPUS_MIB: u64 = 24;
 /// Programs of this machine that a guest has.
-const PROGRAMS: [&str; 6] = ["fio", "mkfs.ext4", "e2fsck", "fstrim", "blkdiscard", "fallocate"];
+const PROGRAMS: [&str; 7] =
+    ["fio", "mkfs.ext4", "e2fsck", "resize2fs", "fstrim", "blkdiscard", "fallocate"];
 /// What a guest's kernel needs for images; some kernels have a part of it built in.
 const MODULES: [&str; 9] =
     ["ext4", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1", "xfs", "btrfs", "zram"];
@@ -67,6 +68,8 @@ impl std::fmt::Display for Combination {
 /// What all tests share.
 pub struct Setup {
     pub daemon: PathBuf,
+    /// A debug build of the daemon, which dies where it is told to.
+    pub with_failpoints: Option<PathBuf>,
     /// `qemu-scripts/`.
     pub scripts: PathBuf,
     /// `guest-tests/`.

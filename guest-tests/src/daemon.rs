@@ -68,8 +68,21 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one; waits for nothing.
     pub fn spawn(program: &Path, args: &[OsString], log: &Path) -> Result<Self> {
+        Self::spawn_to_die(program, args, log, None)
+    }
+
+    /// The same; it is killed where it first comes to the step `crash_at`.
+    pub fn spawn_to_die(
+        program: &Path,
+        args: &[OsString],
+        log: &Path,
+        crash_at: Option<&str>,
+    ) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(args);
+        if let Some(step) = crash_at {
+            command.env("VUZ_CRASH_AT", step);
+        }
         let process = Process::start(&command, log, Stdio::null())?;
         Ok(Self { process, started: Instant::now(), asked: HashMap::new() })
     }
@@ -79,6 +92,13 @@ impl Daemon {
         let line = self.says("ready", 0)?;
         let state = line.split_whitespace().find_map(|word| word.strip_prefix("state="));
         Ok(state.with_context(|| format!("no state in {line:?}"))?.to_owned())
+    }
+
+    /// The size of its disk when it was ready, in bytes.
+    pub fn size(&mut self) -> Result<u64> {
+        let line = self.says("ready", 0)?;
+        let size = line.split_whitespace().find_map(|word| word.strip_prefix("size="));
+        size.and_then(|size| size.parse().ok()).with_context(|| format!("no size in {line:?}"))
     }
 
     /// The figures now.

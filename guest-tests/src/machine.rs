@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -13,6 +14,7 @@ use nix::{sys::signal::Signal, sys::statvfs::statvfs};
 use serde_json::{Value, json};
 
 use crate::{
+    api,
     artifacts::{Combination, Setup},
     common::TempDir,
     daemon::{Daemon, Figures},
@@ -58,6 +60,10 @@ pub struct Machine<'a> {
     /// What every daemon of this test is started with, beside socket, algorithm and serial.
     pub daemon_args: Vec<OsString>,
     pub shape: Shape,
+    /// The step at which the daemons from here on are killed that have failpoints.
+    pub crash_at: Option<&'static str>,
+    /// The daemons of this test have failpoints.
+    has_failpoints: bool,
     /// Whether the last guest did not come up.
     pub boot_failed: bool,
     /// Guests that came up.
@@ -90,6 +96,8 @@ impl<'a> Machine<'a> {
             random: Random::new(setup.seed, name),
             daemon_args: sized(SIZE, Some(2)),
             shape: Shape::default(),
+            crash_at: None,
+            has_failpoints: false,
             boot_failed: false,
             boots: 0,
             // Not under target/: the path of a Unix socket has 107 characters at most.
@@ -144,7 +152,39 @@ impl<'a> Machine<'a> {
         if !args.iter().any(|arg| arg == "--serial") {
             args.extend(["--serial".into(), SERIAL.into()]);
         }
-        self.daemon = Some(Daemon::spawn(&self.setup.daemon, &args, &log)?);
+        let program = match &self.setup.with_failpoints {
+            Some(program) if self.has_failpoints => program,
+            _ => &self.setup.daemon,
+        };
+        self.daemon = Some(Daemon::spawn_to_die(program, &args, &log, self.crash_at)?);
+        Ok(())
+    }
+
+    /// The daemons from here on can be told where to die.
+    pub fn use_failpoints(&mut self) -> Result<()> {
+        if self.setup.with_failpoints.is_none() {
+            return Err(Skip("no debug build of the daemon (cargo build)".to_owned()).into());
+        }
+        self.has_failpoints = true;
+        Ok(())
+    }
+
+    /// The daemons from here on have a control socket.
+    pub fn serve_api(&mut self) {
+        self.daemon_args.extend(["--api-socket".into(), self.path("disk.api").into()]);
+    }
+
+    /// Has the disk grow to `bytes`.
+    pub fn set_size(&mut self, bytes: u64) -> Result<()> {
+        let answer = api::patch(&self.path("disk.api"), "/v1/disk", &json!({"size_bytes": bytes}))?;
+        ensure!(answer["size_bytes"] == bytes, "{bytes} bytes were asked for: {answer}");
+        Ok(())
+    }
+
+    /// Waits for the end of the daemon, which was told where to die.
+    pub fn bury_daemon(&mut self) -> Result<()> {
+        let status = self.daemon.take().context("no daemon runs")?.process.join()?;
+        ensure!(status.signal() == Some(Signal::SIGKILL as i32), "the daemon ended with {status}");
         Ok(())
     }
 

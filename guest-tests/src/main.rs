@@ -2,12 +2,13 @@
 //!
 //! * [`tests`]: the tests, each a function of a [`machine::Machine`]: a daemon and a guest of its own
 //! * [`protocol`]: what a guest says; [`daemon`]: what the daemon's figures say; [`qmp`]: what QEMU says;
-//!   [`inflight`]: what QEMU keeps while no daemon is there
+//!   [`inflight`]: what QEMU keeps while no daemon is there; [`api`]: what a daemon is told while it runs
 //! * [`artifacts`], [`matrix`]: what is tested together; [`runner`]: in which order, and how it ended
 //!
 //! What runs inside the guest are shell scripts, `guest-main.sh` and beside it. Nothing is judged by how
 //! long it took, nor by how often chance struck.
 
+mod api;
 mod artifacts;
 mod conformance;
 mod daemon;
@@ -155,12 +156,14 @@ fn run(cli: &Cli) -> Result<Total> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no parent directory")?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
     let daemon = cli.daemon.clone().unwrap_or_else(|| target.join("release/vhost-user-zram"));
+    let with_failpoints = target.join("debug/vhost-user-zram");
     ensure!(daemon.is_file(), "no daemon at {} (cargo build --release)", daemon.display());
     let logs = cli.logs.clone().unwrap_or_else(|| target.join("guest-tests"));
     let work = TempDir::new();
     let full_or = |full: u64, short: u64| if cli.full { full } else { short };
     let mut setup = Setup {
         daemon,
+        with_failpoints: Some(with_failpoints).filter(|daemon| daemon.is_file()),
         scripts: root.join("qemu-scripts"),
         here: root.join("guest-tests"),
         work: work.path().to_owned(),

@@ -134,6 +134,7 @@ impl GuestOptions {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::BACKEND_REQ
     }
 
     /// The 20 bytes of a GET_ID reply: the serial, cut off or padded with NULs.
@@ -168,7 +169,7 @@ impl ConfigSpace {
         let mut put = |offset: usize, value: &[u8]| {
             bytes[offset..offset + value.len()].copy_from_slice(value);
         };
-        put(0, &sectors.to_le_bytes());
+        // 0..8: the capacity.
         put(8, &SIZE_MAX.to_le_bytes());
         put(12, &options.seg_max().to_le_bytes());
         // 16..20: geometry, not offered.
@@ -189,7 +190,14 @@ impl ConfigSpace {
         put(52, &(MAX_FREE_SEGMENTS as u32).to_le_bytes());
         // write_zeroes_may_unmap
         put(56, &[1]);
-        Self { bytes }
+        let mut this = Self { bytes };
+        this.set_sectors(sectors);
+        this
+    }
+
+    /// The disk has `sectors` sectors from now on.
+    pub(crate) fn set_sectors(&mut self, sectors: u64) {
+        self.bytes[..8].copy_from_slice(&sectors.to_le_bytes());
     }
 
     /// `size` bytes from `offset` on; zeroes past the end of what there is.
@@ -239,6 +247,15 @@ pub(crate) mod tests {
         assert_eq!(config.read(44, 4), 8_u32.to_le_bytes());
         assert_eq!(config.read(56, 1), [1]);
         assert_eq!(config.read(0, 60).len(), 60);
+    }
+
+    #[test]
+    fn a_growth_changes_the_capacity_and_nothing_else() {
+        let mut config = ConfigSpace::new(&options(2, 128), 8, BlockSize::Page);
+        let before = config.read(0, 60);
+        config.set_sectors(0x1122_3344_5566);
+        assert_eq!(config.read(0, 8), 0x1122_3344_5566_u64.to_le_bytes());
+        assert_eq!(config.read(8, 52), before[8..]);
     }
 
     #[test]

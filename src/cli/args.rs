@@ -78,7 +78,8 @@ pub struct Args {
     print_capabilities: bool,
 
     /// Size of the disk in bytes, or with a suffix K, M, G or T (powers of 1024). Rounded up to a
-    /// multiple of 4096 bytes; at most 16376G (8G less than 16T).
+    /// multiple of 4096 bytes; at most 16376G (8G less than 16T). An existing disk grows to it; one that has
+    /// grown beyond it keeps its size.
     #[arg(long, value_name = "SIZE", value_parser = parse_disk_size)]
     size: NonZeroU64,
 
@@ -239,7 +240,8 @@ pub struct Args {
 }
 
 /// The options that may change while the disk is served, by their names in the definition.
-pub(super) const CHANGEABLE: [&str; 9] = [
+pub(super) const CHANGEABLE: [&str; 10] = [
+    "size",
     "algorithm",
     "mem_limit",
     "host_reserve",
@@ -259,8 +261,9 @@ impl Args {
 
     /// What may change while the disk is served: the options of [`CHANGEABLE`].
     pub(super) fn change(&self) -> Change {
-        let Self { algorithm: codec, mem_limit, host_reserve, log_level, .. } = *self;
-        Change { codec, mem_limit, host_reserve, rates: self.rates(), log_level }
+        let Self { size, algorithm: codec, mem_limit, host_reserve, log_level, .. } = *self;
+        let size = Some(size.get());
+        Change { size, codec, mem_limit, host_reserve, rates: self.rates(), log_level }
     }
 
     /// Whether there is a configuration file.

@@ -82,7 +82,10 @@ impl Told {
         });
         let fixed: Vec<&str> = differ.filter_map(Arg::get_long).collect();
         if fixed.is_empty() {
-            return Ok(now.args.change());
+            let change = now.args.change();
+            // One that is as it was may be less than the disk has by now.
+            let size = change.size.filter(|size| Some(*size) != self.args.change().size);
+            return Ok(Change { size, ..change });
         }
         let names = fixed.join(", ");
         Err(Refusal::Line(format!("a disk that is served keeps its {names} (restart the daemon)")))

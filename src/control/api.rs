@@ -103,6 +103,10 @@ pub struct Rate {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskPatch {
+    /// Size of the disk, rounded up to a multiple of 4096 bytes: not less than it has, since a disk does not shrink.
+    /// The front end is told, and its guest sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
     /// Most memory of the compressed pages and the slot table, rounded up to a page; 0 means no limit. It may
     /// be less than they take now: then writes fail that need more, and reads go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::api::Refusal;
 use crate::causes::with_causes;
-use crate::disk::{ChangeError, RecompressError, RecompressRefused, ResetError};
+use crate::disk::{ChangeError, GrowError, RecompressError, RecompressRefused, ResetError};
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,12 @@ impl From<ChangeError> for ApiError {
                 Self::new(StatusCode::CONFLICT, "ENOSPC", with_causes(&error))
             }
             ChangeError::Burst(_) => Self::invalid(error.to_string()),
+            ChangeError::Size(GrowError::Shrink { .. } | GrowError::Room { .. }) => {
+                Self::invalid(error.to_string())
+            }
+            ChangeError::Size(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "ENOMEM", with_causes(&error))
+            }
             ChangeError::Ending => Self::ending(),
         }
     }

@@ -97,12 +97,12 @@ pub(super) async fn get_disk(State(api): Shared) -> Json<api::Disk> {
     patch, path = "/v1/disk", tag = "disk", request_body = api::DiskPatch,
     responses(
         (status = 200, description = "They are changed.", body = api::Disk),
-        (status = 400, description = "The body is not JSON, or has an unknown field or a value that is none.", body = api::Refusal),
+        (status = 400, description = "The body is not JSON, or has an unknown field or a value that is none. Or the disk would shrink, or has no room for its size.", body = api::Refusal),
         (status = 408, description = "The body did not come in time.", body = api::Refusal),
         (status = 409, description = "The disk has no room for one more algorithm.", body = api::Refusal),
         (status = 413, description = "The body is too long.", body = api::Refusal),
         (status = 415, description = "The body is of another type than JSON.", body = api::Refusal),
-        (status = 503, description = "The daemon is about to end.", body = api::Refusal),
+        (status = 503, description = "The daemon is about to end, or the host does not have what a growth needs.", body = api::Refusal),
     )
 )]
 pub(super) async fn patch_disk(State(api): Shared, request: Request) -> Answer<api::Disk> {
@@ -113,7 +113,8 @@ pub(super) async fn patch_disk(State(api): Shared, request: Request) -> Answer<a
 
 /// What a client wants to be changed.
 fn change(patch: api::DiskPatch) -> Result<DiskChange, ApiError> {
-    let api::DiskPatch { mem_limit_bytes, host_reserve_bytes, algorithm, rates } = patch;
+    let api::DiskPatch { size_bytes, mem_limit_bytes, host_reserve_bytes, algorithm, rates } =
+        patch;
     let codec = algorithm.map(|text| text.parse::<CodecSpec>()).transpose();
     let api::RatesPatch { read, write } = rates.unwrap_or_default();
     let rate = |patch: Option<api::RatePatch>| {
@@ -122,6 +123,7 @@ fn change(patch: api::DiskPatch) -> Result<DiskChange, ApiError> {
         RateChange { operations_per_second, bytes_per_second, burst_ms }
     };
     Ok(DiskChange {
+        size: size_bytes,
         codec: codec.map_err(|error| ApiError::invalid(error.to_string()))?,
         mem_limit: mem_limit_bytes,
         host_reserve: host_reserve_bytes,

@@ -13,6 +13,8 @@ use crate::stop::Stop;
 /// What the options say that may change while the disk is served.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
+    /// Bytes of the disk, which does not shrink; `None` is what it has.
+    pub size: Option<u64>,
     /// The codec of new pages.
     pub codec: CodecSpec,
     /// Most bytes of arena and table; 0 means no limit.
@@ -51,6 +53,7 @@ impl Change {
     fn make(self, disk: &Disk) -> Result<Self, String> {
         let host_reserve = self.host_reserve.unwrap_or_else(|| disk.default_host_reserve());
         let change = DiskChange {
+            size: self.size,
             codec: Some(self.codec),
             mem_limit: Some(self.mem_limit),
             host_reserve: Some(host_reserve),
@@ -64,9 +67,12 @@ impl Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { codec, mem_limit, host_reserve, rates, log_level } = self;
+        let Self { size, codec, mem_limit, host_reserve, rates, log_level } = self;
         let reserve = host_reserve.map_or_else(|| "default".to_owned(), |bytes| bytes.to_string());
         let level = log_level.as_str().to_ascii_lowercase();
+        if let Some(bytes) = size {
+            write!(f, "size={bytes} ")?;
+        }
         write!(f, "algorithm={codec} mem-limit={mem_limit} host-reserve={reserve} ")?;
         write!(f, "log-level={level} rates: {rates}")
     }

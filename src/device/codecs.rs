@@ -81,6 +81,15 @@ impl Device {
         Ok(self.codecs.set_primary(number)?)
     }
 
+    /// Has the disk know this codec, by which nothing is compressed yet: [`Self::set_codec`] does not
+    /// fail then.
+    ///
+    /// # Errors
+    /// As for [`Self::set_codec`].
+    pub fn learn_codec(&self, spec: CodecSpec) -> Result<(), DeviceError> {
+        self.codec_number(spec).map(drop)
+    }
+
     /// The number of this codec, which the disk has from now on.
     ///
     /// # Errors

@@ -150,12 +150,12 @@ impl Device {
 
     /// Makes the slot `index` exist.
     pub(super) fn ensure(&self, index: u64, reader: &Reader) -> Result<(), IoError> {
-        if self.table.exists(index) { Ok(()) } else { self.grow(index, reader) }
+        if self.table.exists(index) { Ok(()) } else { self.make_part(index, reader) }
     }
 
     /// Has the table grow by the part of the slot `index`. Where there is no room, it first compacts.
     #[cold]
-    fn grow(&self, index: u64, reader: &Reader) -> Result<(), IoError> {
+    fn make_part(&self, index: u64, reader: &Reader) -> Result<(), IoError> {
         let reserve = |bytes| self.pool.reserve_table(bytes).map_err(IoError::from);
         let release = |bytes| self.pool.release_table(bytes);
         let refused = |error: &IoError| match error {

@@ -32,6 +32,10 @@ const HEADER: u64 = 64;
 const TABLE_END: u64 = HEADER + 16 * ENTRY;
 const ENTRY: u64 = 64;
 
+/// Where the table's file has the sums.
+static SUMS: LazyLock<u64> =
+    LazyLock::new(|| config(0).capacity().expect("a size") / PAGE_SIZE as u64 * 8);
+
 /// A file of a state: its length, and what is in it where it is not a hole.
 struct Image {
     len: u64,
@@ -244,7 +248,7 @@ fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost
         4 if !intents && lost.is_none() => {
             let (first, second) = (at % PAGES, other % PAGES);
             swap(table, first * 8, second * 8, 8);
-            let sums = [first, second].map(|page| HOST_PAGE + page * 4);
+            let sums = [first, second].map(|page| *SUMS + page * 4);
             // An empty slot has no sum: a slot that gets its word and its sum is an empty one.
             if random & 1 == 1 && !sums.iter().any(|sum| is_zero(table, *sum)) {
                 swap(table, sums[0], sums[1], 4);
@@ -257,7 +261,7 @@ fn damage(files: &mut [File; 3], step: [u8; 5], random: u64, intents: bool, lost
             let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let may_go = match page {
                 0 => lost == Some(Lost::Words),
-                HOST_PAGE => lost == Some(Lost::Sums),
+                page if page == *SUMS => lost == Some(Lost::Sums),
                 _ => true,
             };
             if file != 1 || may_go {

@@ -10,6 +10,7 @@ mod content;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod grow;
 mod idle;
 mod io;
 mod latency;
@@ -24,13 +25,14 @@ mod slots;
 mod tests;
 mod worst;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use self::codecs::Adding;
 pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
+pub use self::grow::GrowError;
 pub use self::io::{Io, WINDOW};
 pub use self::latency::{Latencies, Timed};
 pub use self::page::WorkerContext;
@@ -50,10 +52,11 @@ use crate::store::{Arena, Place, StoreError, Words};
 pub use crate::store::{MemoryKind, State, StateError};
 use crate::units::{BlockSize, PAGE_SIZE, SECTOR_SIZE};
 
-/// What a device is made of; fixed for its life.
+/// What a device is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceConfig {
-    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 8 GiB less than 16 TiB.
+    /// Size of the disk in bytes; rounded up to a page. At least 1, at most 8 GiB less than 16 TiB. A disk that is
+    /// there grows to it, and keeps its size if it has grown beyond it.
     pub size: u64,
     /// The logical block that guests are told of.
     pub block_size: BlockChoice,
@@ -116,6 +119,9 @@ pub enum DeviceError {
     /// The state cannot be opened or made.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The disk of a state cannot grow to the size that is asked for.
+    #[error(transparent)]
+    Grow(#[from] GrowError),
     /// A slot of the state says what no slot can.
     #[error("the state is damaged: slot {index} makes no sense")]
     Slot {
@@ -162,7 +168,13 @@ const MAX_SIZE: u64 = Place::LIMIT_BYTES / 2 - (8 << 30);
 
 /// One disk: its slots, the pool of its objects, its codecs and its counters.
 pub struct Device {
-    size: u64,
+    /// Bytes of the disk. All that they need is in place before they are stored here.
+    size: AtomicU64,
+    /// The most bytes that it can have.
+    capacity: u64,
+    grown: AtomicBool,
+    /// Held by the thread that has the disk grow.
+    growing: Mutex<()>,
     block_size: BlockSize,
     table: SlotTable,
     pool: Pool,
@@ -189,11 +201,12 @@ impl Device {
     /// # Errors
     /// The configuration is impossible, or the host refuses the mappings.
     pub fn new(config: &DeviceConfig) -> Result<Self, DeviceError> {
-        let size = config.disk_size()?;
-        let pages = size / PAGE_SIZE as u64;
-        let table = SlotTable::new(Words::new(pages, &config.memory)?);
-        let arena = Arena::new(Pool::address_space_for(size), &config.memory)?;
-        let pool = Pool::new(arena, pages, config.limit());
+        let (size, capacity) = (config.disk_size()?, config.capacity()?);
+        let [pages, most] = [size, capacity].map(|bytes| bytes / PAGE_SIZE as u64);
+        let table = SlotTable::new(Words::with_room(pages, most, &config.memory)?);
+        let [space, room] = [size, capacity].map(Pool::address_space_for);
+        let pool =
+            Pool::new(Arena::with_room(space, room, &config.memory)?, pages, config.limit())?;
         let codecs = (Codec::new(config.codec)?.into(), Adding::default());
         Self::over(config, codecs, table, pool, None)
     }
@@ -209,8 +222,15 @@ impl Device {
             state.as_ref().map_or(config.block_size.of_new(), |state| state.format().block_size);
         let codecs = Arc::new(codecs);
         let served = AtomicBool::new(state.as_ref().is_some_and(|state| state.has_served()));
+        let capacity =
+            state.as_ref().map_or(config.capacity(), |state| Ok(state.format().capacity))?;
+        let size = table.len() * PAGE_SIZE as u64;
+        let grown = state.as_ref().is_some_and(|state| state.made_size() < size);
         Ok(Self {
-            size: config.disk_size()?,
+            size: AtomicU64::new(size),
+            capacity,
+            grown: AtomicBool::new(grown),
+            growing: Mutex::default(),
             block_size,
             table,
             pool,
@@ -230,12 +250,12 @@ impl Device {
 
     /// Size of the disk in bytes; a multiple of [`PAGE_SIZE`].
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// Size of the disk in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
-        self.size / SECTOR_SIZE
+        self.size() / SECTOR_SIZE
     }
 
     /// The disk's logical block.

@@ -16,11 +16,12 @@ impl DeviceConfig {
     /// # Errors
     /// The size is impossible.
     pub fn format(&self) -> Result<Format, DeviceError> {
-        let size = self.disk_size()?;
+        let (size, capacity) = (self.disk_size()?, self.capacity()?);
         Ok(Format {
             size,
+            capacity,
             pool_pages: size / PAGE_SIZE as u64,
-            arena_bytes: Pool::address_space_for(size),
+            arena_bytes: Pool::address_space_for(capacity),
             block_size: self.block_size.of_new(),
         })
     }
@@ -40,7 +41,8 @@ impl DeviceConfig {
 }
 
 impl Device {
-    /// The disk in a state, which was made or opened for the same configuration.
+    /// The disk in a state, which was made or opened for the same configuration. If that asks for a larger disk,
+    /// it grows.
     ///
     /// A codec that the state does not have yet is added to its codec table; the others stay for the
     /// objects that name them.
@@ -51,8 +53,8 @@ impl Device {
     ///
     /// # Errors
     /// The state is damaged, or of a disk with another logical block than was asked for; its pages are
-    /// of a codec that this program does not know, or its codec table is full; or the host refuses the
-    /// mappings.
+    /// of a codec that this program does not know, or its codec table is full; or it cannot grow to the size
+    /// that was asked for; or the host refuses the mappings.
     pub fn with_state(config: &DeviceConfig, state: State) -> Result<Self, DeviceError> {
         let state = Arc::new(state);
         let format = state.format();
@@ -64,11 +66,11 @@ impl Device {
         }
         let (pages, limit) = (format.size / PAGE_SIZE as u64, config.limit());
         let mut table = SlotTable::of(&state, pages)?;
-        let arena = Arena::of(&state)?;
+        let arena = Arena::of(&state, Pool::address_space_for(format.size))?;
         if state.is_new() {
             let codecs = codecs::of(&state, 0, config.codec)?;
             codecs::add(&state, codecs.0.primary())?;
-            let pool = Pool::new(arena, format.pool_pages, limit);
+            let pool = Pool::new(arena, format.pool_pages, limit)?;
             return Self::over(config, codecs, table, pool, Some(state));
         }
         if let Some(index) = table.first_unknown() {
@@ -97,6 +99,7 @@ impl Device {
         let figures = device.figures();
         device.table.for_each(|_, word| figures.adopt(word.content()));
         failpoint::reach("open.counted");
+        device.grow(config.disk_size()?.max(device.size()))?;
         Ok(device)
     }
 

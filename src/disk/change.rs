@@ -3,7 +3,7 @@
 use super::door::Taken;
 use super::{Disk, DiskConfig};
 use crate::codec::CodecSpec;
-use crate::device::{DeviceError, ResetFailed};
+use crate::device::{DeviceError, GrowError, ResetFailed};
 use crate::events::Event;
 use crate::rates::{Rate, Rates};
 use crate::sync;
@@ -23,6 +23,8 @@ pub struct DiskSettings {
 /// Settings to be changed; `None` leaves one as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskChange {
+    /// Size of the disk in bytes, rounded up to a page; not less than it has.
+    pub size: Option<u64>,
     /// The codec of new pages.
     pub codec: Option<CodecSpec>,
     /// Most bytes of arena and table, rounded up to a page; 0 means no limit.
@@ -82,6 +84,9 @@ pub enum ChangeError {
     /// The codec of new pages, or of recompression.
     #[error("pages cannot be compressed by {0}")]
     Codec(CodecSpec, #[source] DeviceError),
+    /// The disk does not get that size.
+    #[error(transparent)]
+    Size(#[from] GrowError),
     /// The burst of a rate limit.
     #[error("a burst of {0} ms is not possible: burst_ms is 1 to {MAX_BURST_MS}")]
     Burst(u32),
@@ -120,6 +125,8 @@ impl DiskConfig {
     /// What the settings are at the start.
     pub(super) fn at_start(&self, default_reserve: u64) -> DiskChange {
         DiskChange {
+            // A disk does not shrink.
+            size: None,
             codec: Some(self.device.codec),
             mem_limit: Some(self.device.mem_limit),
             host_reserve: Some(self.host_reserve.unwrap_or(default_reserve)),
@@ -156,7 +163,15 @@ impl Disk {
         let (read, write) = (change.read_rate.of(old.read)?, change.write_rate.of(old.write)?);
         if let Some(codec) = change.codec {
             let failed = |error| ChangeError::Codec(codec, error);
-            self.device.set_codec(codec).map_err(failed)?;
+            self.device.learn_codec(codec).map_err(failed)?;
+        }
+        // Of all that can fail the last, and it fails as a whole.
+        if let Some(bytes) = change.size {
+            self.grow(bytes)?;
+        }
+        if let Some(codec) = change.codec {
+            // The disk knows it by now, so nothing of it can fail.
+            self.device.set_codec(codec).map_err(|error| ChangeError::Codec(codec, error))?;
         }
         self.set_rates(Rates { read, write });
         if let Some(bytes) = change.mem_limit {

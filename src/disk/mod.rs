@@ -36,17 +36,19 @@ pub use self::state::GRACE;
 use crate::blk::GuestOptions;
 use crate::causes::with_causes;
 use crate::codec::CodecSpec;
+pub use crate::device::GrowError;
 use crate::device::{
     Compaction, Device, DeviceConfig, DeviceError, Report, Slots, State, StateError, WorstCase,
 };
 pub use crate::device::{RecompressError, SECONDARIES, Wanted};
 use crate::events::{Bus, Event};
+use crate::failpoint;
 use crate::ratelimit::Limiter;
 use crate::rates::Rates;
 use crate::stop::{Stop, Stopped};
 use crate::sync;
 use crate::threads::DiskName;
-use crate::units::BlockSize;
+use crate::units::{BlockSize, PAGE_SIZE};
 use crate::upkeep::{Host, Upkeep};
 pub use crate::upkeep::{JobKind, JobReport, JobState, Jobs, RecompressEnd, RecompressRefused};
 use crate::vhost_user::{Others, Server, SessionEnd};
@@ -154,7 +156,16 @@ impl Disk {
         let _entered = config.name.enter();
         let began = Instant::now();
         let origin = if state.is_new() { Origin::New } else { Origin::Opened };
+        let left = state.format().size;
         let device = Device::with_state(&config.device, state)?;
+        let (size, asked) = (device.size(), config.device.size);
+        if size > left {
+            log::info!("the disk has grown from {left} to {size} bytes, as asked for at the start");
+        } else if asked < size && size - asked >= PAGE_SIZE as u64 {
+            log::info!(
+                "the disk has grown to {size} bytes before, and keeps them: {asked} are asked for"
+            );
+        }
         if origin == Origin::Opened {
             log::info!(
                 "opened the disk with {} bytes of pages in {} ms",
@@ -202,6 +213,24 @@ impl Disk {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.device.size()
+    }
+
+    /// Has the disk grow to `bytes` bytes, rounded up to a page, while guests use it, and tells the front end.
+    /// Returns its size. A disk with a state has that size from then on, also after a death of this process.
+    ///
+    /// # Errors
+    /// It would shrink, or has no room for so much; or the host does not lock the memory that the growth needs.
+    /// Nothing is changed then.
+    pub fn grow(&self, bytes: u64) -> Result<u64, GrowError> {
+        let _entered = self.name.enter();
+        let before = self.size();
+        let size = self.device.grow(bytes)?;
+        if size > before {
+            log::info!("the disk has grown from {before} to {size} bytes");
+            self.server.tell_of_growth();
+            failpoint::reach("grow.told");
+        }
+        Ok(size)
     }
 
     /// Its logical block.

@@ -11,7 +11,7 @@ use super::class::{CLASS, Class, Common, Load};
 use super::layout::{Classes, REGION_BYTES};
 use super::region::Regions;
 use crate::notifier::Notifier;
-use crate::store::{Arena, Place};
+use crate::store::{Arena, Place, StoreError};
 use crate::sync;
 use crate::units::PAGE_SIZE;
 
@@ -48,20 +48,42 @@ pub struct Pool {
 impl Pool {
     /// A pool in `arena`, which is empty, for a disk of `pages` pages. At most `limit` bytes are
     /// ever committed, those of the disk's table counted; 0 means no limit.
-    pub fn new(arena: Arena, pages: u64, limit: u64) -> Self {
+    ///
+    /// # Errors
+    /// The host refuses a mapping for what is noted of the arena.
+    pub fn new(arena: Arena, pages: u64, limit: u64) -> Result<Self, StoreError> {
         let kinds = Classes::for_pages(pages);
         let classes =
             (0..kinds.count()).map(|class| Mutex::new(Class::new(class, kinds.shape(class))));
-        Self {
+        Ok(Self {
             budget: Budget::new(limit),
-            regions: Regions::new(arena.len()),
+            regions: Regions::new(arena.used(), arena.len())?,
             kinds,
             classes: classes.collect(),
             caches: Caches::new(kinds.count()),
             notifier: Notifier::new(),
             pages_compacted: AtomicU64::new(0),
             arena,
-        }
+        })
+    }
+
+    /// Has what is needed for `bytes` bytes of address space in place, not less than before and not more than
+    /// there is room for.
+    ///
+    /// # Errors
+    /// The host does not lock so much memory.
+    pub fn prepare(&self, bytes: u64) -> Result<(), StoreError> {
+        self.arena.prepare(bytes)
+    }
+
+    /// Uses all the address space from now on that it was prepared for.
+    pub fn grow(&self) {
+        self.regions.grow(self.arena.used());
+    }
+
+    /// Address space that there is room for, in bytes.
+    pub fn room(&self) -> u64 {
+        self.arena.len()
     }
 
     /// Address space for a pool of `bytes` bytes of pages, however they are distributed over classes:

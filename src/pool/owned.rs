@@ -21,7 +21,7 @@ use crate::store::Place;
 /// #![forbid(unsafe_code)]
 /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
 /// let arena = Arena::new(1 << 30, &MemoryKind::default()).unwrap();
-/// let pool = Pool::new(arena, 64, 0);
+/// let pool = Pool::new(arena, 64, 0).unwrap();
 /// let object = pool.store(b"first", 0).unwrap();
 /// let bytes = object.bytes();
 /// assert_eq!(bytes, b"first");
@@ -35,7 +35,7 @@ use crate::store::Place;
 /// #![forbid(unsafe_code)]
 /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
 /// let arena = Arena::new(1 << 30, &MemoryKind::default()).unwrap();
-/// let pool = Pool::new(arena, 64, 0);
+/// let pool = Pool::new(arena, 64, 0).unwrap();
 /// let object = pool.store(b"first", 0).unwrap();
 /// let bytes = object.bytes();
 /// assert_eq!(bytes, b"first");
@@ -124,7 +124,7 @@ impl Pool {
     /// ```compile_fail,E0133
     /// #![forbid(unsafe_code)]
     /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
-    /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0);
+    /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0).unwrap();
     /// let place = pool.store(b"first", 0).unwrap().into_place();
     /// assert_eq!(pool.bytes(place, 5), b"first");
     /// ```
@@ -133,7 +133,7 @@ impl Pool {
     ///
     /// ```
     /// use vhost_user_zram::internals::{Arena, MemoryKind, Pool};
-    /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0);
+    /// let pool = Pool::new(Arena::new(1 << 30, &MemoryKind::default()).unwrap(), 64, 0).unwrap();
     /// let place = pool.store(b"first", 0).unwrap().into_place();
     /// // SAFETY: no thread frees the object.
     /// assert_eq!(unsafe { pool.bytes(place, 5) }, b"first");

@@ -34,7 +34,7 @@ impl Pool {
         limit: u64,
         visit: impl FnOnce(&mut dyn FnMut(Named)),
     ) -> Result<Self, RebuildError> {
-        let pool = Self::new(arena, pages, limit);
+        let pool = Self::new(arena, pages, limit)?;
         let mut found = Ok(());
         visit(&mut |object| {
             if found.is_ok() {
@@ -66,7 +66,7 @@ impl Pool {
     fn adopt(&self, object: Named) -> Result<(), RebuildError> {
         let Named { place, length } = object;
         let fits = |class| {
-            place.offset() < self.arena.len() / REGION_BYTES * REGION_BYTES
+            place.offset() < self.arena.used() / REGION_BYTES * REGION_BYTES
                 && self.kinds.shape(class).position(place).is_some()
         };
         match length {
@@ -85,8 +85,8 @@ impl Pool {
         for (offset, len) in self.regions.unowned() {
             raw::decommit(&self.arena, offset, len)?;
         }
-        // The end of the arena that is too short for a region.
-        let rest = self.arena.len() / REGION_BYTES * REGION_BYTES;
+        // What is behind the last region, with the room for more.
+        let rest = self.arena.used() / REGION_BYTES * REGION_BYTES;
         if rest < self.arena.len() {
             raw::decommit(&self.arena, rest, self.arena.len() - rest)?;
         }

@@ -86,15 +86,42 @@ impl SlotTable {
         Ok(Self { kept: Some(Kept { state, intents, unverified }), ..Self::new(words) })
     }
 
-    /// The first slot whose content is unknown.
+    /// Slots that there may be at most.
+    pub fn room(&self) -> u64 {
+        self.words.room()
+    }
+
+    /// Has what is needed for `len` slots in place; they are not there yet.
+    ///
+    /// # Errors
+    /// The host does not lock so much memory.
+    pub fn prepare(&self, len: u64) -> Result<(), StoreError> {
+        self.words.prepare(len)
+    }
+
+    /// There are `len` slots from now on, not fewer than before, and prepared for. What is new is empty.
+    pub fn grow(&self, len: u64) {
+        self.words.grow(len);
+    }
+
+    /// The first slot whose content is unknown, or that has one behind the end of the disk.
     pub fn first_unknown(&self) -> Option<u64> {
-        let mut found = None;
-        self.for_each_word(|index, word| {
-            if found.is_none() && word.content() == Content::Unknown {
-                found = Some(index);
-            }
-        });
-        found
+        let is_wrong = |index: &u64| {
+            let content = Word(self.words.hidden(*index).load(Ordering::Relaxed)).content();
+            content == Content::Unknown || *index >= self.len() && content != Content::Empty
+        };
+        let beyond = self.words.beyond().iter().copied();
+        self.pages().chain(beyond).find_map(|page| self.words.slots(page).find(is_wrong))
+    }
+
+    /// The pages of words that exist.
+    fn pages(&self) -> impl Iterator<Item = u64> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let index = self.next_existing(next);
+            next = (index / WORDS_PER_PAGE + 1) * WORDS_PER_PAGE;
+            (index < self.len()).then_some(index / WORDS_PER_PAGE)
+        })
     }
 
     /// Takes the table over from a process that is gone: ends what it was at, clears its locks, and
@@ -109,7 +136,8 @@ impl SlotTable {
             kept.unverified = unverified;
         }
         self.note_vacant_parts();
-        if let Err(error) = self.words.drop_bare_sums() {
+        // Sums after words, so that no word is without one.
+        if let Err(error) = self.words.drop_beyond().and_then(|()| self.words.drop_bare_sums()) {
             log::warn!("a part of the table that is not used cannot be given back: {error}");
         }
     }
@@ -138,33 +166,29 @@ impl SlotTable {
 
     /// Notes the parts in which nothing is left.
     fn note_vacant_parts(&self) {
-        let mut index = self.next_existing(0);
-        while index < self.len() {
-            let slots = self.words.slots(index / WORDS_PER_PAGE);
+        for page in self.pages() {
             let is_empty = |index| {
-                let word = self.words.get(index).map(|word| Word(word.load(Ordering::Relaxed)));
-                word.is_none_or(|word| word.content() == Content::Empty)
+                let word = Word(self.words.hidden(index).load(Ordering::Relaxed));
+                word.content() == Content::Empty
             };
-            if slots.clone().all(is_empty) {
-                self.words.note_vacant(index);
+            if self.words.slots(page).all(is_empty) {
+                self.words.note_vacant(page * WORDS_PER_PAGE);
             }
-            index = self.next_existing(slots.end);
         }
     }
 
-    /// Clears the lock bits of all slots, and their claims.
+    /// Clears the lock bits of all slots, and their claims; also of those that the last page has behind the end.
     fn unlock_all(&self) {
-        self.for_each_word(|index, _| {
-            if let Some(word) = self.words.get(index) {
-                let left = Word(word.load(Ordering::Relaxed));
-                // The jobs that claimed contents are gone, too.
-                let free = left.data().with_claimed(false);
-                // Most have none, and a page that is not written to stays clean.
-                if left != free {
-                    word.store(free.0, Ordering::Release);
-                }
+        for index in self.pages().flat_map(|page| self.words.slots(page)) {
+            let word = self.words.hidden(index);
+            let left = Word(word.load(Ordering::Relaxed));
+            // The jobs that claimed contents are gone, too.
+            let free = left.data().with_claimed(false);
+            // Most have none, and a page that is not written to stays clean.
+            if left != free {
+                word.store(free.0, Ordering::Release);
             }
-        });
+        }
     }
 
     /// All slots that have a word or a sum.
@@ -522,8 +546,9 @@ impl SlotTable {
 }
 
 impl Pages for Words {
+    // All of the page's, also behind the last slot: the table may grow into them while they are taken.
     fn slots(&self, page: u64) -> std::ops::Range<u64> {
-        page * WORDS_PER_PAGE..((page + 1) * WORDS_PER_PAGE).min(self.len())
+        page * WORDS_PER_PAGE..(page + 1) * WORDS_PER_PAGE
     }
 
     fn word(&self, index: u64) -> &AtomicU64 {

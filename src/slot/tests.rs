@@ -256,3 +256,50 @@ fn threads_on_few_slots_never_share_a_lock_and_lose_no_update() {
         .sum();
     assert_eq!(total, THREADS * ROUNDS);
 }
+
+/// Slots that a growth makes of the words of a page that is being taken away are neither locked for ever nor
+/// released twice.
+#[test]
+fn a_table_grows_into_a_page_that_is_being_taken_away() {
+    for stays in [true, false] {
+        let words = Words::with_room(100, 10_000, &MemoryKind::default()).unwrap();
+        let table = SlotTable::new(words);
+        table.make(5);
+        let (reader, mut waits) = (table.reader(), 0);
+        // Another thread's, which may have found a slot.
+        let (inside, leave) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        let (inside, leave) = (&inside, &leave);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                reader.enter();
+                inside.wait();
+                leave.wait();
+                reader.leave();
+            });
+            inside.wait();
+            let given = table.give_back(true, || {
+                waits += 1;
+                if waits == 1 {
+                    table.prepare(1000).unwrap();
+                    table.grow(1000);
+                    if !stays {
+                        leave.wait();
+                    }
+                }
+                !stays
+            });
+            assert_eq!((given.bytes, given.more), if stays { (0, true) } else { (4096, false) });
+            if stays {
+                leave.wait();
+            }
+        });
+        assert_eq!((table.len(), table.exists(150)), (1000, stays));
+        for index in [5, 150, 511, 999] {
+            table.make(index);
+            let guard = table.try_lock(index).expect("free");
+            assert!(table.try_lock(index).is_none());
+            drop(guard);
+        }
+        assert!(table.try_lock(1000).is_none());
+    }
+}

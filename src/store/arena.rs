@@ -3,9 +3,9 @@
 
 use std::io;
 
-use super::mapping::Mapping;
+use super::mapping::{Extent, Mapping};
 use super::{HOST_PAGE, MemoryKind, Place, State, StoreError};
-use crate::sync::AtomicU32;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// A sparse range of shared memory for objects.
 ///
@@ -14,6 +14,8 @@ use crate::sync::AtomicU32;
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
+    /// Bytes from the start that may be used.
+    used: AtomicU64,
     /// Bytes of the file beside the arena.
     beside: u64,
 }
@@ -24,8 +26,18 @@ impl Arena {
     /// # Errors
     /// The host refuses the mapping.
     pub fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
-        let mapping = Mapping::new("arena", len.min(Place::LIMIT_BYTES), kind)?;
-        Ok(Self { mapping, beside: 0 })
+        Self::with_room(len, len, kind)
+    }
+
+    /// The same, with room for `room` bytes of address space. Only the first `len` are to be used before
+    /// [`Self::prepare`].
+    ///
+    /// # Errors
+    /// The host refuses the mapping.
+    pub fn with_room(len: u64, room: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
+        let whole = |bytes: u64| bytes.clamp(1, Place::LIMIT_BYTES).next_multiple_of(HOST_PAGE);
+        let extent = Extent { len: whole(len), room: whole(room.max(len)) };
+        Ok(Self::over(Mapping::new("arena", extent, kind)?, extent, 0))
     }
 
     /// The arena of a state. Not public, since two arenas of one state would each give out the memory of
@@ -35,19 +47,41 @@ impl Arena {
     /// #![forbid(unsafe_code)]
     /// use vhost_user_zram::internals::{Arena, State};
     /// fn arenas(state: &State) -> [Arena; 2] {
-    ///     [Arena::of(state).unwrap(), Arena::of(state).unwrap()]
+    ///     [Arena::of(state, 4096).unwrap(), Arena::of(state, 4096).unwrap()]
     /// }
     /// ```
     ///
+    /// Its first `len` bytes are used from the start.
+    ///
     /// # Errors
     /// The host refuses the mapping.
-    pub(crate) fn of(state: &State) -> Result<Self, StoreError> {
-        let (file, len) = (state.arena(), state.format().arena_bytes);
-        let mapping = Mapping::over(file, "arena", 0, len, state.is_locked())?;
+    pub(crate) fn of(state: &State, len: u64) -> Result<Self, StoreError> {
+        let (file, room) = (state.arena(), state.format().arena_bytes);
+        let extent = Extent { len: len.min(room), room };
+        let mapping = Mapping::over(file, "arena", 0, extent, state.is_locked())?;
         if state.is_new() {
             mapping.try_out()?;
         }
-        Ok(Self { mapping, beside: HOST_PAGE })
+        Ok(Self::over(mapping, extent, HOST_PAGE))
+    }
+
+    fn over(mapping: Mapping, extent: Extent, beside: u64) -> Self {
+        Self { mapping, used: AtomicU64::new(extent.len), beside }
+    }
+
+    /// Lets the first `len` bytes be used, which are mapped and not fewer than before.
+    ///
+    /// # Errors
+    /// The host does not lock so much memory.
+    pub fn prepare(&self, len: u64) -> Result<(), StoreError> {
+        self.mapping.use_up_to(len)?;
+        self.used.store(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes from the start that may be used.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Whether all pages of a range exist, so that reading them allocates nothing.
@@ -58,7 +92,7 @@ impl Arena {
         Ok(self.mapping.next_hole(offset)? >= offset + len)
     }
 
-    /// Address space in bytes.
+    /// Address space in bytes, with the room for more.
     pub fn len(&self) -> u64 {
         self.mapping.len()
     }

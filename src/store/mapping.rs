@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::unistd::{Whence, lseek64};
 
@@ -22,11 +22,30 @@ use crate::sync::{AtomicU32, AtomicU64};
 #[derive(Debug)]
 pub(super) struct Mapping {
     file: Arc<File>,
+    what: &'static str,
     /// Where the part begins in the file, in bytes; a multiple of [`HOST_PAGE`].
     start: u64,
     base: NonNull<u8>,
-    /// Bytes; a multiple of [`HOST_PAGE`], not 0.
+    /// Bytes that are mapped, those with room for a growth included; a multiple of [`HOST_PAGE`], not 0.
     len: usize,
+    /// Pages that are in use never leave memory once they exist.
+    locked: bool,
+}
+
+/// How much of a file is mapped, in bytes; multiples of a host page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// What is used from now on.
+    pub(super) len: u64,
+    /// What may be used later, `len` included: it is mapped if the host allows so much address space.
+    pub(super) room: u64,
+}
+
+impl Extent {
+    /// One without room for more.
+    pub(super) fn fixed(len: u64) -> Self {
+        Self { len, room: len }
+    }
 }
 
 // SAFETY: the mapping is memory that belongs to this value alone. Safe methods access it atomically
@@ -36,57 +55,78 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// A mapping of `len` bytes, rounded up to a host page, of a new file of its own: all holes.
-    pub(super) fn new(what: &'static str, len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
-        let len = len.max(1).next_multiple_of(HOST_PAGE);
-        let fail = |source: io::Error| StoreError::Map { what, bytes: len, source };
+    /// A mapping of a new file of its own: all holes.
+    pub(super) fn new(
+        what: &'static str,
+        extent: Extent,
+        kind: &MemoryKind,
+    ) -> Result<Self, StoreError> {
+        let fail = |source: io::Error| StoreError::Map { what, bytes: extent.len, source };
         let file = kind.file(what).map_err(fail)?;
-        file.set_len(len).map_err(fail)?;
-        let mapping = Self::over(&Arc::new(file), what, 0, len, kind.is_locked())?;
+        file.set_len(extent.room).map_err(fail)?;
+        let mapping = Self::over(&Arc::new(file), what, 0, extent, kind.is_locked())?;
         mapping.try_out()?;
         Ok(mapping)
     }
 
-    /// A mapping of `len` bytes of `file` from `start` on; both are multiples of a host page, and
-    /// the file is that long. If `locked`, its pages never leave memory once they exist.
+    /// A mapping of `file` from `start` on, a multiple of a host page; the file has all of the room. If
+    /// `locked`, the pages of what is used never leave memory once they exist.
     pub(super) fn over(
         file: &Arc<File>,
         what: &'static str,
         start: u64,
-        len: u64,
+        extent: Extent,
         locked: bool,
     ) -> Result<Self, StoreError> {
+        let Extent { len, room } = extent;
         let fail = |source: io::Error| StoreError::Map { what, bytes: len, source };
-        let size = usize::try_from(len)
-            .ok()
-            .and_then(NonZeroUsize::new)
-            .ok_or_else(|| fail(io::ErrorKind::OutOfMemory.into()))?;
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice, over no other memory.
-        let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), start.cast_signed()) }
-            .map_err(|errno| fail(errno.into()))?;
-        let mapping = Self { file: Arc::clone(file), start, base: base.cast(), len: size.get() };
+        let map = |bytes: u64| -> io::Result<(NonNull<u8>, usize)> {
+            let size = usize::try_from(bytes).ok().and_then(NonZeroUsize::new);
+            let size = size.ok_or(io::ErrorKind::OutOfMemory)?;
+            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+            // SAFETY: a new mapping at an address of the kernel's choice, over no other memory.
+            let base = unsafe { mmap(None, size, prot, flags, file.as_fd(), start.cast_signed()) };
+            Ok((base?.cast(), size.get()))
+        };
+        // Without the room a disk can be served, and not grow.
+        let mapped = map(room).or_else(|error| if room > len { map(len) } else { Err(error) });
+        let (base, size) = mapped.map_err(fail)?;
+        let mapping = Self { file: Arc::clone(file), what, start, base, len: size, locked };
         // A huge page would make 2 MiB exist where 4 KiB were asked for, uncounted by any limit. A
         // kernel without huge pages does not know the advice, and needs none.
         // SAFETY: advice about our own mapping, which changes no byte.
-        let _ = unsafe { madvise(base.cast(), size.get(), MmapAdvise::MADV_NOHUGEPAGE) };
-        if locked {
-            // SAFETY: locking pages of our own mapping, as they come to exist, changes no byte.
-            let locked = unsafe { libc::mlock2(base.as_ptr(), size.get(), libc::MLOCK_ONFAULT) };
-            if locked != 0 {
-                return Err(lock_error(what, len, io::Error::last_os_error()));
-            }
-            mapping.fault_in().map_err(|source| lock_error(what, len, source))?;
-        }
+        let _ = unsafe { madvise(base.cast(), size, MmapAdvise::MADV_NOHUGEPAGE) };
+        // A core dump would make every hole exist.
+        // SAFETY: as above.
+        let _ = unsafe { madvise(base.cast(), size, MmapAdvise::MADV_DONTDUMP) };
+        mapping.use_up_to(len)?;
+        mapping.fault_in(len).map_err(|source| lock_error(what, len, source))?;
         Ok(mapping)
     }
 
-    /// Brings the pages into the mapping that an earlier process left: only what is mapped is locked.
-    fn fault_in(&self) -> io::Result<()> {
-        let mut start = self.next_existing(0)?;
-        while start < self.len() {
-            let end = self.next_hole(start)?;
+    /// Has the first `len` bytes of the mapping used from now on: locks them if they are to be.
+    ///
+    /// # Errors
+    /// So much cannot be locked.
+    pub(super) fn use_up_to(&self, len: u64) -> Result<(), StoreError> {
+        if !self.locked {
+            return Ok(());
+        }
+        let start = self.range(0, len).as_ptr().cast::<libc::c_void>();
+        // SAFETY: locking pages of our own mapping, as they come to exist, changes no byte.
+        match unsafe { libc::mlock2(start, len as usize, libc::MLOCK_ONFAULT) } {
+            0 => Ok(()),
+            _ => Err(lock_error(self.what, len, io::Error::last_os_error())),
+        }
+    }
+
+    /// Brings the pages of the first `len` bytes into the mapping that an earlier process left, if they are to be
+    /// locked: only what is mapped is.
+    fn fault_in(&self, len: u64) -> io::Result<()> {
+        let mut start = if self.locked { self.next_existing(0)? } else { len };
+        while start < len {
+            let end = self.next_hole(start)?.min(len);
             let range = self.range(start, end - start).cast();
             // SAFETY: the range lies in our mapping, and populating for reads changes no byte.
             unsafe { madvise(range, (end - start) as usize, MmapAdvise::MADV_POPULATE_READ) }?;
@@ -102,7 +142,7 @@ impl Mapping {
         self.punch(0, HOST_PAGE).map_err(|source| StoreError::Populate { bytes: HOST_PAGE, source })
     }
 
-    /// Size in bytes.
+    /// Bytes that are mapped.
     pub(super) fn len(&self) -> u64 {
         self.len as u64
     }
@@ -211,6 +251,70 @@ impl Mapping {
         assert!(fits, "{len} bytes at {offset} are outside of a mapping of {}", self.len);
         // SAFETY: just checked to lie within the mapping.
         unsafe { self.base.add(offset as usize) }
+    }
+}
+
+/// Words of this process alone, zero until they are written, which take memory only where they were.
+///
+/// For what is noted beside a mapping: there can be as many of them as its room has use for.
+#[derive(Debug)]
+pub struct Notes {
+    base: NonNull<u8>,
+    /// Words.
+    count: usize,
+}
+
+// SAFETY: the mapping is memory that belongs to this value alone, and is accessed atomically.
+unsafe impl Send for Notes {}
+// SAFETY: as above.
+unsafe impl Sync for Notes {}
+
+impl Notes {
+    /// `count` words, all zero; an empty one has none.
+    ///
+    /// # Errors
+    /// The host refuses the mapping.
+    pub fn new(count: u64) -> Result<Self, StoreError> {
+        let bytes = count.saturating_mul(8);
+        let fail = |source| StoreError::Map { what: "notes", bytes, source };
+        let size = usize::try_from(bytes).map_err(|_| fail(io::ErrorKind::OutOfMemory.into()))?;
+        let Some(size) = NonZeroUsize::new(size) else {
+            return Ok(Self { base: NonNull::dangling(), count: 0 });
+        };
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice, over no other memory.
+        let base = unsafe { mmap_anonymous(None, size, prot, flags) };
+        let base = base.map_err(|errno| fail(errno.into()))?.cast();
+        // A huge page would make 2 MiB exist for one word.
+        // SAFETY: advice about our own mapping, which changes no byte.
+        let _ = unsafe { madvise(base.cast(), size.get(), MmapAdvise::MADV_NOHUGEPAGE) };
+        Ok(Self { base, count: size.get() / 8 })
+    }
+
+    /// The word of this number, if there is one.
+    #[inline]
+    pub fn get(&self, number: usize) -> Option<&AtomicU64> {
+        if number >= self.count {
+            return None;
+        }
+        // SAFETY: just checked to lie within the mapping.
+        let at = unsafe { self.base.cast::<AtomicU64>().add(number) };
+        // SAFETY: as above; the mapping is aligned to pages, any bytes are a valid value, and all access is
+        // atomic.
+        Some(unsafe { at.as_ref() })
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        if self.count == 0 {
+            return;
+        }
+        // SAFETY: the mapping is ours, and nothing borrowed from it outlives `self`.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.count * 8) } {
+            log::error!("cannot unmap {} words: {errno}", self.count);
+        }
     }
 }
 

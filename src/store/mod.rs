@@ -41,6 +41,8 @@ pub use barrier::Barrier;
 pub use error::StoreError;
 #[cfg(not(any(loom, shuttle)))]
 pub use kind::MemoryKind;
+#[cfg(not(any(loom, shuttle)))]
+pub use mapping::Notes;
 pub use place::Place;
 #[cfg(not(any(loom, shuttle)))]
 pub use refusal::StateError;

@@ -100,11 +100,25 @@ pub enum StateError {
         /// Their bits.
         unknown: u64,
     },
-    /// The disk has another size.
-    #[error("the state is of a disk of {found} bytes, and {wanted} bytes are asked for")]
+    /// The disk was never so small.
+    #[error(
+        "the state is of a disk of {found} bytes, and {wanted} bytes are asked for: a disk does not shrink"
+    )]
     Size {
         /// Bytes of the disk in the state.
         found: u64,
+        /// Bytes that were asked for.
+        wanted: u64,
+    },
+    /// It has no room for so large a disk.
+    #[error(
+        "the state is of a disk of {found} bytes with room for {room} bytes, and {wanted} bytes are asked for"
+    )]
+    Room {
+        /// Bytes of the disk in the state.
+        found: u64,
+        /// The most bytes that it can grow to.
+        room: u64,
         /// Bytes that were asked for.
         wanted: u64,
     },

@@ -196,7 +196,7 @@ impl State {
         self.new
     }
 
-    /// What was fixed when it was made.
+    /// What was fixed when it was made, and the size of its disk when it was opened.
     pub fn format(&self) -> &Format {
         &self.format
     }
@@ -209,6 +209,18 @@ impl State {
     /// From now on it is empty when it is opened again, until [`Self::set_complete`].
     pub fn set_resetting(&self) {
         self.superblock.set_resetting();
+    }
+
+    /// The size of the disk when it was made, in bytes.
+    pub fn made_size(&self) -> u64 {
+        self.format.made_size()
+    }
+
+    /// The disk has `size` bytes from now on, a multiple of a page and at most [`Format::capacity`]: the next
+    /// process finds it so, even if this one dies at once.
+    pub fn set_size(&self, size: u64) {
+        debug_assert!(size >= self.format.size && size <= self.format.capacity);
+        self.superblock.set_size(size);
     }
 
     /// Whether a guest was ever served from it.
@@ -292,8 +304,19 @@ impl Claimed {
         locked: bool,
     ) -> Result<State, StateError> {
         let Self { file, lock, superblock, format, id } = self;
-        if format.size != wanted.size {
+        // A command line outlives a growth, so all sizes since the disk was made are its own; and a larger one
+        // is what it is to grow to.
+        if wanted.size < format.made_size() {
             return Err(StateError::Size { found: format.size, wanted: wanted.size });
+        }
+        if wanted.size > format.capacity {
+            let (found, room) = (format.size, format.capacity);
+            return Err(StateError::Room { found, room, wanted: wanted.size });
+        }
+        if !format.capacity.is_multiple_of(PAGE_SIZE as u64) || format.size == 0 {
+            return Err(StateError::Damaged {
+                what: "the size of the disk is 0, or its room not a multiple of a page",
+            });
         }
         if !format.arena_bytes.is_multiple_of(HOST_PAGE) || format.arena_bytes == 0 {
             return Err(StateError::Damaged {
@@ -346,7 +369,7 @@ fn empty(
 
 /// Bytes of the table's file before its seal.
 fn table_bytes(format: &Format) -> Result<u64, StateError> {
-    let parts = words::parts(format.size.div_ceil(PAGE_SIZE as u64));
+    let parts = words::parts(format.capacity.div_ceil(PAGE_SIZE as u64));
     let sum = parts.and_then(|[words, sums]| words.checked_add(sums));
     sum.ok_or(StateError::Damaged { what: "the size of the disk is too large for a table" })
 }

@@ -19,14 +19,15 @@ use crate::units::BlockSize;
 const FILES: [&str; 3] = ["superblock", "table", "arena"];
 const STAGE: u64 = 3072;
 const SERVED: u64 = 3080;
+const GROWN: u64 = 3088;
 
 pub(super) fn lz4() -> CodecEntry {
     CodecEntry { algorithm: "lz4".into(), level: 1, ..CodecEntry::default() }
 }
 
 pub(super) fn format() -> Format {
-    let (size, block_size) = (64 * 4096, BlockSize::Page);
-    Format { size, pool_pages: 64, arena_bytes: 32 << 20, block_size }
+    let (size, capacity, block_size) = (64 * 4096, 2000 * 4096, BlockSize::Page);
+    Format { size, capacity, pool_pages: 64, arena_bytes: 32 << 20, block_size }
 }
 
 /// What makes a new state a whole one.
@@ -268,12 +269,12 @@ fn what_a_reader_has_to_know_and_does_not_is_refused() {
 #[test]
 fn the_state_of_another_disk_is_refused() {
     let dir = made();
-    let size = Format { size: 65 * 4096, ..format() };
+    let size = Format { size: 63 * 4096, ..format() };
     let error = refused_as(dir.path(), &size);
-    assert!(matches!(error, StateError::Size { found: 0x4_0000, wanted: 0x4_1000 }), "{error}");
-    // Those are fixed when a state is made, and are taken from it later.
-    let block_size = BlockSize::Sector;
-    let later = Format { pool_pages: 1, arena_bytes: 4096, block_size, ..format() };
+    assert!(matches!(error, StateError::Size { found: 0x4_0000, wanted: 0x3_f000 }), "{error}");
+    // Those are fixed when a state is made, and are taken from it later. A larger disk is what it is to grow to.
+    let (size, capacity, block_size) = (100 * 4096, 100 * 4096, BlockSize::Sector);
+    let later = Format { size, capacity, pool_pages: 1, arena_bytes: 4096, block_size };
     let state = State::in_directory(dir.path(), false, &later, false, None).unwrap();
     assert_eq!(*state.format(), format());
     drop(state);
@@ -285,6 +286,63 @@ fn the_state_of_another_disk_is_refused() {
         let error = refused(dir.path());
         assert!(matches!(error, StateError::Damaged { .. }), "{error}");
     }
+    // Room that is less than the disk, or no room for whole pages, and a disk of nothing.
+    for (at, value) in [(32, 63 * 4096_u64), (32, 2000 * 4096 - 1), (40, 0), (40, 2001)] {
+        let dir = made();
+        edit_header(dir.path(), |header| {
+            header[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        });
+        let error = refused(dir.path());
+        assert!(matches!(error, StateError::Damaged { .. }), "{at} {value}: {error}");
+    }
+}
+
+#[test]
+fn a_size_that_was_noted_is_found_again() {
+    let dir = made();
+    for pages in [65, 66, 1999, 2000] {
+        open(dir.path(), false).unwrap().set_size(pages * 4096);
+        for asked in [64, 65, pages, 2000] {
+            let asked = Format { size: asked * 4096, ..format() };
+            let state = State::in_directory(dir.path(), false, &asked, false, None).unwrap();
+            assert_eq!(*state.format(), Format { size: pages * 4096, ..format() });
+            assert_eq!(state.made_size(), 64 * 4096);
+        }
+        let less = Format { size: 63 * 4096, ..format() };
+        assert!(matches!(refused_as(dir.path(), &less), StateError::Size { .. }));
+        let more = Format { size: 2001 * 4096, ..format() };
+        let error = refused_as(dir.path(), &more);
+        assert!(matches!(error, StateError::Room { room: 0x7d_0000, .. }), "{error}");
+    }
+    let superblock = dir.join("superblock");
+    let good = word(&superblock, GROWN);
+    for bit in 0..64 {
+        set_word(&superblock, GROWN, good ^ 1 << bit);
+        let error = refused(dir.path());
+        assert!(matches!(error, StateError::Damaged { .. }), "bit {bit}: {error}");
+    }
+    // The note of another disk is none, nor is one of less than there was, or of more than there is room for.
+    let other = made();
+    open(other.path(), false).unwrap().set_size(2000 * 4096);
+    set_word(&superblock, GROWN, word(&other.join("superblock"), GROWN));
+    assert!(matches!(refused(dir.path()), StateError::Damaged { .. }));
+    for pages in [63_u32, 2001] {
+        let id = fs::read(&superblock).unwrap()[16..32].to_vec();
+        let sum = crc32fast::hash(&[&id, &pages.to_le_bytes()[..]].concat());
+        set_word(&superblock, GROWN, u64::from(pages) | u64::from(sum) << 32);
+        assert!(matches!(refused(dir.path()), StateError::Damaged { .. }));
+    }
+}
+
+/// As all states were before disks could grow.
+#[test]
+fn a_state_without_room_is_opened() {
+    let dir = Scratch::new();
+    let fixed = Format { capacity: format().size, ..format() };
+    complete(&State::in_directory(dir.path(), true, &fixed, false, None).unwrap());
+    assert_eq!(dir.join("table").metadata().unwrap().len(), 3 * 4096);
+    let state = open(dir.path(), false).unwrap();
+    assert_eq!(*state.format(), fixed);
 }
 
 #[test]
@@ -339,14 +397,16 @@ proptest! {
 
     #[test]
     fn what_is_fixed_comes_back_from_its_bytes(
-        size: u64,
-        pool_pages: u64,
+        pool_pages in 0..1_u64 << 52,
+        more in 0..1_u64 << 52,
         arena_bytes: u64,
         small_blocks: bool,
         id: Id,
     ) {
         let block_size = if small_blocks { BlockSize::Sector } else { BlockSize::Page };
-        let format = Format { size, pool_pages, arena_bytes, block_size };
+        let size = pool_pages * 4096;
+        let capacity = size.saturating_add(more);
+        let format = Format { size, capacity, pool_pages, arena_bytes, block_size };
         let bytes = format.encode(&id);
         prop_assert!(bytes.len().is_multiple_of(HOST_PAGE as usize));
         let decoded = Format::decode(&bytes);
@@ -376,7 +436,7 @@ fn a_state_that_was_never_finished_is_made_anew_if_it_may_be() {
             assert!(error.to_string().contains("--create"), "{error}");
             assert!(Image::of(dir.path()) == before);
             // Anew: of any size, and with nothing of the old one.
-            let wanted = Format { size: 128 * 4096, ..format() };
+            let wanted = Format { size: 128 * 4096, pool_pages: 128, ..format() };
             let state = State::in_directory(dir.path(), true, &wanted, false, None).unwrap();
             assert!(state.is_new());
             complete(&state);

@@ -6,7 +6,7 @@
 //!            8  le32 version, 2
 //!           12  le32 CRC-32 of bytes 0..64, with these four as zero
 //!           16  16 bytes that tell this disk from all others
-//!           32  le64 size of the disk in bytes
+//!           32  le64 most bytes that the disk can have: table and arena have room for it
 //!           40  le64 pages of the disk when it was made, from which the pool's classes follow
 //!           48  le64 bytes of the arena's address space
 //!           56  le64 features that a reader has to know: bit 0 is set if the disk's logical block
@@ -21,6 +21,8 @@
 //!               48  16 bytes of zero
 //!         3072  le64 stage: "making..", "complete", or "emptying" while the disk is reset
 //!         3080  le64 served: 0, or "served.." once a guest was
+//!         3088  le64 grown: 0 if the disk is as large as it was made, else le32 its pages, and le32 CRC-32 of the
+//!               state's 16 bytes and those four
 //! page 1     0  256 intents of two le64 (see `slot/sums.rs`)
 //! ```
 //!
@@ -33,11 +35,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::mapping::Mapping;
+use super::mapping::{Extent, Mapping};
 use super::{HOST_PAGE, StateError};
 use crate::failpoint;
 use crate::sync::{AtomicU64, Ordering};
-use crate::units::BlockSize;
+use crate::units::{BlockSize, PAGE_SIZE};
 
 /// The version that this program writes and reads.
 pub const VERSION: u32 = 2;
@@ -62,6 +64,7 @@ const NAME: usize = 24;
 const USED: u32 = u32::from_le_bytes(*b"used");
 const STAGE: u64 = 3072 / 8;
 const SERVED: u64 = STAGE + 1;
+const GROWN: u64 = STAGE + 2;
 const MAKING: u64 = u64::from_le_bytes(*b"making..");
 const COMPLETE: u64 = u64::from_le_bytes(*b"complete");
 const EMPTYING: u64 = u64::from_le_bytes(*b"emptying");
@@ -69,11 +72,13 @@ const HAS_SERVED: u64 = u64::from_le_bytes(*b"served..");
 /// Bytes of the file.
 const LENGTH: u64 = 2 * HOST_PAGE;
 
-/// What is fixed for the life of a state.
+/// What a superblock says of its disk. All but the size is fixed for the life of a state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
-    /// Size of the disk in bytes; a multiple of a page.
+    /// Size of the disk in bytes when the state was opened; a multiple of a page.
     pub size: u64,
+    /// The greatest size that it can grow to; a multiple of a page.
+    pub capacity: u64,
     /// Pages of the disk when it was made.
     pub pool_pages: u64,
     /// Address space of the arena in bytes.
@@ -102,6 +107,7 @@ pub type CodecEntries = [Option<CodecEntry>; CODECS];
 #[derive(Debug)]
 pub(super) struct Superblock {
     mapping: Mapping,
+    id: Id,
 }
 
 /// What tells a state's files from those of others.
@@ -157,6 +163,11 @@ fn used(number: usize, bytes: &[u8; CODEC_WORDS * 8]) -> u64 {
 }
 
 impl Format {
+    /// The size of the disk when it was made, in bytes.
+    pub(super) fn made_size(&self) -> u64 {
+        self.pool_pages * PAGE_SIZE as u64
+    }
+
     /// The bytes of a superblock of a state that is being made.
     pub(super) fn encode(&self, id: &Id) -> Vec<u8> {
         let mut bytes = vec![0; LENGTH as usize];
@@ -168,7 +179,7 @@ impl Format {
             BlockSize::Page => 0,
         };
         let fields =
-            [(32, self.size), (40, self.pool_pages), (48, self.arena_bytes), (56, features)];
+            [(32, self.capacity), (40, self.pool_pages), (48, self.arena_bytes), (56, features)];
         for (at, value) in fields {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
@@ -179,7 +190,7 @@ impl Format {
         bytes
     }
 
-    /// What the bytes of a superblock say, and the state they belong to.
+    /// What the bytes of a superblock say of a disk that did not grow, and the state they belong to.
     pub(super) fn decode(bytes: &[u8]) -> Result<(Self, Id), StateError> {
         let damaged = |what| StateError::Damaged { what };
         if !is_superblock(bytes) {
@@ -207,9 +218,20 @@ impl Format {
         let block_size = if small { BlockSize::Sector } else { BlockSize::Page };
         let mut id = Id::default();
         id.copy_from_slice(&header[16..32]);
-        let (size, pool_pages, arena_bytes) = (field(32), field(40), field(48));
-        Ok((Self { size, pool_pages, arena_bytes, block_size }, id))
+        let (capacity, pool_pages, arena_bytes) = (field(32), field(40), field(48));
+        let size = pool_pages.checked_mul(PAGE_SIZE as u64).filter(|size| *size <= capacity);
+        let size = size.ok_or(damaged("the disk is larger than there is room for"))?;
+        Ok((Self { size, capacity, pool_pages, arena_bytes, block_size }, id))
     }
+}
+
+/// The word that says that the disk of this state has so many bytes now, a multiple of a page.
+fn grown(id: &Id, size: u64) -> u64 {
+    let pages = (size / PAGE_SIZE as u64) as u32;
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(id);
+    sum.update(&pages.to_le_bytes());
+    u64::from(pages) | u64::from(sum.finalize()) << 32
 }
 
 /// Whether a file begins like a superblock, of whatever version.
@@ -232,9 +254,9 @@ impl Superblock {
         let length = file.metadata().map_err(io)?.len();
         let mut bytes = vec![0; length.min(LENGTH) as usize];
         file.read_exact_at(&mut bytes, 0).map_err(io)?;
-        let (format, id) = Format::decode(&bytes)?;
-        let mapping = Mapping::over(file, "superblock", 0, LENGTH, locked)?;
-        let this = Self { mapping };
+        let (mut format, id) = Format::decode(&bytes)?;
+        let mapping = Mapping::over(file, "superblock", 0, Extent::fixed(LENGTH), locked)?;
+        let this = Self { mapping, id };
         // Neither may be guessed: one makes a disk that was lost look new, the other the reverse.
         let damaged = |what| StateError::Damaged { what };
         if ![MAKING, COMPLETE, EMPTYING].contains(&this.word(STAGE).load(Ordering::Acquire)) {
@@ -246,7 +268,22 @@ impl Superblock {
         if this.codecs()?.iter().all(Option::is_none) && this.is_complete() {
             return Err(damaged("the superblock's codec table is empty"));
         }
+        match this.word(GROWN).load(Ordering::Acquire) {
+            0 => {}
+            word => {
+                let size = (word & u64::from(u32::MAX)) * PAGE_SIZE as u64;
+                if word != grown(&id, size) || size < format.size || size > format.capacity {
+                    return Err(damaged("the superblock's note of the disk's growth is no size"));
+                }
+                format.size = size;
+            }
+        }
         Ok((this, format, id))
+    }
+
+    /// The disk has `size` bytes from now on, for every process to come.
+    pub(super) fn set_size(&self, size: u64) {
+        self.word(GROWN).store(grown(&self.id, size), Ordering::Release);
     }
 
     /// Makes all of it exist that may change: a copy of a state may have holes where it was zero.

@@ -79,7 +79,8 @@ fn the_last_page_of_words_ends_at_len() {
 fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
     let dir = Scratch::new();
     let (size, pool_pages, arena_bytes) = (4096 * 2048, 2048, 32 * MIB);
-    let wanted = Format { size, pool_pages, arena_bytes, block_size: BlockSize::Page };
+    let (capacity, block_size) = (size, BlockSize::Page);
+    let wanted = Format { size, capacity, pool_pages, arena_bytes, block_size };
     let state = State::in_directory(dir.path(), true, &wanted, false, None).unwrap();
     state.set_codec(0, &CodecEntry { algorithm: "lz4".into(), ..CodecEntry::default() });
     state.set_complete();
@@ -117,11 +118,54 @@ fn words_whose_page_is_gone_are_not_taken_for_empty_ones() {
 fn a_state_that_cannot_be_looked_at_is_not_one_that_is_not_there() {
     let path = format!("/dev/shm/vhost-user-zram-unit-file.{}", std::process::id());
     std::fs::File::create(&path).unwrap();
-    let wanted =
-        Format { size: MIB, pool_pages: MIB / 4096, arena_bytes: MIB, block_size: BlockSize::Page };
+    let (pool_pages, block_size) = (MIB / 4096, BlockSize::Page);
+    let wanted = Format { size: MIB, capacity: MIB, pool_pages, arena_bytes: MIB, block_size };
     for create in [false, true] {
         let refused = State::in_directory(path.as_ref(), create, &wanted, false, None).unwrap_err();
         assert!(!matches!(refused, StateError::None { .. }), "{refused:?}");
     }
     std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn words_grow_in_place_and_what_is_new_is_zero() {
+    let words = Words::with_room(600, 512 * 4096, &MemoryKind::default()).unwrap();
+    assert_eq!(words.room(), 512 * 4096);
+    words.ensure(599).unwrap();
+    words.get(599).unwrap().store(7, Ordering::Relaxed);
+    let before = std::ptr::from_ref(words.get(599).unwrap());
+    for len in [600, 601, 1024, 1025, 512 * 4096] {
+        words.prepare(len).unwrap();
+        words.grow(len);
+        assert_eq!(words.len(), len);
+        words.ensure(len - 1).unwrap();
+        let expected = if len == 600 { 7 } else { 0 };
+        assert_eq!(words.get(len - 1).unwrap().load(Ordering::Relaxed), expected);
+        assert_eq!(words.next_existing(len), len);
+        assert_eq!(words.existing_bytes(), words.resident_bytes());
+    }
+    assert_eq!(std::ptr::from_ref(words.get(599).unwrap()), before);
+    assert_eq!(words.get(599).unwrap().load(Ordering::Relaxed), 7);
+}
+
+/// Nothing is populated ahead that is behind the end.
+#[test]
+fn a_table_with_room_is_not_populated_behind_its_end() {
+    let words = Words::with_room(512 * 64 + 1, 512 * 4096, &MemoryKind::default()).unwrap();
+    for page in 0..65 {
+        words.ensure(page * 512).unwrap();
+    }
+    assert_eq!(words.resident_bytes(), 65 * 4096);
+}
+
+#[test]
+fn notes_are_zero_and_words_apart() {
+    let notes = Notes::new(1 << 20).unwrap();
+    for number in [0, 1, 511, 512, (1 << 20) - 1] {
+        let note = notes.get(number).unwrap();
+        assert_eq!(note.swap(number as u64 + 1, Ordering::Relaxed), 0);
+    }
+    assert_eq!(notes.get(511).unwrap().load(Ordering::Relaxed), 512);
+    assert!(notes.get(1 << 20).is_none());
+    assert!(Notes::new(0).unwrap().get(0).is_none());
 }

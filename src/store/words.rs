@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Mutex;
 
-use super::mapping::Mapping;
+use super::mapping::{Extent, Mapping, Notes};
 use super::{HOST_PAGE, MemoryKind, State, StateError, StoreError};
 use crate::failpoint;
 use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
+use crate::units::PAGE_SIZE;
 
 /// Words of one host page.
 pub const WORDS_PER_PAGE: u64 = HOST_PAGE / 8;
@@ -20,6 +21,9 @@ const PAGES_PER_SUMS: u64 = 2;
 ///
 /// Reading a hole of a shared mapping allocates a page, so a bit for each host page says whether
 /// it exists, and is asked first.
+///
+/// The array may grow while threads use it, as far as there is room in its mapping. What is to be grown into
+/// is not touched before, and a thread that knows of it finds it in place.
 #[derive(Debug)]
 pub struct Words {
     mapping: Mapping,
@@ -28,28 +32,40 @@ pub struct Words {
     /// Pages of sums without words that the file system did not take back. They exist, and the
     /// counters of bytes still include them.
     stranded: Mutex<BTreeSet<u64>>,
-    len: u64,
-    /// One bit for each host page of the words; set after the page was populated, cleared before it is
-    /// given back.
-    existing: Box<[AtomicU64]>,
-    /// One bit for each host page that may have no content.
-    vacant: Box<[AtomicU64]>,
+    /// Stored after all that makes more words usable.
+    len: AtomicU64,
+    /// Words that there may be at most.
+    room: u64,
+    /// For each 64 host pages a word of bits that say which of them exist (set after the page was populated,
+    /// cleared before it is given back), and one of bits that say which may have no content.
+    notes: Notes,
+    /// Host pages of words that an earlier process left behind the end.
+    beyond: Vec<u64>,
 }
 
-/// Bytes of the two parts of a state's table file: of `len` words, and of their sums after them.
+/// Bytes of whole host pages: of `len` words, and of their sums, which come behind the words in the table's file
+/// of a state.
 pub(super) fn parts(len: u64) -> Option<[u64; 2]> {
     let page = |bytes: u64| bytes.max(1).checked_next_multiple_of(HOST_PAGE);
     Some([page(len.checked_mul(8)?)?, page(len.checked_mul(4)?)?])
 }
 
 impl Words {
-    /// `len` words, all zero; costs no memory but two bits for each 512 words.
+    /// `len` words, all zero, that cannot grow.
+    #[cfg(test)]
+    pub(crate) fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
+        Self::with_room(len, len, kind)
+    }
+
+    /// `len` words, all zero, with room for `room`; costs no memory but two bits for each 512 words.
     ///
     /// # Errors
     /// The host refuses the mapping.
-    pub fn new(len: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
-        let [bytes, _] = parts(len).ok_or_else(too_many)?;
-        Ok(Self::over(Mapping::new("table", bytes, kind)?, None, len))
+    pub fn with_room(len: u64, room: u64, kind: &MemoryKind) -> Result<Self, StoreError> {
+        let [used, _] = parts(len).ok_or_else(too_many)?;
+        let [all, _] = parts(room.max(len)).ok_or_else(too_many)?;
+        let mapping = Mapping::new("table", Extent { len: used, room: all }, kind)?;
+        Self::over(mapping, None, len, room.max(len))
     }
 
     /// The words of a state, and which of them exist. Not public, as [`Arena::of`](super::Arena::of): they say
@@ -58,21 +74,87 @@ impl Words {
     /// # Errors
     /// The host refuses the mappings, or words exist without their sums, or sums without words.
     pub(crate) fn of(state: &State, len: u64) -> Result<Self, StateError> {
+        let room = state.format().capacity / PAGE_SIZE as u64;
         let [words, sums] = parts(len).ok_or_else(too_many)?;
-        let map =
-            |start, bytes| Mapping::over(state.table(), "table", start, bytes, state.is_locked());
-        let this = Self::over(map(0, words)?, Some(map(words, sums)?), len);
+        let [all_words, all_sums] = parts(room).ok_or_else(too_many)?;
+        let map = |start, len, room| {
+            let extent = Extent { len, room };
+            Mapping::over(state.table(), "table", start, extent, state.is_locked())
+        };
+        let (words, sums) = (map(0, words, all_words)?, map(all_words, sums, all_sums)?);
+        let this = Self::over(words, Some(sums), len, room)?;
         if state.is_new() {
             this.mapping.try_out()?;
         }
         this.look()
     }
 
-    fn over(mapping: Mapping, sums: Option<Mapping>, len: u64) -> Self {
-        let pages = mapping.len() / HOST_PAGE;
-        let bits = || (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let stranded = Mutex::default();
-        Self { mapping, sums, stranded, len, existing: bits(), vacant: bits() }
+    fn over(
+        mapping: Mapping,
+        sums: Option<Mapping>,
+        len: u64,
+        room: u64,
+    ) -> Result<Self, StoreError> {
+        // The host may have refused the address space for more.
+        let has_room =
+            mapping.len() / 8 >= room && sums.as_ref().is_none_or(|sums| sums.len() / 4 >= room);
+        let groups = (mapping.len() / HOST_PAGE).div_ceil(64);
+        Ok(Self {
+            mapping,
+            sums,
+            stranded: Mutex::default(),
+            len: AtomicU64::new(len),
+            room: if has_room { room } else { len },
+            notes: Notes::new(groups * 2)?,
+            beyond: Vec::new(),
+        })
+    }
+
+    /// Words that there may be at most, as this process has them mapped.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// Has what is needed for `len` words in place, at most [`Self::room`]; they are not there yet.
+    ///
+    /// # Errors
+    /// The host does not lock so much memory.
+    pub fn prepare(&self, len: u64) -> Result<(), StoreError> {
+        assert!(len <= self.room, "{len} words in room for {}", self.room);
+        let [words, sums] = parts(len).ok_or_else(too_many)?;
+        self.mapping.use_up_to(words)?;
+        self.sums.as_ref().map_or(Ok(()), |mapping| mapping.use_up_to(sums))
+    }
+
+    /// There are `len` words from now on, not less than before, and prepared for. One thread at a time.
+    pub fn grow(&self, len: u64) {
+        assert!(len >= self.len() && len <= self.room, "from {} to {len} words", self.len());
+        self.len.store(len, Ordering::Release);
+    }
+
+    fn existing(&self, group: u64) -> &AtomicU64 {
+        self.note(group * 2)
+    }
+
+    fn vacant(&self, group: u64) -> &AtomicU64 {
+        self.note(group * 2 + 1)
+    }
+
+    fn note(&self, number: u64) -> &AtomicU64 {
+        match self.notes.get(number as usize) {
+            Some(note) => note,
+            None => panic!("note {number} of {} words", self.room),
+        }
+    }
+
+    /// Host pages that words lie on.
+    fn pages(&self) -> u64 {
+        self.len().div_ceil(WORDS_PER_PAGE)
+    }
+
+    /// Groups of 64 host pages.
+    fn groups(&self) -> u64 {
+        self.pages().div_ceil(64)
     }
 
     /// Has the part of `index` exist, as a table does; returns the bytes that it takes more.
@@ -89,17 +171,23 @@ impl Words {
     /// The same words with nothing known of them but what the file says.
     #[cfg(test)]
     pub(crate) fn reopened(self) -> Result<Self, StateError> {
-        Self::over(self.mapping, self.sums, self.len).look()
+        let (len, room) = (self.len(), self.room);
+        Self::over(self.mapping, self.sums, len, room)?.look()
     }
 
     /// Finds out which parts exist, by one pass over the file that skips holes.
-    fn look(self) -> Result<Self, StateError> {
+    fn look(mut self) -> Result<Self, StateError> {
         let fail = |source| StoreError::Look { what: "table", source };
         let mut sums_until = 0;
         let mut offset = self.mapping.next_existing(0).map_err(fail)?;
         while offset < self.mapping.len() {
             let page = offset / HOST_PAGE;
-            self.existing[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
+            if page >= self.pages() {
+                self.beyond.push(page);
+                offset = self.mapping.next_existing(offset + HOST_PAGE).map_err(fail)?;
+                continue;
+            }
+            self.existing(page / 64).fetch_or(1 << (page % 64), Ordering::Relaxed);
             if let Some(sums) = &self.sums {
                 // They are made first, so a word without one is not valid.
                 let at = page / PAGES_PER_SUMS * HOST_PAGE;
@@ -125,10 +213,10 @@ impl Words {
         while offset < sums.len() {
             let first = offset / HOST_PAGE * PAGES_PER_SUMS;
             for page in first..first + PAGES_PER_SUMS {
-                let mut words = page * WORDS_PER_PAGE..((page + 1) * WORDS_PER_PAGE).min(self.len);
-                if words.is_empty() || self.get(words.start).is_some() {
+                if self.has_page(page) {
                     continue;
                 }
+                let mut words = page * WORDS_PER_PAGE..(page + 1) * WORDS_PER_PAGE;
                 let has_sum = |index: &u64| sums.half_word(index * 4).load(Ordering::Relaxed) != 0;
                 if let Some(index) = words.find(has_sum) {
                     return Ok(Some(index));
@@ -140,13 +228,30 @@ impl Words {
     }
 
     /// Number of words.
+    #[inline]
     pub fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Host pages of words that an earlier process left behind the end: none, unless the state is damaged.
+    pub fn beyond(&self) -> &[u64] {
+        &self.beyond
+    }
+
+    /// Gives those pages back.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn drop_beyond(&mut self) -> io::Result<()> {
+        for page in std::mem::take(&mut self.beyond) {
+            self.mapping.punch(page * HOST_PAGE, HOST_PAGE)?;
+        }
+        Ok(())
     }
 
     /// The word of this index, below `len()`, if the part it lies in exists.
     pub fn get(&self, index: u64) -> Option<&AtomicU64> {
-        assert!(index < self.len, "word {index} of {}", self.len);
+        assert!(index < self.len(), "word {index} of {}", self.len());
         self.has_page(index / WORDS_PER_PAGE).then(|| self.mapping.word(index))
     }
 
@@ -167,12 +272,11 @@ impl Words {
     /// populated in batches.
     pub fn growth(&self, index: u64) -> u64 {
         let page = index / WORDS_PER_PAGE;
-        let (group, bit) = ((page / 64) as usize, page % 64);
-        let bits = self.existing[group].load(Ordering::Acquire);
+        let (group, bit) = (page / 64, page % 64);
+        let bits = self.existing(group).load(Ordering::Acquire);
         // Neighbours below that exist without a gap; an eighth of them is populated ahead.
         let below = (bits << (63 - bit) << 1).leading_ones();
-        let last = self.mapping.len() / HOST_PAGE;
-        let end = (page + u64::from(below / 8).max(1)).min(last).min((group as u64 + 1) * 64);
+        let end = (page + u64::from(below / 8).max(1)).min(self.pages()).min((group + 1) * 64);
         1 + (page + 1..end).take_while(|next| bits >> (next % 64) & 1 == 0).count() as u64
     }
 
@@ -200,10 +304,10 @@ impl Words {
                 stranded.remove(&sums);
             }
             drop(stranded);
-            let (group, bits) = ((page / 64) as usize, (u64::MAX >> (64 - count)) << (page % 64));
-            self.existing[group].fetch_or(bits, Ordering::Release);
+            let (group, bits) = (page / 64, (u64::MAX >> (64 - count)) << (page % 64));
+            self.existing(group).fetch_or(bits, Ordering::Release);
             // The caller may fail before it writes, and some are for others to come.
-            self.vacant[group].fetch_or(bits, Ordering::Relaxed);
+            self.vacant(group).fetch_or(bits, Ordering::Relaxed);
         } else if let Err(error) = self.undo(page, count) {
             log::warn!("a part of the table that is not used cannot be given back: {error}");
         }
@@ -261,7 +365,7 @@ impl Words {
 
     /// A page counts as not existing from now on, or again as existing.
     pub fn set_existing(&self, page: u64, exists: bool) {
-        let (group, bit) = (&self.existing[(page / 64) as usize], 1 << (page % 64));
+        let (group, bit) = (self.existing(page / 64), 1 << (page % 64));
         if exists {
             group.fetch_or(bit, Ordering::Release);
         } else {
@@ -271,11 +375,12 @@ impl Words {
 
     /// Whether a page exists, and counts as existing.
     pub fn has_page(&self, page: u64) -> bool {
-        let group = self.existing.get((page / 64) as usize);
+        let group = self.notes.get((page / 64) as usize * 2);
         group.is_some_and(|bits| bits.load(Ordering::Acquire) >> (page % 64) & 1 == 1)
     }
 
-    /// The word of an index below `len()` whose page exists, also if it does not count as existing.
+    /// The word of an index whose page exists, also if it does not count as existing, or if the index is behind the
+    /// last word of the last page.
     pub fn hidden(&self, index: u64) -> &AtomicU64 {
         self.mapping.word(index)
     }
@@ -291,13 +396,14 @@ impl Words {
     pub fn note_vacant(&self, index: u64) -> bool {
         let page = index / WORDS_PER_PAGE;
         let bit = 1 << (page % 64);
-        self.vacant[(page / 64) as usize].fetch_or(bit, Ordering::AcqRel) & bit == 0
+        self.vacant(page / 64).fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
     /// Pages that may have no content, from the lowest up; each is forgotten when it is returned, before
     /// any thread reads it.
     pub fn take_vacant(&self) -> impl Iterator<Item = u64> {
-        (0..).zip(&self.vacant).flat_map(|(group, bits)| {
+        (0..self.groups()).flat_map(|group| {
+            let bits = self.vacant(group);
             std::iter::from_fn(move || {
                 // Most groups have none, and are not written to.
                 let bit = bits.load(Ordering::Relaxed).trailing_zeros();
@@ -350,24 +456,29 @@ impl Words {
             u64::from(bits.count_ones() + sums)
         };
         let stranded = sync::lock(&self.stranded).len() as u64;
-        (self.existing.iter().map(count).sum::<u64>() + stranded) * HOST_PAGE
+        let groups = (0..self.groups()).map(|group| count(self.existing(group)));
+        (groups.sum::<u64>() + stranded) * HOST_PAGE
     }
 
     /// The first index at or after `index` that lies in a part that exists, or `len()`.
     pub fn next_existing(&self, index: u64) -> u64 {
-        if index >= self.len {
-            return self.len;
+        let len = self.len();
+        if index >= len {
+            return len;
         }
+        let groups = len.div_ceil(WORDS_PER_PAGE).div_ceil(64);
         let first = index / WORDS_PER_PAGE;
-        let mut group = (first / 64) as usize;
-        let mut bits = self.existing[group].load(Ordering::Acquire) & (u64::MAX << (first % 64));
+        let mut group = first / 64;
+        let mut bits = self.existing(group).load(Ordering::Acquire) & (u64::MAX << (first % 64));
         while bits == 0 {
             group += 1;
-            let Some(next) = self.existing.get(group) else { return self.len };
-            bits = next.load(Ordering::Acquire);
+            if group >= groups {
+                return len;
+            }
+            bits = self.existing(group).load(Ordering::Acquire);
         }
-        let page = group as u64 * 64 + u64::from(bits.trailing_zeros());
-        index.max(page * WORDS_PER_PAGE).min(self.len)
+        let page = group * 64 + u64::from(bits.trailing_zeros());
+        index.max(page * WORDS_PER_PAGE).min(len)
     }
 
     /// Bytes of the words that exist, by the file's allocated blocks; of a state with their sums and the
@@ -389,7 +500,7 @@ impl Words {
 
     /// Bytes of the bits that say what exists, and what may be vacant.
     pub fn index_bytes(&self) -> u64 {
-        (size_of_val(&*self.existing) + size_of_val(&*self.vacant)) as u64
+        self.groups() * 16
     }
 }
 
@@ -415,7 +526,7 @@ mod tests {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = Arc::new(File::from(memfd_create("table", flags).unwrap()));
         file.set_len(LEN * 8).unwrap();
-        let mapping = Mapping::over(&file, "table", 0, LEN * 8, false).unwrap();
+        let mapping = Mapping::over(&file, "table", 0, Extent::fixed(LEN * 8), false).unwrap();
         (file, mapping)
     }
 
@@ -424,7 +535,7 @@ mod tests {
         let ((words_file, words), (sums_file, sums)) = (mapping(), mapping());
         // A hole is a change of the file, and one that is mapped already may be written to.
         fcntl(&*sums_file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE)).unwrap();
-        (words_file, Words::over(words, Some(sums), LEN))
+        (words_file, Words::over(words, Some(sums), LEN, LEN).unwrap())
     }
 
     fn exist(words: &Words) -> u64 {

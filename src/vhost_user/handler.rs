@@ -14,7 +14,7 @@ use vhost::vhost_user::message::{
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
     VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vhost_user_backend::VringT;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -71,6 +71,8 @@ pub(crate) struct Handler {
     acked_features: u64,
     phase: Phase,
     soft_refusal: bool,
+    /// The last message was a good SET_BACKEND_REQ_FD.
+    channel_given: bool,
 }
 
 impl Handler {
@@ -99,7 +101,18 @@ impl Handler {
             acked_features: 0,
             phase: Phase::Begun,
             soft_refusal: false,
+            channel_given: false,
         }
+    }
+
+    /// Whether the last message handed a channel over.
+    pub(crate) fn take_channel_given(&mut self) -> bool {
+        std::mem::take(&mut self.channel_given)
+    }
+
+    /// Whether a guest uses a ring, of a disk that its front end may know to be smaller than it is.
+    pub(crate) fn may_know_old_size(&self) -> bool {
+        self.shared.device.has_grown() && self.staged.iter().any(|staged| staged.started)
     }
 
     /// Whether the last error was a refusal that was reported to the front end, and does not end the
@@ -327,6 +340,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        self.config.set_sectors(self.shared.device.sectors());
         Ok(self.config.read(offset, size))
     }
 
@@ -336,6 +350,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
             self.soft_refusal = true;
             Error::InvalidParam
         })
+    }
+
+    fn set_backend_req_fd(&mut self, _: Backend) {
+        // Which has no message for us, and no way to its socket.
+        self.channel_given = true;
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, recvmsg};
+use vhost::vhost_user::message::FrontendReq;
 
 use crate::vhost_user::error::SessionError;
 use crate::virtq::{handed, sys};
@@ -71,10 +72,14 @@ pub(crate) fn peek(stream: &UnixStream) -> Result<Incoming, SessionError> {
 }
 
 /// Makes sure that the descriptors of the next message can be received, and are of a kind that blocks no
-/// thread.
-pub(crate) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError> {
-    let (descriptors, cut_off) = peek_descriptors(stream).map_err(SessionError::Connection)?;
+/// thread. Returns a duplicate of the one that comes with SET_BACKEND_REQ_FD, if it is of such a kind; it is
+/// closed by [`handed::discard`].
+pub(crate) fn check_descriptors(stream: &UnixStream) -> Result<Option<OwnedFd>, SessionError> {
+    let (code, descriptors, cut_off) =
+        peek_descriptors(stream).map_err(SessionError::Connection)?;
     let count = descriptors.len();
+    let is_channel = code == u32::from(FrontendReq::SET_BACKEND_REQ_FD) && count == 1;
+    let mut channel = None;
     // While the duplicates are open: so there is room for as many descriptors, and for some more.
     let margin: io::Result<Vec<UnixStream>> =
         (0..if count > 0 { MARGIN } else { 0 }).map(|_| stream.try_clone()).collect();
@@ -83,6 +88,8 @@ pub(crate) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError>
         let kind = handed::foreign(descriptor.as_fd());
         if kind.is_some() {
             handed::discard(descriptor.into());
+        } else if is_channel {
+            channel = Some(descriptor);
         }
         foreign = foreign.or(kind);
     }
@@ -91,14 +98,15 @@ pub(crate) fn check_descriptors(stream: &UnixStream) -> Result<(), SessionError>
     } else if count > MAX_DESCRIPTORS {
         Err(SessionError::Descriptors { count, max: MAX_DESCRIPTORS })
     } else if cut_off || margin.is_err() {
+        channel.into_iter().for_each(|descriptor| handed::discard(descriptor.into()));
         Err(SessionError::NoDescriptors)
     } else {
-        Ok(())
+        Ok(channel)
     }
 }
 
-/// Duplicates of the descriptors of the next message, and whether some could not be received.
-fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<OwnedFd>, bool)> {
+/// The next message's request, duplicates of its descriptors, and whether some could not be received.
+fn peek_descriptors(stream: &UnixStream) -> io::Result<(u32, Vec<OwnedFd>, bool)> {
     // A header (a length of 8 bytes, level and type of 4 each) and the descriptors (cmsg(3)). It is
     // parsed here: if it is cut off, nix returns none of the descriptors that did arrive.
     const HEADER: usize = 16;
@@ -108,16 +116,18 @@ fn peek_descriptors(stream: &UnixStream) -> io::Result<(Vec<OwnedFd>, bool)> {
     let mut place = [IoSliceMut::new(&mut header)];
     let received = recvmsg::<()>(stream.as_raw_fd(), &mut place, Some(&mut control), flags)?;
     let cut_off = received.flags.contains(MsgFlags::MSG_CTRUNC);
+    let [a, b, c, d, ..] = header;
+    let code = u32::from_le_bytes([a, b, c, d]);
     let word = |at: usize| control.get(at..at + 4).and_then(|word| word.try_into().ok());
     #[expect(clippy::disallowed_methods, reason = "the kernel counts in its own byte order")]
     let number = |at: usize| word(at).map_or(0, i32::from_ne_bytes);
     let length = usize::try_from(number(0)).unwrap_or(0);
     if (number(8), number(12)) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-        return Ok((Vec::new(), cut_off));
+        return Ok((code, Vec::new(), cut_off));
     }
     let count = length.saturating_sub(HEADER) / 4;
     let descriptors = (0..count).filter_map(|n| sys::received(number(HEADER + 4 * n)));
-    Ok((descriptors.collect(), cut_off))
+    Ok((code, descriptors.collect(), cut_off))
 }
 
 /// Whether there is room for a reply: the vhost crate writes replies in a loop that a peer which

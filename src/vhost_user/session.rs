@@ -3,10 +3,9 @@
 //! The vhost crate knows the messages. This module decides what it leaves open: when a message may be
 //! read (as a whole, so a peer that stalls in the middle of one delays no other), and what ends a session.
 //! It also publishes everything that a guest was promised before the next session begins.
-//! Config-change messages and polling will find their place behind this same seam.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -26,13 +25,17 @@ use crate::failpoint;
 use crate::ratelimit::Limiter;
 use crate::rates::{Rates, Throttle};
 use crate::sync;
+use crate::vhost_user::channel::Channel;
 use crate::vhost_user::handler::{Handler, Phase};
 use crate::vhost_user::incoming::{
     Incoming, can_reply, check_descriptors, has_hung_up, peek, wait,
 };
 use crate::virtq::memory::MemoryMap;
-use crate::virtq::{sigbus, sys};
+use crate::virtq::{handed, sigbus, sys};
 
+/// How long a front end that has started a ring says nothing more before it is told of a growth that it may not know
+/// of. It could mistake what it then asks for what it waits for: QEMU before 8.0 answers while it waits.
+const QUIET: Duration = Duration::from_millis(50);
 /// How often a peer that stalls is checked.
 const STALL_CHECK: Duration = Duration::from_millis(20);
 
@@ -87,6 +90,8 @@ pub struct Server {
     throttle: Arc<Throttle>,
     /// It was logged how long the first request took.
     announced: Arc<AtomicBool>,
+    /// Of the session that is served, if there is one.
+    growth: Mutex<Option<Arc<EventFd>>>,
 }
 
 type Connection = BackendReqHandler<Mutex<Handler>>;
@@ -104,8 +109,8 @@ impl Server {
             device.count_latencies();
         }
         let times = Times::default();
-        let (log, throttle, announced) = Default::default();
-        Self { device, options, times, log, throttle, announced }
+        let (log, throttle, announced, growth) = Default::default();
+        Self { device, options, times, log, throttle, announced, growth }
     }
 
     /// The same server with other limits on how long a front end may keep others waiting.
@@ -141,8 +146,21 @@ impl Server {
         others: Option<&mut dyn Others>,
     ) -> SessionEnd {
         match Session::start(self, stream) {
-            Ok(session) => session.run(stream, stop, others),
+            Ok(session) => {
+                *sync::lock(&self.growth) = Some(Arc::clone(&session.growth));
+                let end = session.run(stream, stop, others);
+                *sync::lock(&self.growth) = None;
+                end
+            }
             Err(error) => SessionEnd::Refused(error),
+        }
+    }
+
+    /// The disk has grown: the front end, if there is one and it has a channel for that, is told. Does not wait.
+    pub fn tell_of_growth(&self) {
+        if let Some(growth) = &*sync::lock(&self.growth) {
+            // Full, it is as good.
+            let _ = growth.write(1);
         }
     }
 }
@@ -153,6 +171,13 @@ struct Session {
     /// Readable when guest memory was lost or a queue thread died.
     trouble: EventFd,
     times: Times,
+    /// Readable when the disk has grown.
+    growth: Arc<EventFd>,
+    channel: Channel,
+    /// When the front end is to be told of the disk's size.
+    due: Option<Instant>,
+    /// A ring was started, and the front end told or about to be.
+    told: bool,
 }
 
 impl Session {
@@ -178,7 +203,9 @@ impl Session {
         let handler = Arc::new(Mutex::new(Handler::new(shared, memory, vrings, clone()?)));
         let stream = stream.try_clone().map_err(SessionError::Connection)?;
         let connection = Connection::from_stream(stream, Arc::clone(&handler));
-        Ok(Self { handler, connection, trouble, times: server.times })
+        let growth = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(SessionError::Setup)?);
+        let (times, channel) = (server.times, Channel::default());
+        Ok(Self { handler, connection, trouble, times, growth, channel, due: None, told: false })
     }
 
     fn run(
@@ -205,14 +232,19 @@ impl Session {
         loop {
             let left = self.time_left(started, others.as_deref());
             let next_check = stalled_since.map(|_| STALL_CHECK);
-            let timeout = left.into_iter().chain(next_check).min();
+            // Nor told in the middle of a message.
+            let due = self.due.filter(|_| stalled_since.is_none());
+            let until_due = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let timeout = left.into_iter().chain(next_check).chain(until_due).min();
             // While a message is incomplete, its first bytes keep the socket readable. So the socket is
             // checked from time to time instead of polled.
             let socket = if stalled_since.is_some() { None } else { Some(stream.as_fd()) };
             let waiting = others.as_deref().map(Others::event);
             let trouble = Some(sys::event_fd(&self.trouble));
-            let [readable, stopped, trouble, waiting] =
-                wait([socket, Some(stop), trouble, waiting], timeout)?;
+            let growth = Arc::clone(&self.growth);
+            let growth = Some(sys::event_fd(&growth));
+            let [readable, stopped, trouble, waiting, growth] =
+                wait([socket, Some(stop), trouble, waiting, growth], timeout)?;
             if stopped {
                 return Ok(SessionEnd::Stopped);
             }
@@ -231,17 +263,26 @@ impl Session {
             if self.time_left(started, others.as_deref()).is_some_and(|left| left.is_zero()) {
                 return Err(SessionError::Silent);
             }
+            if growth {
+                let _ = self.growth.read();
+                self.due = Some(Instant::now());
+                self.told = sync::lock(&self.handler).may_know_old_size();
+            }
             if !readable && stalled_since.is_none() {
+                self.tell_if_due();
                 continue;
             }
             match peek(stream)? {
                 Incoming::End => return Ok(SessionEnd::HungUp),
                 Incoming::Message if can_reply(stream)? => {
                     stalled_since = None;
-                    check_descriptors(stream)?;
-                    if !self.handle_message()? {
+                    let descriptor = check_descriptors(stream)?;
+                    let handled = self.handle_message();
+                    self.take_channel(descriptor);
+                    if !handled? {
                         return Ok(SessionEnd::HungUp);
                     }
+                    self.plan_to_tell();
                 }
                 Incoming::Part { begun: false } => stalled_since = None,
                 Incoming::Part { begun: true } if has_hung_up(stream)? => {
@@ -254,6 +295,33 @@ impl Session {
                     }
                 }
             }
+        }
+    }
+
+    /// Keeps the descriptor that came with the last message if that handed a channel over.
+    fn take_channel(&mut self, descriptor: Option<OwnedFd>) {
+        let given = sync::lock(&self.handler).take_channel_given();
+        match descriptor {
+            Some(descriptor) if given => self.channel.open(descriptor),
+            Some(descriptor) => handed::discard(descriptor.into()),
+            None => {}
+        }
+    }
+
+    /// After a message: a front end that has started its rings may know a size from before a growth, as QEMU does
+    /// that has reconnected, or whose guest has started anew. It is told once it says nothing more.
+    fn plan_to_tell(&mut self) {
+        let may_know_old_size = sync::lock(&self.handler).may_know_old_size();
+        if self.due.is_some() || may_know_old_size && !self.told {
+            self.due = Some(Instant::now() + QUIET);
+        }
+        self.told = may_know_old_size;
+    }
+
+    fn tell_if_due(&mut self) {
+        if self.due.is_some_and(|due| due <= Instant::now()) {
+            self.due = None;
+            self.channel.tell_of_config();
         }
     }
 

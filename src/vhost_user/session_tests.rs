@@ -9,7 +9,7 @@ use std::thread;
 
 use nix::sys::eventfd::EventFd as Event;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use super::*;
 use crate::blk::config::tests::options;
@@ -77,6 +77,10 @@ impl Peer {
 
     /// A front end that has sent a message, or hung up, before its session begins.
     fn having_said(times: Times, say: impl FnOnce(&mut Option<UnixStream>)) -> Self {
+        Self::of(&Arc::new(server(times)), say)
+    }
+
+    fn of(server: &Arc<Server>, say: impl FnOnce(&mut Option<UnixStream>)) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_write_timeout(Some(LIMIT)).unwrap();
         let mut wire = Some(theirs);
@@ -87,9 +91,9 @@ impl Peer {
         let told = Arc::new(AtomicBool::new(false));
         let mut queue = Queue { event, told: Arc::clone(&told), since: None };
         let (send, end) = channel();
-        let its_stop = Arc::clone(&stop);
+        let (its_stop, server) = (Arc::clone(&stop), Arc::clone(server));
         thread::spawn(move || {
-            let ended = server(times).serve(&ours, its_stop.as_fd(), Some(&mut queue));
+            let ended = server.serve(&ours, its_stop.as_fd(), Some(&mut queue));
             let _ = send.send(ended);
         });
         Self { wire, stop, told, others, end }
@@ -265,4 +269,92 @@ fn a_message_that_panics_ends_its_session_only() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
     assert!(matches!(server.serve(&ours, stop.as_fd(), None), SessionEnd::HungUp));
+}
+
+/// A front end that has negotiated a channel.
+fn with_channel_negotiated(server: &Arc<Server>) -> Peer {
+    let mut peer = Peer::of(server, |_| {});
+    let features = GuestOptions::protocol_features() & VhostUserProtocolFeatures::BACKEND_REQ;
+    peer.send(FrontendReq::SET_OWNER, &[], &[]);
+    peer.send(FrontendReq::SET_PROTOCOL_FEATURES, &features.bits().to_le_bytes(), &[]);
+    peer
+}
+
+fn grow(server: &Server) {
+    server.device.grow(server.device.size() + 4096).unwrap();
+    server.tell_of_growth();
+}
+
+#[test]
+fn a_front_end_with_a_channel_is_told_of_each_growth() {
+    const TOLD: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    let server = Arc::new(server(times(NEVER, NEVER, NEVER)));
+    // Without a session, and without a channel, nobody is.
+    grow(&server);
+    let mut peer = with_channel_negotiated(&server);
+    grow(&server);
+    for _ in 0..2 {
+        let (mut channel, theirs) = UnixStream::pair().unwrap();
+        channel.set_read_timeout(Some(LIMIT)).unwrap();
+        peer.send(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+        drop(theirs);
+        peer.ask();
+        for _ in 0..2 {
+            grow(&server);
+            let mut told = [0; 12];
+            channel.read_exact(&mut told).unwrap();
+            assert_eq!(told, TOLD);
+        }
+        // What it says itself is not heard.
+        channel.write_all(&[7; 100]).unwrap();
+        peer.ask();
+    }
+    // One that is closed ends nothing.
+    let (channel, theirs) = UnixStream::pair().unwrap();
+    peer.send(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    drop((channel, theirs));
+    peer.ask();
+    grow(&server);
+    (0..3).for_each(|_| peer.ask());
+    peer.hang_up();
+    assert!(matches!(peer.end(), SessionEnd::HungUp));
+    grow(&server);
+}
+
+/// It is told when it says nothing more, and at once: whatever is in the channel, no thread waits for it.
+#[test]
+fn a_channel_that_is_not_read_holds_up_neither_session_nor_growth() {
+    let server = Arc::new(server(times(NEVER, NEVER, NEVER)));
+    let mut peer = with_channel_negotiated(&server);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // There is no room for a message.
+    theirs.set_nonblocking(true).unwrap();
+    while (&theirs).write(&[0; 4096]).is_ok() {}
+    while (&theirs).write(&[0]).is_ok() {}
+    peer.send(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    for _ in 0..3 {
+        grow(&server);
+        peer.ask();
+    }
+    peer.stop.write(1).unwrap();
+    assert!(matches!(peer.end(), SessionEnd::Stopped));
+    drop(ours);
+}
+
+#[test]
+fn a_channel_that_is_none_is_refused() {
+    let server = Arc::new(server(times(NEVER, NEVER, NEVER)));
+    let event = Event::new().unwrap();
+    let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    for fds in [vec![], vec![event.as_fd().as_raw_fd()], vec![datagram.as_raw_fd()]] {
+        let mut peer = with_channel_negotiated(&server);
+        peer.send(FrontendReq::SET_BACKEND_REQ_FD, &[], &fds);
+        assert!(matches!(peer.end(), SessionEnd::Refused(SessionError::Message(_))), "{fds:?}");
+    }
+    // Nor is it taken from a front end that did not negotiate it.
+    let mut peer = Peer::of(&server, |_| {});
+    let (_channel, theirs) = UnixStream::pair().unwrap();
+    peer.send(FrontendReq::SET_OWNER, &[], &[]);
+    peer.send(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    assert!(matches!(peer.end(), SessionEnd::Refused(SessionError::Message(_))));
 }

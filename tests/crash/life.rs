@@ -16,11 +16,12 @@ use crate::{
         LIMIT,
         daemon::{BINARY, Daemon, TempDir, client_options, session_options},
         disk::SECTOR_LEN,
+        http::Http,
     },
     load::{LONGEST, Load},
 };
 
-/// Sectors of the disk: small enough that its pages are changed again and again.
+/// Sectors of the disk when it is made: small enough that its pages are changed again and again.
 const SECTORS: usize = 8 << 10;
 const QUEUES: usize = 2;
 const QUEUE_SIZE: u16 = 128;
@@ -257,6 +258,24 @@ impl Life {
         self.setup.start_and_die(&self.state, crash);
     }
 
+    /// Tells the daemon to have the disk grow. Waits for nothing.
+    pub fn tell_to_grow(&self, sectors: usize) -> Http {
+        let body = format!("{{\"size_bytes\":{}}}", sectors * SECTOR_LEN);
+        let mut http = Http::connect(&self.daemon.dir.join("api"));
+        http.send("PATCH", "/v1/disk", &body);
+        http
+    }
+
+    /// The disk may have grown when a daemon died: if so, what is new is empty.
+    fn adopt_size(&mut self) {
+        let ready = self.daemon.stdout.wait_for("ready", 0, LIMIT).expect("ready");
+        let size = ready.split_whitespace().find_map(|word| word.strip_prefix("size="));
+        let size: usize = size.and_then(|size| size.parse().ok()).expect("a size");
+        let before = self.load.model.len();
+        assert!(size / SECTOR_LEN >= before, "a disk of {before} sectors has {size} bytes");
+        self.load.model.grow(size / SECTOR_LEN);
+    }
+
     /// Ends the daemon, in whatever way, and has another take its place, with a new front end.
     pub fn renew(&mut self, crash: Option<&str>, tracked: bool) {
         assert_eq!(self.in_flight(), 0);
@@ -273,6 +292,7 @@ impl Life {
     /// one, is `tracked` or not.
     pub fn revive(&mut self, mode: Mode, tracked: bool) {
         self.start(None);
+        self.adopt_size();
         if mode == Mode::Cold {
             self.load.abandon();
             self.client = connect(&self.daemon, &mut self.load, tracked);
@@ -316,8 +336,8 @@ impl Life {
     pub fn end(mut self) {
         self.renew(None, true);
         self.load.verify(self.client.blk()).expect("the disk of the model");
-        let blk = self.client.blk();
-        blk.write_zeroes(0, SECTORS as u32, true).expect("write-zeroes");
+        let sectors = self.load.model.len() as u32;
+        self.client.blk().write_zeroes(0, sectors, true).expect("write-zeroes");
         self.daemon.signal(Signal::SIGUSR2);
         self.daemon.stdout.wait_for("compacted:", 0, LIMIT).expect("compacted");
         let stats = self.daemon.stats();

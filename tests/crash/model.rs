@@ -91,6 +91,13 @@ impl Model {
         self.sectors.len()
     }
 
+    /// The disk has `sectors` sectors from now on; those that are new are empty.
+    pub fn grow(&mut self, sectors: usize) {
+        assert!(sectors >= self.len() && sectors <= contents::MOST_PAGES * PAGE);
+        self.sectors.resize_with(sectors, || vec![Candidate { number: 0, gone: NEVER }]);
+        self.changes[0].sectors = 0..sectors;
+    }
+
     fn tick(&mut self) -> Time {
         self.now += 1;
         self.now

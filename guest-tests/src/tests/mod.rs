@@ -2,6 +2,7 @@
 
 mod conformance;
 mod disk;
+mod grow;
 mod images;
 mod libvirt;
 mod life;
@@ -50,6 +51,8 @@ pub const TESTS: &[Test] = &[
     test("defaults", "QEMU's default options: boots, survives three SIGKILLs of the daemon, disk detached and attached", meet::defaults).once().few(),
     test("state-cold", "QEMU and daemon both end, also by SIGKILL under load: the state has all data", state::cold).once(),
     test("terms", "as kills, by SIGTERM: the daemon leaves nothing in flight, the guest sees a pause", state::terms).once(),
+    test("grow-kills", "as kills, at each step of a growth: the old size or the new one, which the guest sees, and nothing lost", grow::grow_kills).once().few(),
+    test("grow", "a disk with a state grows under fio --verify: the guest sees it, resize2fs of a mounted ext4", grow::grow).once().few(),
     test("microvm", "as defaults on a microvm, whose disk is behind virtio-mmio and cannot be detached", meet::microvm).once().few(),
     test("images", "seven ordinary images (GPT, MBR, ext4, vfat, xfs, btrfs) loaded: mounted, right, writable", images::images).once(),
     test("bios", "a loaded disk boots: firmware, boot loader, kernel, its own file system", images::bios).once(),

@@ -10,7 +10,7 @@ impl Device {
     fn rebuilt(mut self) -> Result<Self, RebuildError> {
         let arena = Arena::new(4096, &MemoryKind::default()).unwrap();
         let limit = self.pool.usage().limit;
-        let arena = std::mem::replace(&mut self.pool, Pool::new(arena, 1, 0)).into_arena();
+        let arena = std::mem::replace(&mut self.pool, Pool::new(arena, 1, 0).unwrap()).into_arena();
         self.table = self.table.reopened().unwrap();
         self.figures = Sharded::default();
         let figures = self.figures();

@@ -3,6 +3,7 @@ mod compact;
 mod contention;
 mod damage;
 mod engine;
+mod grow;
 mod host;
 mod recompress;
 mod refused;

@@ -95,8 +95,11 @@ fn a_refused_state_keeps_every_byte_and_every_hole() {
         });
     }
     base.image.restore(base.home.dir.path());
-    let other = Home::new(PAGES + 1, "lz4").config;
-    base.refuses_as("another size", &other);
+    let other = Home::new(PAGES - 1, "lz4").config;
+    base.refuses_as("a smaller size", &other);
+    let other = Home::new((64 << 30) / 4096 + 1, "lz4").config;
+    base.refuses_as("a size that there is no room for", &other);
+    base.refuses("a word behind the end", |home| home.set_word(100 * PAGES, 4));
     base.refuses("an entry of the codec table that is damaged", |home| {
         edit(&home.dir.join("superblock"), 64 + 32, 1, |level| level[0] += 1);
     });

@@ -46,9 +46,14 @@ impl Home {
 
     /// The state as it is at this moment, with no process that has it open.
     pub(super) fn died(self) -> Self {
+        self.copy()
+    }
+
+    /// Another one like it.
+    pub(super) fn copy(&self) -> Self {
         let dir = Scratch::new();
         Image::of(self.dir.path()).restore(dir.path());
-        Self { dir, config: self.config }
+        Self { dir, config: self.config.clone() }
     }
 
     /// Where the table's file has a slot's word.
@@ -58,8 +63,8 @@ impl Home {
 
     /// Where the table's file has a slot's check sum, 4 bytes.
     pub(super) fn sum_at(&self, index: u64) -> u64 {
-        let words = (self.config.size / PAGE_SIZE as u64 * 8).next_multiple_of(4096);
-        words + index * 4
+        // Behind the words of the largest disk that this one can grow to.
+        self.config.capacity().unwrap() / PAGE_SIZE as u64 * 8 + index * 4
     }
 
     pub(super) fn word(&self, index: u64) -> u64 {

@@ -17,7 +17,7 @@ fn arena(bytes: u64) -> Arena {
 }
 
 fn pool(pages: u64, limit: u64) -> Pool {
-    Pool::new(arena(Pool::address_space_for(pages * PAGE_SIZE as u64)), pages, limit)
+    Pool::new(arena(Pool::address_space_for(pages * PAGE_SIZE as u64)), pages, limit).unwrap()
 }
 
 /// Bytes that only this object has.
@@ -209,7 +209,7 @@ fn what_the_host_can_bear_is_a_limit_that_moves() {
 
 #[test]
 fn address_space_ends_with_an_error_and_goes_round() {
-    let pool = Pool::new(arena(2 * REGION), 1 << 20, 0);
+    let pool = Pool::new(arena(2 * REGION), 1 << 20, 0).unwrap();
     let mut model = Model::default();
     model.store(&pool, 100).unwrap();
     model.store(&pool, 200).unwrap();
