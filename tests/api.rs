@@ -155,7 +155,8 @@ fn settings_change_together_or_not_at_all() {
         (r#"{"mem_limit_bytes": 4194304, "rates": {"read": {"burst": 1}}}"#, "burst"),
         ("[4194304, 1]", "object"),
         ("4194304", "object"),
-        ("\u{1}", "object"),
+        (r#"{"mem_limit_bytes": 4194304, "rates": {"read": [], "write": []}}"#, "object"),
+        ("\u{1}", "expected value"),
     ] {
         let error = patch(body).refused(400, "EINVAL");
         assert!(error.contains(named), "{body}: {error}");

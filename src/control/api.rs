@@ -119,7 +119,11 @@ pub struct DiskPatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<String>,
     /// What guests may do in a second.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "super::object::optional"
+    )]
     pub rates: Option<RatesPatch>,
 }
 
@@ -128,10 +132,18 @@ pub struct DiskPatch {
 #[serde(deny_unknown_fields)]
 pub struct RatesPatch {
     /// Of reads.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "super::object::optional"
+    )]
     pub read: Option<RatePatch>,
     /// Of writes, discards and write-zeroes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "super::object::optional"
+    )]
     pub write: Option<RatePatch>,
 }
 

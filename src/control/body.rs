@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
+use super::object::Object;
 
 /// Most bytes of a body.
 pub(super) const MOST: usize = 64 << 10;
@@ -31,11 +32,8 @@ pub(super) async fn json<T: DeserializeOwned>(request: Request) -> Result<T, Api
         ));
     }
     let bytes = bytes(request).await?;
-    // Serde takes a list of the fields' values, too.
-    if !bytes.trim_ascii_start().starts_with(b"{") {
-        return Err(ApiError::invalid("the body must be a JSON object, such as {}"));
-    }
     serde_json::from_slice(&bytes)
+        .map(|Object(value)| value)
         .map_err(|error| ApiError::invalid(format!("the body is not what is needed: {error}")))
 }
 

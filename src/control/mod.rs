@@ -3,7 +3,7 @@
 //! * `api`: what is said and taken, as types that a client shares
 //! * `view`: one moment of a disk, from which they are made
 //! * `attributes`, `metrics`: zram's attributes and Prometheus' text, made from such a moment
-//! * `error`, `body`: requests that are refused, and what comes with a request
+//! * `error`, `body`, `object`: requests that are refused, and what comes with a request
 //! * `shared`: what all requests use, and what several of them do
 //! * `attribute_routes`, `routes`: what each request does; `openapi`: its description
 //! * `stream`: the events that clients listen to
@@ -22,6 +22,7 @@ mod error;
 mod metrics;
 #[cfg(test)]
 mod metrics_tests;
+mod object;
 #[cfg(test)]
 mod openapi;
 mod routes;
