@@ -135,11 +135,15 @@ fn the_codec_changes_while_pages_are_written_and_read() {
             for thread in 0..2 {
                 threads.spawn(move || {
                     let mut context = device.worker_context().unwrap();
-                    while !stop.load(Ordering::Relaxed) {
+                    // Once at least, however late the thread begins.
+                    loop {
                         for page in (thread..PAGES).step_by(2) {
                             let bytes = bytes_of(page);
                             run(device, &mut context, Op::Write, page * 8, bytes).unwrap();
                             assert_eq!(read(device, &mut context, page * 8, 8), bytes_of(page));
+                        }
+                        if stop.load(Ordering::Relaxed) {
+                            return;
                         }
                     }
                 });
