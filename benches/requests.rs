@@ -99,6 +99,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         codec: algorithm.parse()?,
         mem_limit: 0,
         memory: MemoryKind::default(),
+        access_times: false,
         engine: EngineConfig { assumed_cost, ..EngineConfig::default() },
     })?;
     let mut context = device.worker_context()?;

@@ -71,6 +71,33 @@ fn attributes_recompress_as_the_kernels_do() {
     assert_eq!(text("recomp_algorithm"), b"");
 }
 
+/// By real time: what is seconds old is marked by that age, and by no other.
+#[test]
+fn a_daemon_that_keeps_access_times_marks_pages_by_their_age() {
+    let daemon = start("16M", &["--access-times"]);
+    let mut client = daemon.client();
+    write_pattern(client.blk(), 0, 16, 1);
+    let times = || {
+        let text = ask(&daemon, "GET", "/v1/attributes/block_state", "").text().to_owned();
+        let time = |line: &str| line.split_whitespace().nth(1).expect("a time").to_owned();
+        text.lines().map(time).collect::<Vec<_>>()
+    };
+    assert!(times().iter().all(|time| time != "0.000000"), "{:?}", times());
+    done(&daemon, "idle", "all");
+    done(&daemon, "idle", "7200");
+    assert_eq!(flags(&daemon), ["......", "......"], "nothing is so old");
+    put(&daemon, "idle", "196608").refused(400, "ERANGE");
+    wait_until("a second goes by for both pages", || {
+        done(&daemon, "idle", "1\n");
+        flags(&daemon) == ["...i..", "...i.."]
+    });
+    let before = times();
+    expect_pattern(client.blk(), 8, 8, 1);
+    assert_eq!(flags(&daemon), ["...i..", "......"]);
+    let after = times();
+    assert!(after[0] == before[0] && after[1] != before[1], "{before:?}, {after:?}");
+}
+
 /// The guest's writes and reads against what it knows, while pages are marked, recompressed, cancelled and moved.
 #[test]
 fn a_guest_finds_what_it_wrote_beside_all_upkeep() {

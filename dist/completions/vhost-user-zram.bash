@@ -23,7 +23,7 @@ _vhost__user__zram() {
 
     case "${cmd}" in
         vhost__user__zram)
-            opts="-h -V --config --check-config --socket-path --socket-mode --socket-owner --socket-group --fd --api-socket --name --print-capabilities --size --block-size --state-dir --state-owner --fd-store --create --load --load-format --algorithm --read-only --num-queues --queue-size --queue-threads --poll-us --serial --mem-limit --read-iops --read-bps --write-iops --write-bps --rate-burst-ms --engine --engine-workers --engine-queue --engine-cpus --engine-model --host-reserve --memory-dir --mlock --watchdog --watchdog-fail --log-level --help --version"
+            opts="-h -V --config --check-config --socket-path --socket-mode --socket-owner --socket-group --fd --api-socket --name --print-capabilities --size --block-size --state-dir --state-owner --fd-store --create --load --load-format --algorithm --read-only --num-queues --queue-size --queue-threads --poll-us --serial --mem-limit --access-times --read-iops --read-bps --write-iops --write-bps --rate-burst-ms --engine --engine-workers --engine-queue --engine-cpus --engine-model --host-reserve --memory-dir --mlock --watchdog --watchdog-fail --log-level --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -39,6 +39,7 @@ complete -c vhost-user-zram -l print-capabilities -d 'Print the capabilities of 
 complete -c vhost-user-zram -l fd-store -d 'Keep the disk in memory whose descriptors the service manager stores for the next daemon (systemd\'s FileDescriptorStoreMax=, at least 3)'
 complete -c vhost-user-zram -l create -d 'Create the disk\'s state if it does not exist. An existing one is opened, as without this option'
 complete -c vhost-user-zram -l read-only -d 'Refuse all writes'
+complete -c vhost-user-zram -l access-times -d 'Keep for each page when it was last accessed, in 2 bytes beside the slot table, so that pages can be marked as idle by their age'
 complete -c vhost-user-zram -l mlock -d 'Lock the disk\'s pages in memory, so that the host never swaps them out. RLIMIT_MEMLOCK must allow their whole address space: set it to infinity'
 complete -c vhost-user-zram -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vhost-user-zram -s V -l version -d 'Print version'

@@ -44,9 +44,6 @@ impl Process {
                 None => child.env_remove(name),
             };
         }
-        if let Some(dir) = command.get_current_dir() {
-            child.current_dir(dir);
-        }
         let mut child = child
             .stdin(stdin)
             .stdout(Stdio::piped())

@@ -36,6 +36,7 @@ pub(crate) static DEVICE: LazyLock<Arc<Device>> = LazyLock::new(|| {
         codec,
         mem_limit: 0,
         memory,
+        access_times: false,
         // On a machine where a page's work is measured as slow, the engine's workers would take it, and the
         // drain below would meet requests that wait for a thread.
         engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },

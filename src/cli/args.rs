@@ -159,6 +159,11 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     mem_limit: u64,
 
+    /// Keep for each page when it was last accessed, in 2 bytes beside the slot table, so that pages can be marked as
+    /// idle by their age.
+    #[arg(long)]
+    access_times: bool,
+
     /// Maximum number of read requests a second, of all virtqueues together. Requests beyond it wait, and no
     /// virtqueue gets more of it than another one that needs as much. 0 means no limit.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -342,6 +347,7 @@ impl Args {
                     codec: self.algorithm,
                     mem_limit: self.mem_limit,
                     memory: MemoryKind::new(self.memory_dir, self.mlock),
+                    access_times: self.access_times,
                     engine,
                 },
                 guest: GuestOptions {

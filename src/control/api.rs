@@ -191,7 +191,7 @@ pub struct Memory {
     pub metadata_bytes: u64,
     /// The slot table as far as it exists, with its check sums.
     pub table_bytes: u64,
-    /// Notes on which parts of the table exist.
+    /// Notes on which parts of the table exist, and when pages were accessed.
     pub table_index_bytes: u64,
     /// The pool's notes on spans and regions.
     pub spans_bytes: u64,

@@ -93,7 +93,7 @@ pub(super) async fn get_attribute(
 #[utoipa::path(
     put, path = "/v1/attributes/{name}", tag = "attributes",
     params(("name" = String, Path, description = "Its name.")),
-    request_body(content = Option<String>, content_type = "text/plain", description = "The text, a newline at its end or not. None is an empty text."),
+    request_body(content = String, content_type = "text/plain", description = "The text, a newline at its end or not."),
     responses(
         (status = 204, description = "It is done."),
         (status = 400, description = "The text is not what the attribute takes.", body = api::Refusal),
@@ -125,7 +125,7 @@ pub(super) async fn put_attribute(
         }
         Write::Secondary(priority, codec) => disk.set_secondary(priority, codec)?,
         Write::Recompress(wanted) => shared::recompress(disk, wanted, &watch).await?,
-        Write::Idle => shared::mark_idle(disk, &watch).await?,
+        Write::Idle(age) => shared::mark_idle(disk, age, &watch).await?,
         Write::ForgetMost => disk.forget_max(),
         Write::Compact => shared::compact(disk, &watch).await?,
         Write::Reset => shared::reset(disk, &watch).await?,

@@ -7,7 +7,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::api::Refusal;
 use crate::causes::with_causes;
-use crate::disk::{ChangeError, GrowError, RecompressError, RecompressRefused, ResetError};
+use crate::disk::{
+    AgeError, ChangeError, GrowError, RecompressError, RecompressRefused, ResetError,
+};
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +89,17 @@ impl From<RecompressError> for ApiError {
             RecompressError::NoAlgorithm(_) => Self::invalid(text),
             RecompressError::Context(_) | RecompressError::Memory(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "ENOMEM", text)
+            }
+        }
+    }
+}
+
+impl From<AgeError> for ApiError {
+    fn from(error: AgeError) -> Self {
+        match error {
+            AgeError::NotKept => Self::invalid(error.to_string()),
+            AgeError::TooOld { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "ERANGE", error.to_string())
             }
         }
     }

@@ -76,13 +76,17 @@ pub(super) async fn recompress(
 /// Marks pages as idle, in a thread of its own, and waits for that.
 ///
 /// # Errors
-/// No thread can be started, or the daemon is about to end.
-pub(super) async fn mark_idle(disk: &Arc<Disk>, watch: &Arc<Watch>) -> Result<(), ApiError> {
+/// Pages have no such age, no thread can be started, or the daemon is about to end.
+pub(super) async fn mark_idle(
+    disk: &Arc<Disk>,
+    age: Option<u64>,
+    watch: &Arc<Watch>,
+) -> Result<(), ApiError> {
     let _busy = watch.begin();
     let (told, done) = oneshot::channel();
     let disk = Arc::clone(disk);
     let body = move || {
-        let marked = disk.mark_idle();
+        let marked = disk.mark_idle(age);
         drop(disk);
         let _ = told.send(marked);
     };
@@ -90,7 +94,8 @@ pub(super) async fn mark_idle(disk: &Arc<Disk>, watch: &Arc<Watch>) -> Result<()
         let error = format!("no thread can be started to mark pages ({error}): try again");
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "EAGAIN", error)
     })?;
-    done.await.map(drop).map_err(|_| ApiError::ending())
+    done.await.map_err(|_| ApiError::ending())??;
+    Ok(())
 }
 
 /// Compacts all of the disk's memory, and waits for that.

@@ -43,7 +43,7 @@ report! {
     metadata_bytes: Gauge Bytes "metadata" = source.metadata();
     /// Bytes of the slot table that exist, by allocated blocks; in a state with check sums and seal.
     table_bytes: Gauge Bytes "memory" { "kind": "table" } = source.table.words;
-    /// Bytes of the notes on which parts of the table exist, and which slots are still to be verified.
+    /// Bytes of the notes on which parts of the table exist, which slots are still to be verified, and when pages were accessed.
     table_index_bytes: Gauge Bytes "memory" { "kind": "table_index" } = source.table.index;
     /// Bytes of the pool's notes on spans and regions.
     span_bytes: Gauge Bytes "memory" { "kind": "spans" } = source.pool.span_bytes;

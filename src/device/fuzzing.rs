@@ -81,6 +81,7 @@ fn config(codec: usize) -> DeviceConfig {
         codec: CODECS[codec].parse().expect("a codec"),
         mem_limit: 0,
         memory: MemoryKind::default(),
+        access_times: codec % 2 == 1,
         engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
     }
 }

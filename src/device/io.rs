@@ -160,6 +160,7 @@ impl<'d, P: Payload> Io<'d, P> {
     ) -> Poll<Result<(), IoError>> {
         let _turn = self.task.enter();
         context.reader.enter();
+        context.now = self.device.table.now();
         let done = self.work(context, cx);
         context.reader.leave();
         let done = ready!(done);

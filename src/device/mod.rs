@@ -33,6 +33,7 @@ pub use self::compact::Compactor;
 use self::compact::HostWatch;
 pub use self::figures::{Figures, Report};
 pub use self::grow::GrowError;
+pub use self::idle::AgeError;
 pub use self::io::{Io, WINDOW};
 pub use self::latency::{Latencies, Timed};
 pub use self::page::WorkerContext;
@@ -67,6 +68,8 @@ pub struct DeviceConfig {
     pub mem_limit: u64,
     /// Where the memory of table and arena comes from.
     pub memory: MemoryKind,
+    /// Whether the times of accesses are kept, see [`Device::mark_idle`]: 2 bytes for each page.
+    pub access_times: bool,
     /// Which thread does the codec's work, and when.
     pub engine: EngineConfig,
 }
@@ -214,13 +217,16 @@ impl Device {
     fn over(
         config: &DeviceConfig,
         (codecs, adding): (CodecTable, Adding),
-        table: SlotTable,
+        mut table: SlotTable,
         pool: Pool,
         state: Option<Arc<State>>,
     ) -> Result<Self, DeviceError> {
         let block_size =
             state.as_ref().map_or(config.block_size.of_new(), |state| state.format().block_size);
         let codecs = Arc::new(codecs);
+        if config.access_times {
+            table.keep_ages()?;
+        }
         let served = AtomicBool::new(state.as_ref().is_some_and(|state| state.has_served()));
         let capacity =
             state.as_ref().map_or(config.capacity(), |state| Ok(state.format().capacity))?;
@@ -349,6 +355,12 @@ impl Device {
     /// The most arena memory that there ever was is from now on what there is now (zram's `mem_used_max`).
     pub fn forget_max(&self) {
         self.pool.forget_max();
+    }
+
+    /// Has so many seconds go by for the times of accesses.
+    #[cfg(test)]
+    pub(crate) fn let_pass(&self, seconds: u64) {
+        self.table.let_pass(seconds);
     }
 
     /// Holds the lock of a slot that exists, so that requests have to wait for it.

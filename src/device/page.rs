@@ -22,6 +22,8 @@ pub struct WorkerContext {
     pub(super) spares: Spares,
     /// Its thread's way to the slots.
     pub(super) reader: Reader,
+    /// The present of the request that is polled, if access times are kept.
+    pub(super) now: u16,
 }
 
 impl WorkerContext {
@@ -33,6 +35,7 @@ impl WorkerContext {
             sampler: Sampler::default(),
             spares: Spares::default(),
             reader,
+            now: 0,
         })
     }
 }

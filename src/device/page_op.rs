@@ -187,13 +187,16 @@ impl<'d> PageOp<'d> {
     fn start<P: Payload>(&mut self, turn: &mut Turn<'_, 'd, P>, cx: &Context<'_>) -> Done {
         let device = turn.device;
         match self.kind {
-            Kind::Read => match self.peek(device) {
-                Some(content) => {
-                    device.decode(self.index, content, &[], turn.context)?;
-                    self.deliver(turn)
+            Kind::Read => {
+                device.table.touch(self.index, turn.context.now);
+                match self.peek(device) {
+                    Some(content) => {
+                        device.decode(self.index, content, &[], turn.context)?;
+                        self.deliver(turn)
+                    }
+                    None => self.lock(turn, cx, None),
                 }
-                None => self.lock(turn, cx, None),
-            },
+            }
             // All that takes time or can fail comes before the lock.
             Kind::Write => {
                 // The guest may change its buffer at any time: one copy, and all that follows from it.
@@ -364,6 +367,10 @@ impl<'d> PageOp<'d> {
             Kind::Read | Kind::Write => ("write.prepared", failpoint::WRITE),
         };
         failpoint::reach(reached);
+        if self.kind != Kind::Free {
+            // While the slot is locked: who has it next sees the time.
+            turn.device.table.touch(self.index, turn.context.now);
+        }
         turn.device.replace(guard, new, steps);
         Poll::Ready(Ok(()))
     }

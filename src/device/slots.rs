@@ -1,6 +1,7 @@
 //! What each slot holds, for reports.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Device;
 use crate::slot::{Content, Reader, Word};
@@ -22,11 +23,13 @@ pub struct SlotState {
     pub recompressed: bool,
     /// No codec makes less of the page.
     pub incompressible: bool,
+    /// When it was last accessed, by the host's clock; zero if that is not kept.
+    pub accessed: Duration,
 }
 
 impl SlotState {
     /// `None` if nothing is there. A slot that makes no sense has something.
-    fn of(word: Word, secondaries: u16) -> Option<Self> {
+    fn of(word: Word, secondaries: u16, accessed: Option<Duration>) -> Option<Self> {
         let (same, huge) = match word.content() {
             Content::Empty | Content::Discarded => return None,
             Content::Same(_) | Content::SameWide(_) => (true, false),
@@ -36,7 +39,8 @@ impl SlotState {
         let (idle, incompressible) = (word.is_idle(), word.is_incompressible());
         let recompressed = matches!(word.content(), Content::Object(codec, _)
             if !huge && secondaries >> codec & 1 == 1);
-        Some(Self { same, huge, idle, recompressed, incompressible })
+        let accessed = accessed.unwrap_or_default();
+        Some(Self { same, huge, idle, recompressed, incompressible, accessed })
     }
 }
 
@@ -64,7 +68,7 @@ impl Slots {
             for _ in 0..AT_ONCE {
                 next = table.next_existing(next);
                 let Some(word) = table.glance(next) else { break };
-                if let Some(state) = SlotState::of(word, secondaries) {
+                if let Some(state) = SlotState::of(word, secondaries, table.accessed(next)) {
                     visit(next, state);
                 }
                 next += 1;

@@ -18,7 +18,7 @@ pub struct WorstCase {
     pub table_bytes: u64,
     /// Of the arena, if no page compresses.
     pub arena_bytes: u64,
-    /// Of the notes on both, on the heap; and of a state's superblock.
+    /// Of the notes on both, times of accesses included; and of a state's superblock.
     pub notes_bytes: u64,
     /// Of all of these together, after the limit on table and arena.
     pub total_bytes: u64,
@@ -26,10 +26,11 @@ pub struct WorstCase {
 
 impl WorstCase {
     /// That of a disk of `pages` pages, `kept` in a state or not, with this limit; 0 means none.
-    fn new(pages: u64, kept: bool, limit: u64, pool: PoolWorst) -> Self {
+    fn new(pages: u64, kept: bool, has_ages: bool, limit: u64, pool: PoolWorst) -> Self {
         let words = SlotTable::full_bytes(pages, kept);
         let [seal, beside] = if kept { [1, BESIDE].map(|pages| pages * HOST_PAGE) } else { [0; 2] };
-        let notes_bytes = SlotTable::most_heap(pages, kept) + pool.heap_bytes + beside;
+        let ages = if has_ages { SlotTable::most_ages(pages) } else { 0 };
+        let notes_bytes = SlotTable::most_heap(pages, kept) + ages + pool.heap_bytes + beside;
         let limited = (words + pool.arena_bytes).min(if limit == 0 { u64::MAX } else { limit });
         Self {
             table_bytes: words + seal,
@@ -48,7 +49,7 @@ impl DeviceConfig {
     /// The size is impossible.
     pub fn worst_case(&self, kept: bool) -> Result<WorstCase, DeviceError> {
         let pages = self.disk_size()? / PAGE_SIZE as u64;
-        Ok(WorstCase::new(pages, kept, self.limit(), Pool::worst_case_of(pages)))
+        Ok(WorstCase::new(pages, kept, self.access_times, self.limit(), Pool::worst_case_of(pages)))
     }
 }
 
@@ -57,6 +58,6 @@ impl Device {
     pub fn worst_case(&self) -> WorstCase {
         let pages = self.size() / PAGE_SIZE as u64;
         let (kept, limit) = (self.outlives_process(), self.pool.usage().limit);
-        WorstCase::new(pages, kept, limit, self.pool.worst_case(pages))
+        WorstCase::new(pages, kept, self.table.has_ages(), limit, self.pool.worst_case(pages))
     }
 }

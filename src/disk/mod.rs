@@ -37,10 +37,10 @@ use crate::blk::GuestOptions;
 use crate::causes::with_causes;
 use crate::codec::CodecSpec;
 pub use crate::device::GrowError;
+pub use crate::device::{AgeError, RecompressError, SECONDARIES, Wanted};
 use crate::device::{
     Compaction, Device, DeviceConfig, DeviceError, Report, Slots, State, StateError, WorstCase,
 };
-pub use crate::device::{RecompressError, SECONDARIES, Wanted};
 use crate::events::{Bus, Event};
 use crate::failpoint;
 use crate::ratelimit::Limiter;
@@ -323,10 +323,13 @@ impl Disk {
         upkeep.as_ref().ok_or(RecompressRefused::Ending)?.recompress(wanted, told)
     }
 
-    /// Marks all pages as idle that nothing accesses at present, and returns how many. Takes its time on a
-    /// large disk.
-    pub fn mark_idle(&self) -> u64 {
-        self.device.mark_idle(|| self.door.is_open())
+    /// Marks all pages as idle that nothing accesses at present, or that nothing accessed for `age` seconds, and returns
+    /// how many. Takes its time on a large disk.
+    ///
+    /// # Errors
+    /// Pages have no such age.
+    pub fn mark_idle(&self, age: Option<u64>) -> Result<u64, AgeError> {
+        self.device.mark_idle(age, || self.door.is_open())
     }
 
     /// The algorithms that pages are recompressed by, by their priorities from 1 on.

@@ -22,6 +22,7 @@ fn config(name: &str) -> DiskConfig {
             codec: "lz4".parse().unwrap(),
             mem_limit: 0,
             memory: MemoryKind::default(),
+            access_times: false,
             engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
         },
         guest: GuestOptions {

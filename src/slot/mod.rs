@@ -1,5 +1,7 @@
 //! Slots: what is known of each page of the disk, and the lock that guards it.
 
+#[cfg(not(any(loom, shuttle)))]
+mod ages;
 #[cfg(all(test, debug_assertions, not(any(loom, shuttle))))]
 mod checker_tests;
 #[cfg(not(shuttle))]

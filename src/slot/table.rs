@@ -1,8 +1,11 @@
 //! The slot table: one word for each page of the disk, in a mapping that is sparse.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use super::ages::Ages;
 use super::claims::{Claim, Claims};
 use super::lock::{Slot, SlotGuard, Waiter};
 use super::parking::ParkingLot;
@@ -26,6 +29,8 @@ pub struct SlotTable {
     /// Pages of words that come or go.
     coming: Coming,
     claims: Claims,
+    /// When slots were last accessed, if that is kept.
+    ages: Option<Ages>,
     kept: Option<Kept>,
 }
 
@@ -63,7 +68,7 @@ pub struct GivenBack {
 pub struct TableUsage {
     /// Slot words that exist.
     pub words: u64,
-    /// Notes on which of them exist.
+    /// Notes on which of them exist, which are to be verified, and when they were accessed.
     pub index: u64,
 }
 
@@ -71,7 +76,7 @@ impl SlotTable {
     /// The table over `words`, all of it empty unless the mapping says otherwise.
     pub fn new(words: Words) -> Self {
         let (lot, readers, coming) = (ParkingLot::new(), Readers::new(), Coming::default());
-        Self { words, lot, readers, coming, claims: Claims::default(), kept: None }
+        Self { words, lot, readers, coming, claims: Claims::default(), ages: None, kept: None }
     }
 
     /// The table of a state, of `len` slots. If there is anything in it, [`Self::take_over`] has to
@@ -85,6 +90,68 @@ impl SlotTable {
             (Arc::clone(state), Intents::new(), Unverified::default());
         Ok(Self { kept: Some(Kept { state, intents, unverified }), ..Self::new(words) })
     }
+
+    /// Keeps from now on when slots are accessed; see `slot/ages.rs`.
+    ///
+    /// # Errors
+    /// The host refuses the address space.
+    pub fn keep_ages(&mut self) -> Result<(), StoreError> {
+        self.ages = Some(Ages::new(self.words.room())?);
+        Ok(())
+    }
+
+    /// Whether ages are kept.
+    pub fn has_ages(&self) -> bool {
+        self.ages.is_some()
+    }
+
+    /// The present, for [`Self::touch`]; anything if no ages are kept.
+    #[inline]
+    pub fn now(&self) -> u16 {
+        self.ages.as_ref().map_or(0, Ages::now)
+    }
+
+    /// A request accesses a slot at `now`.
+    #[inline]
+    pub fn touch(&self, index: u64, now: u16) {
+        if let Some(ages) = &self.ages
+            && self.words.has_page(index / WORDS_PER_PAGE)
+        {
+            ages.touch(index, now);
+        }
+    }
+
+    /// Seconds for which no request accessed a slot, at least; `None` if no ages are kept.
+    pub fn age(&self, index: u64) -> Option<u64> {
+        self.ages.as_ref().map(|ages| ages.age(index))
+    }
+
+    /// When a slot was last accessed, by the host's clock; `None` if no ages are kept.
+    pub fn accessed(&self, index: u64) -> Option<Duration> {
+        self.ages.as_ref().map(|ages| ages.accessed(index))
+    }
+
+    /// Keeps old slots from seeming young. To be called again after the time that it returns, or earlier; `None` if no
+    /// ages are kept.
+    pub fn keep_ages_true(&self) -> Option<Duration> {
+        let ages = self.ages.as_ref()?;
+        let rests = ages.rests();
+        if rests.is_none() {
+            self.pages().for_each(|page| ages.saturate(slots_of(page)));
+        }
+        rests.or_else(|| ages.rests())
+    }
+
+    /// Has so many seconds go by for the ages.
+    #[cfg(test)]
+    pub(crate) fn let_pass(&self, seconds: u64) {
+        if let Some(ages) = &self.ages {
+            ages.ahead.fetch_add(seconds, Ordering::Relaxed);
+        }
+    }
+
+    /// The most seconds that [`Self::age`] can be.
+    pub const OLDEST: u64 = Ages::MOST;
 
     /// Slots that there may be at most.
     pub fn room(&self) -> u64 {
@@ -111,7 +178,7 @@ impl SlotTable {
             content == Content::Unknown || *index >= self.len() && content != Content::Empty
         };
         let beyond = self.words.beyond().iter().copied();
-        self.pages().chain(beyond).find_map(|page| self.words.slots(page).find(is_wrong))
+        self.pages().chain(beyond).find_map(|page| slots_of(page).find(is_wrong))
     }
 
     /// The pages of words that exist.
@@ -171,7 +238,7 @@ impl SlotTable {
                 let word = Word(self.words.hidden(index).load(Ordering::Relaxed));
                 word.content() == Content::Empty
             };
-            if self.words.slots(page).all(is_empty) {
+            if slots_of(page).all(is_empty) {
                 self.words.note_vacant(page * WORDS_PER_PAGE);
             }
         }
@@ -179,7 +246,7 @@ impl SlotTable {
 
     /// Clears the lock bits of all slots, and their claims; also of those that the last page has behind the end.
     fn unlock_all(&self) {
-        for index in self.pages().flat_map(|page| self.words.slots(page)) {
+        for index in self.pages().flat_map(slots_of) {
             let word = self.words.hidden(index);
             let left = Word(word.load(Ordering::Relaxed));
             // The jobs that claimed contents are gone, too.
@@ -436,7 +503,7 @@ impl SlotTable {
             // There may be room for what is needed but not for more.
             grow(count).or_else(|error| if count > 1 { grow(1) } else { Err(error) })
         };
-        self.coming.ensure(&self.words, &self.lot, index / WORDS_PER_PAGE, make)
+        self.coming.ensure(&self.parts(), &self.lot, index / WORDS_PER_PAGE, make)
     }
 
     /// What a thread needs to read slots while parts of the table go. [`Self::peek`],
@@ -457,7 +524,7 @@ impl SlotTable {
             let mut looked_at = 0;
             let some = candidates.by_ref().inspect(|_| looked_at += 1);
             let gone =
-                self.coming.give_back(&self.words, &self.lot, &self.readers, some, &mut wait);
+                self.coming.give_back(&self.parts(), &self.lot, &self.readers, some, &mut wait);
             bytes += gone.bytes;
             busy.extend(gone.busy);
             if !all || looked_at == 0 {
@@ -503,8 +570,18 @@ impl SlotTable {
         let unverified = self.kept.as_ref().map_or(0, |kept| kept.unverified.heap_bytes());
         TableUsage {
             words: self.words.resident_bytes(),
-            index: self.words.index_bytes() + unverified,
+            index: self.words.index_bytes() + unverified + self.age_bytes(),
         }
+    }
+
+    /// Bytes of ages where the table is.
+    fn age_bytes(&self) -> u64 {
+        self.ages.as_ref().map_or(0, |_| Ages::bytes(self.words.groups_of_four()))
+    }
+
+    /// Bytes of the ages of `len` slots.
+    pub fn most_ages(len: u64) -> u64 {
+        Ages::full_bytes(len)
     }
 
     /// Bytes of words and sums of a table of `len` slots, `kept` in a state or not, if all of it exists.
@@ -539,39 +616,58 @@ impl SlotTable {
         }
     }
 
+    fn parts(&self) -> Parts<'_> {
+        Parts { words: &self.words, ages: self.ages.as_ref() }
+    }
+
     fn slot(&self, index: u64) -> Option<Slot<'_>> {
         let word = self.words.get(index)?;
         Some(Slot { word, lot: &self.lot, index })
     }
 }
 
-impl Pages for Words {
-    // All of the page's, also behind the last slot: the table may grow into them while they are taken.
-    fn slots(&self, page: u64) -> std::ops::Range<u64> {
-        page * WORDS_PER_PAGE..(page + 1) * WORDS_PER_PAGE
+/// The slots of a page of words, all of them, also behind the last slot of the table: it may grow into them while they
+/// are taken.
+fn slots_of(page: u64) -> Range<u64> {
+    page * WORDS_PER_PAGE..(page + 1) * WORDS_PER_PAGE
+}
+
+/// What comes and goes with parts of a table.
+struct Parts<'t> {
+    words: &'t Words,
+    ages: Option<&'t Ages>,
+}
+
+impl Pages for Parts<'_> {
+    fn slots(&self, page: u64) -> Range<u64> {
+        slots_of(page)
     }
 
     fn word(&self, index: u64) -> &AtomicU64 {
-        self.hidden(index)
+        self.words.hidden(index)
     }
 
     fn is_bare(&self, index: u64) -> bool {
-        !self.has_sum(index)
+        !self.words.has_sum(index)
     }
 
     fn is_shown(&self, page: u64) -> bool {
-        self.has_page(page)
+        self.words.has_page(page)
     }
 
     fn show(&self, page: u64) {
-        self.set_existing(page, true);
+        self.words.set_existing(page, true);
     }
 
     fn hide(&self, page: u64) {
-        self.set_existing(page, false);
+        self.words.set_existing(page, false);
     }
 
-    fn give_back(&self, run: std::ops::Range<u64>) -> std::io::Result<u64> {
-        Words::give_back(self, run.start, run.end - run.start)
+    fn give_back(&self, run: Range<u64>) -> std::io::Result<u64> {
+        let bytes = self.words.give_back(run.start, run.end - run.start)?;
+        if let Some(ages) = self.ages {
+            ages.forget(run, |page| self.words.has_page(page));
+        }
+        Ok(bytes)
     }
 }

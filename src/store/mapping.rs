@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -303,6 +304,35 @@ impl Notes {
         // SAFETY: as above; the mapping is aligned to pages, any bytes are a valid value, and all access is
         // atomic.
         Some(unsafe { at.as_ref() })
+    }
+
+    /// The number of 2 bytes at this place, if there is one: four of them are a word, and are used instead of it.
+    #[inline]
+    pub fn quarter(&self, number: u64) -> Option<&AtomicU16> {
+        if number / 4 >= self.count as u64 {
+            return None;
+        }
+        // SAFETY: just checked to lie within the mapping.
+        let at = unsafe { self.base.cast::<AtomicU16>().add(number as usize) };
+        // SAFETY: as above, for 2 bytes.
+        Some(unsafe { at.as_ref() })
+    }
+
+    /// Gives the memory of some bytes back, multiples of [`HOST_PAGE`] that lie within the words: they are zero again.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn forget(&self, start: u64, bytes: u64) -> io::Result<()> {
+        let end = start.saturating_add(bytes);
+        assert!(end <= (self.count as u64 * 8).next_multiple_of(HOST_PAGE), "notes up to {end}");
+        if self.count == 0 || bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: just checked to lie within the mapping, which is of whole pages.
+        let at = unsafe { self.base.add(start as usize) };
+        // SAFETY: the pages are our own, private and of no file, and all access to them is atomic.
+        unsafe { madvise(at.cast(), bytes as usize, MmapAdvise::MADV_DONTNEED) }?;
+        Ok(())
     }
 }
 

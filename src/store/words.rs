@@ -460,6 +460,16 @@ impl Words {
         (groups.sum::<u64>() + stranded) * HOST_PAGE
     }
 
+    /// Groups of four host pages, of the numbers `4 n` to `4 n + 3`, of which any exists.
+    pub fn groups_of_four(&self) -> u64 {
+        const FIRST: u64 = u64::MAX / 15;
+        let count = |group| {
+            let bits = self.existing(group).load(Ordering::Relaxed);
+            u64::from(((bits | bits >> 1 | bits >> 2 | bits >> 3) & FIRST).count_ones())
+        };
+        (0..self.groups()).map(count).sum()
+    }
+
     /// The first index at or after `index` that lies in a part that exists, or `len()`.
     pub fn next_existing(&self, index: u64) -> u64 {
         let len = self.len();

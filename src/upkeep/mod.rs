@@ -256,7 +256,9 @@ impl<'d> Rounds<'d> {
         if self.pause.is_none() {
             self.device.rest();
         }
-        (done, self.pause)
+        // An idle disk is woken for its ages alone, some times a day, and not at all if it keeps none.
+        let pauses = self.pause.into_iter().chain(self.device.keep_ages());
+        (done, pauses.min())
     }
 }
 
@@ -367,6 +369,10 @@ mod tests {
     }
 
     fn device() -> Arc<Device> {
+        device_with_times(false)
+    }
+
+    fn device_with_times(access_times: bool) -> Arc<Device> {
         let codec = "lz4".parse().unwrap();
         let memory = MemoryKind::default();
         let config = DeviceConfig {
@@ -375,6 +381,7 @@ mod tests {
             codec,
             mem_limit: 0,
             memory,
+            access_times,
             engine: EngineConfig::default(),
         };
         Arc::new(Device::new(&config).unwrap())
@@ -588,5 +595,24 @@ mod tests {
         assert_eq!(device.report().failed_writes, 1);
         assert_eq!(device.report().mem_used_total, 0);
         drop(upkeep);
+    }
+
+    /// Days go by, of which an idle disk is woken for its ages alone.
+    #[test]
+    fn pages_that_nobody_accesses_stay_old() {
+        let device = device_with_times(true);
+        let mut context = device.worker_context().unwrap();
+        assert!(write(&device, &mut context, 1, Noise(Random::new(1))));
+        let mut rounds = Rounds::new(&device);
+        let mut passed = 0;
+        // More than a number of 16 bits of the steps of 4 seconds.
+        while passed < 4 * 70_000 {
+            rounds.begin(Wakened::TimeOut);
+            let (_, pause) = rounds.work(Wakened::TimeOut, false, |_| true);
+            let pause = pause.expect("there is something to be done later").as_secs();
+            device.let_pass(pause.max(1));
+            passed += pause.max(1);
+        }
+        assert_eq!(device.mark_idle(Some(190_000), || true), Ok(1));
     }
 }

@@ -31,6 +31,7 @@ fn server(times: Times) -> Server {
         codec: "lz4".parse().unwrap(),
         mem_limit: 0,
         memory: MemoryKind::default(),
+        access_times: false,
         engine: EngineConfig::default(),
     };
     let device = Arc::new(Device::new(&config).unwrap());

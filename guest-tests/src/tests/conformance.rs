@@ -20,7 +20,8 @@ pub fn conformance(machine: &mut Machine<'_>) -> Result<String> {
     machine.start_daemon()?;
     machine.start_guest()?;
     let api = machine.path("api.sock");
-    let mut args: Vec<OsString> = ["--size", "16777215", "--api-socket"].map(OsString::from).into();
+    let mut args: Vec<OsString> =
+        ["--size", "16777215", "--access-times", "--api-socket"].map(OsString::from).into();
     args.push(api.clone().into());
     let socket = machine.start_beside("conformance", args)?;
     let mut disk = Disk::new(socket, api);

@@ -88,6 +88,7 @@ impl Rig {
             codec,
             mem_limit: 0,
             memory,
+            access_times: false,
             // The queue's own thread does the work, whatever the codec costs on this host.
             engine: EngineConfig { policy: Policy::Inline, ..EngineConfig::default() },
         };

@@ -83,6 +83,7 @@ mod tests {
             codec: "lz4".parse().unwrap(),
             mem_limit: 0,
             memory: MemoryKind::default(),
+            access_times: false,
             engine: EngineConfig::default(),
         });
         let device = Arc::new(device.unwrap());

@@ -59,7 +59,16 @@ pub(super) fn bytes(text: &str) -> Result<u64, NoNumber> {
 
 /// A whole number in decimal from 0 to `most`, with nothing behind it but a newline.
 pub(super) fn whole(text: &str, most: u64) -> Result<u64, NoNumber> {
-    let (value, rest) = digits(text.strip_prefix('+').unwrap_or(text), Some(10))?;
+    in_base(text, Some(10), most)
+}
+
+/// As [`whole`], of 64 bits and in the base that it says: `0x` is hexadecimal, `0` octal.
+pub(super) fn of_any_base(text: &str) -> Result<u64, NoNumber> {
+    in_base(text, None, u64::MAX)
+}
+
+fn in_base(text: &str, base: Option<u32>, most: u64) -> Result<u64, NoNumber> {
+    let (value, rest) = digits(text.strip_prefix('+').unwrap_or(text), base)?;
     match rest {
         "" | "\n" if value <= most => Ok(value),
         "" | "\n" => Err(NoNumber::TooLarge),

@@ -69,7 +69,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
     missing("compressed_writeback", Mode::Both, WRITEBACK),
     here("debug_stat", Mode::Read, ""),
     here("disksize", Mode::Both, "a size above 0 in bytes, such as `4G`"),
-    here("idle", Mode::Write, "`all`"),
+    here("idle", Mode::Write, "`all`, or a number of seconds without an access"),
     here("initstate", Mode::Read, ""),
     here("io_stat", Mode::Read, ""),
     here("mem_limit", Mode::Write, "a number of bytes, such as `512M`; `0` is no limit"),

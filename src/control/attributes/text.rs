@@ -67,11 +67,10 @@ fn columns(values: &[u64]) -> String {
     columns.join(" ") + "\n"
 }
 
-/// A line of `block_state`: number of the slot, time of the last access, flags. No such times are kept, so all
-/// are 0.
+/// A line of `block_state`: number of the slot, time of the last access (0 if that is not kept), flags.
 pub(super) fn push_slot(text: &mut String, index: u64, state: SlotState) {
     let flag = |is_set, letter| if is_set { letter } else { '.' };
-    let SlotState { same, huge, idle, recompressed, incompressible } = state;
+    let SlotState { same, huge, idle, recompressed, incompressible, accessed } = state;
     let flags = [
         flag(same, 's'),
         // Written back: nothing is.
@@ -82,11 +81,14 @@ pub(super) fn push_slot(text: &mut String, index: u64, state: SlotState) {
         flag(incompressible, 'n'),
     ];
     let flags = String::from_iter(flags);
-    text.push_str(&format!("{index:12} {:12}.{:06} {flags}\n", 0, 0));
+    let (seconds, micros) = (accessed.as_secs(), accessed.subsec_micros());
+    text.push_str(&format!("{index:12} {seconds:12}.{micros:06} {flags}\n"));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -147,11 +149,12 @@ mod tests {
             4_294_967_295,
             SlotState { huge: true, idle: true, incompressible: true, ..none },
         );
-        push_slot(&mut text, 1, SlotState { recompressed: true, ..none });
+        let accessed = Duration::from_micros(123_456_000_078);
+        push_slot(&mut text, 1, SlotState { recompressed: true, accessed, ..none });
         assert_eq!(
             text,
             "         300            0.000000 s.....\n  4294967295            0.000000 ..hi.n\n\
-             \x20          1            0.000000 ....r.\n"
+             \x20          1       123456.000078 ....r.\n"
         );
     }
 }

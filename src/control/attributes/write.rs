@@ -16,8 +16,8 @@ pub enum Write {
     Secondary(usize, CodecSpec),
     /// Pages are recompressed.
     Recompress(Wanted),
-    /// All pages are marked as idle.
-    Idle,
+    /// All pages are marked as idle, or those that were not accessed for so many seconds.
+    Idle(Option<u64>),
     /// The memory limit becomes so many bytes; 0 is no limit.
     Limit(u64),
     /// The most memory there ever was becomes what is used now.
@@ -75,10 +75,13 @@ pub(super) fn parse(
         "algorithm_params" => parameters(attribute, text, codecs),
         "recomp_algorithm" => secondary(attribute, text),
         "recompress" => recompression(attribute, text, codecs).map(Write::Recompress),
-        // Ages are for a kernel that keeps the times of accesses.
         "idle" => match text.strip_suffix('\n').unwrap_or(text) {
-            "all" => Ok(Write::Idle),
-            _ => Err(AttributeError::invalid(attribute, text)),
+            "all" => Ok(Write::Idle(None)),
+            // To the kernel a number that is too large is none.
+            _ => match parse::of_any_base(text) {
+                Ok(age) => Ok(Write::Idle(Some(age))),
+                Err(_) => Err(AttributeError::invalid(attribute, text)),
+            },
         },
         // Each attribute that can be written has its line above; a test walks them.
         _ => Err(AttributeError::ReadOnly(attribute.name)),
@@ -402,13 +405,21 @@ mod tests {
         assert_eq!(write("recompress", "type=idle"), Err("EINVAL"), "there is no algorithm");
     }
 
-    /// As a kernel that keeps no times of accesses.
     #[test]
-    fn all_pages_can_be_marked_as_idle() {
-        for text in ["all", "all\n"] {
-            assert_eq!(write("idle", text), Ok(Write::Idle), "{text}");
+    fn all_pages_can_be_marked_as_idle_or_those_of_an_age() {
+        let ages = [
+            ("all", None),
+            ("all\n", None),
+            ("60", Some(60)),
+            ("0\n", Some(0)),
+            ("+0x10", Some(16)),
+            ("010", Some(8)),
+            ("18446744073709551615", Some(u64::MAX)),
+        ];
+        for (text, age) in ages {
+            assert_eq!(write("idle", text), Ok(Write::Idle(age)), "{text}");
         }
-        for text in ["", "60", "none", "all ", "all\n\n"] {
+        for text in ["", "60s", "-1", "18446744073709551616", "none", "all ", "all\n\n"] {
             assert_eq!(write("idle", text), Err("EINVAL"), "{text}");
         }
     }

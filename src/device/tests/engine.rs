@@ -18,6 +18,7 @@ fn offloading(pages: u64, codec: &str, model: &str, depth: usize) -> Device {
         codec: codec.parse().unwrap(),
         mem_limit: 0,
         memory: MemoryKind::default(),
+        access_times: false,
         engine,
     })
     .unwrap()

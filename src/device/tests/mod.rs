@@ -1,3 +1,4 @@
+mod ages;
 mod codecs;
 mod compact;
 mod contention;
@@ -35,7 +36,9 @@ fn device_with(pages: u64, codec: &str, mem_limit: u64) -> Device {
     // Whatever the codec costs here and now, the thread that polls does the work.
     let engine = EngineConfig { policy: Policy::Inline, ..EngineConfig::default() };
     let block_size = BlockChoice::default();
-    Device::new(&DeviceConfig { size, block_size, codec, mem_limit, memory, engine }).unwrap()
+    let access_times = false;
+    let config = DeviceConfig { size, block_size, codec, mem_limit, memory, access_times, engine };
+    Device::new(&config).unwrap()
 }
 
 fn device(pages: u64) -> Device {
@@ -414,6 +417,7 @@ fn impossible_sizes_are_errors() {
             codec: CodecSpec::default(),
             mem_limit: 0,
             memory: MemoryKind::default(),
+            access_times: false,
             engine: EngineConfig::default(),
         };
         assert!(matches!(Device::new(&config), Err(DeviceError::Size { .. })));
@@ -425,6 +429,7 @@ fn impossible_sizes_are_errors() {
         codec: CodecSpec::default(),
         mem_limit: 0,
         memory: MemoryKind::default(),
+        access_times: false,
         engine: EngineConfig::default(),
     };
     assert_eq!(Device::new(&odd).unwrap().size(), 8192);

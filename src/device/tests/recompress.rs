@@ -87,8 +87,8 @@ fn idle_and_huge_pages_are_those_that_are_meant() {
         put(&device, &mut context, 8 + page, huge(page));
     }
     put(&device, &mut context, 20, vec![1; PAGE_SIZE]);
-    assert_eq!(device.mark_idle(|| true), 8, "no same-filled page");
-    assert_eq!(device.mark_idle(|| true), 0);
+    assert_eq!(device.mark_idle(None, || true), Ok(8), "no same-filled page");
+    assert_eq!(device.mark_idle(None, || true), Ok(0));
     // Looked at by compaction and reports, they stay idle.
     compact(&device);
     assert!((0..4).all(|page| state(&device, page).idle && state(&device, 8 + page).huge));
@@ -188,7 +188,7 @@ fn a_claim_ends_with_its_process_and_with_any_change() {
     for page in 0..3 {
         put(&device, &mut context, page, letters(page, 3000));
     }
-    device.mark_idle(|| true);
+    device.mark_idle(None, || true).unwrap();
     drop((context, device));
     home.set_word(1, home.word(1) | 1 << 5);
     let device: Arc<Device> = home.open().unwrap().into();
@@ -317,7 +317,7 @@ fn recompression_beside_requests_loses_and_mixes_up_nothing() {
             });
             let marks = scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
-                    device.mark_idle(|| true);
+                    device.mark_idle(None, || true).unwrap();
                     compact(device);
                 }
             });
@@ -452,7 +452,7 @@ proptest! {
                     idle[page as usize] = false;
                 }
                 Step::Idle => {
-                    device.mark_idle(|| true);
+                    device.mark_idle(None, || true).unwrap();
                     for (page, idle) in (0..).zip(&mut idle) {
                         let state = state(&device, page);
                         *idle = state != SlotState::default() && !state.same;

@@ -23,6 +23,7 @@ impl Home {
             codec: codec.parse().unwrap(),
             mem_limit: 0,
             memory: MemoryKind::default(),
+            access_times: false,
             engine,
         };
         Self { dir: Scratch::new(), config }

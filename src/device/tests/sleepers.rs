@@ -30,6 +30,7 @@ pub(super) fn offloading(pages: u64, depth: usize, workers: usize, model: &str) 
         codec: "lz4".parse().unwrap(),
         mem_limit: 0,
         memory: MemoryKind::default(),
+        access_times: false,
         engine,
     })
     .unwrap()
