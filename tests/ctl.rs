@@ -22,6 +22,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use vhost_user_zram_frontend::Random;
 
 /// The tool's executable.
 const TOOL: &str = env!("CARGO_BIN_EXE_vhost-user-zramctl");
@@ -196,6 +197,52 @@ fn attributes_are_read_and_written_as_the_kernels() {
     assert!(code == 1 && line.contains("EINVAL"), "{line}");
     let (_, line) = fleet.fails(&["get", "../disk"]);
     assert!(line.contains("ENOENT"), "{line}");
+}
+
+#[test]
+fn pages_are_recompressed_as_the_kernels_and_what_is_gained_is_said() {
+    let fleet = Fleet::new();
+    let daemon = fleet.start("vm1", &[]);
+    let mut client = daemon.client();
+    let mut letters = vec![0; 8 * 4096];
+    Random::new(1).fill(&mut letters);
+    letters.iter_mut().for_each(|byte| *byte = b'a' + (*byte & 7));
+    client.blk().write(0, &letters).expect("write");
+    let (code, line) = fleet.fails(&["set", "recompress", "type=idle"]);
+    assert!(code == 1 && line.contains("EINVAL"), "{line}");
+    assert_eq!(fleet.says(&["set", "recomp_algorithm", "algo=zstd priority=1"]), "");
+    assert!(fleet.says(&["get", "recomp_algorithm"]).starts_with("#1: "));
+    assert_eq!(fleet.says(&["set", "idle", "all"]), "");
+    client.blk().read_vec(0, 4096).expect("read");
+    let said = fleet.says(&["set", "recompress", "type=idle"]);
+    assert!(
+        said.starts_with("vm1: 7 of 7 page(s) recompressed, ") && said.ends_with(" s\n"),
+        "{said}"
+    );
+    let jobs = fleet.says(&["jobs"]);
+    assert!(jobs.contains(" recompress done     100 %"), "{jobs}");
+    let shown = fleet.says(&["show"]);
+    assert!(shown.contains("  recompressed           7 of 7 tried, "), "{shown}");
+    let said = fleet.says(&["set", "compact", "1"]);
+    assert!(said.starts_with("vm1: ") && said.contains("object(s) moved"), "{said}");
+    assert_eq!(client.blk().read_vec(0, letters.len()).expect("read"), letters);
+}
+
+#[test]
+fn a_bar_shows_how_far_a_job_is_on_a_terminal() {
+    let fleet = Fleet::new();
+    let daemon = fleet.start("vm1", &[]);
+    write_pattern(daemon.client().blk(), 0, 800, 1);
+    fleet.says(&["set", "recomp_algorithm", "algo=zstd"]);
+    let dir = fleet.dir.path().display();
+    for (line, bar) in [("set recompress type=huge", "recompress ["), ("compact", "compact [")] {
+        let line = format!("stty rows 24 cols 110; exec {TOOL} --run-dir {dir} {line}");
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+        let screen = output(&mut command).stdout;
+        let screen = String::from_utf8_lossy(&screen);
+        assert!(screen.contains(&format!("vm1: {bar}")) && screen.contains(" %"), "{screen}");
+    }
 }
 
 #[test]

@@ -90,8 +90,18 @@ pub struct Setup {
     pub full: bool,
     /// The script that has libvirt run guests, where it does.
     pub libvirt: Option<PathBuf>,
+    /// What tries the control API, where that is to be done.
+    pub fuzz: Option<Fuzz>,
     /// One installation of packages at a time.
     pub installing: Mutex<()>,
+}
+
+/// What tries the control API.
+pub struct Fuzz {
+    /// schemathesis.
+    pub program: PathBuf,
+    /// For how long.
+    pub seconds: u64,
 }
 
 impl Setup {

@@ -122,7 +122,8 @@ impl<'a> Machine<'a> {
         self.dir.join("disk.sock")
     }
 
-    fn next_log(&mut self, of: &str) -> PathBuf {
+    /// A new file for what a part of the test says.
+    pub fn next_log(&mut self, of: &str) -> PathBuf {
         self.files += 1;
         self.logs.join(format!("{:02}-{of}.log", self.files))
     }
@@ -174,9 +175,14 @@ impl<'a> Machine<'a> {
         self.daemon_args.extend(["--api-socket".into(), self.path("disk.api").into()]);
     }
 
+    /// Changes settings of the disk; gives the disk.
+    pub fn patch_disk(&self, settings: &Value) -> Result<Value> {
+        api::patch(&self.path("disk.api"), "/v1/disk", settings)
+    }
+
     /// Has the disk grow to `bytes`.
     pub fn set_size(&mut self, bytes: u64) -> Result<()> {
-        let answer = api::patch(&self.path("disk.api"), "/v1/disk", &json!({"size_bytes": bytes}))?;
+        let answer = self.patch_disk(&json!({"size_bytes": bytes}))?;
         ensure!(answer["size_bytes"] == bytes, "{bytes} bytes were asked for: {answer}");
         Ok(())
     }

@@ -40,11 +40,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use crate::{
-    artifacts::Setup,
+    artifacts::{Fuzz, Setup},
     common::TempDir,
     matrix::Choice,
     runner::{Job, Outcome, Total},
-    tests::{CONFORMANCE_TESTS, LIBVIRT_TESTS, TESTS, Test},
+    tests::{CONFORMANCE_TESTS, FUZZ_TESTS, LIBVIRT_TESTS, TESTS, Test},
 };
 
 /// Boots guests on the daemon and judges it from inside.
@@ -106,6 +106,13 @@ struct Cli {
     /// also on the newest of Debian 13's backports
     #[arg(long, conflicts_with = "libvirt")]
     conformance: bool,
+    /// The control API, tried by this schemathesis while a guest uses the disk; guest-tests/fuzz-api makes what
+    /// that needs
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["libvirt", "conformance"])]
+    fuzz_api: Option<PathBuf>,
+    /// How long the control API is tried
+    #[arg(long, value_name = "N", default_value_t = 600, requires = "fuzz_api")]
+    seconds: u64,
 }
 
 /// Suites with kernels whose zram the daemon is compared with.
@@ -146,6 +153,7 @@ fn tests_of(cli: &Cli) -> &'static [Test] {
     match () {
         () if cli.libvirt => LIBVIRT_TESTS,
         () if cli.conformance => CONFORMANCE_TESTS,
+        () if cli.fuzz_api.is_some() => FUZZ_TESTS,
         () => TESTS,
     }
 }
@@ -176,11 +184,13 @@ fn run(cli: &Cli) -> Result<Total> {
         terms: cli.terms.unwrap_or(full_or(20, 4)),
         full: cli.full,
         libvirt: cli.libvirt.then(|| root.join("guest-tests/libvirt-guest")),
+        fuzz: cli.fuzz_api.clone().map(|program| Fuzz { program, seconds: cli.seconds }),
         installing: Mutex::new(()),
     };
     let default = ["lz4".to_owned(), "zstd".to_owned()];
-    // The script is written for lz4.
-    let default = if cli.conformance { &default[..1] } else { &default[..] };
+    // The script is written for lz4, and the API's description knows no algorithms.
+    let once = cli.conformance || cli.fuzz_api.is_some();
+    let default = if once { &default[..1] } else { &default[..] };
     let algorithms = if cli.algorithm.is_empty() { default } else { &cli.algorithm };
     let with_zram = ZRAM_KERNELS.map(str::to_owned);
     let kernels = match &cli.kernel {
@@ -189,7 +199,7 @@ fn run(cli: &Cli) -> Result<Total> {
     };
     // The driver does not see which QEMU it is on.
     let any = ["default".to_owned()];
-    let qemus = if cli.conformance && cli.qemu.is_empty() { &any[..] } else { &cli.qemu };
+    let qemus = if once && cli.qemu.is_empty() { &any[..] } else { &cli.qemu };
     let choice = Choice { algorithms, kernels, qemus };
     let (combinations, left_out) = matrix::combinations(&setup, &choice)?;
     let first = combinations.first().context("nothing to test")?;

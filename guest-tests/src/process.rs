@@ -44,6 +44,9 @@ impl Process {
                 None => child.env_remove(name),
             };
         }
+        if let Some(dir) = command.get_current_dir() {
+            child.current_dir(dir);
+        }
         let mut child = child
             .stdin(stdin)
             .stdout(Stdio::piped())

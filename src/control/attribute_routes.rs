@@ -93,7 +93,7 @@ pub(super) async fn get_attribute(
 #[utoipa::path(
     put, path = "/v1/attributes/{name}", tag = "attributes",
     params(("name" = String, Path, description = "Its name.")),
-    request_body(content = String, content_type = "text/plain", description = "The text, a newline at its end or not."),
+    request_body(content = Option<String>, content_type = "text/plain", description = "The text, a newline at its end or not. None is an empty text."),
     responses(
         (status = 204, description = "It is done."),
         (status = 400, description = "The text is not what the attribute takes.", body = api::Refusal),

@@ -54,7 +54,7 @@ pub enum Command {
         /// Its name, such as mm_stat. Without a name all attributes are listed.
         attribute: Option<String>,
     },
-    /// Write an attribute of a disk.
+    /// Write an attribute of a disk. What takes long, compact and recompress, is waited for as `compact` does it.
     Set {
         /// Its name, such as mem_limit.
         attribute: String,

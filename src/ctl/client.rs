@@ -20,6 +20,8 @@ use crate::http::{self, Body, HttpError};
 const ANSWER: u64 = 16 << 20;
 /// The longest wait for what takes a daemon long, such as making a large disk blank.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A wait that nothing takes as long as.
+const FOREVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Time between two attempts at a daemon whose queue of connections is full.
 const RETRY: Duration = Duration::from_millis(5);
 
@@ -176,6 +178,11 @@ impl Client {
     /// The same daemon, for what takes it long.
     pub fn patient(&self) -> Self {
         Self { path: self.path.clone(), limit: self.limit.max(PATIENCE) }
+    }
+
+    /// The same daemon, for what is to be waited for to its end.
+    pub fn tireless(&self) -> Self {
+        Self { path: self.path.clone(), limit: FOREVER }
     }
 
     /// Reads what is at `path`.

@@ -108,8 +108,8 @@ fn run(cli: Cli) -> End {
         }
         Command::Get { attribute: None } => print(&act::attributes(&client()?)?),
         Command::Set { attribute, value } => {
-            act::set(&client()?, &attribute, &value)?;
-            Ok(0)
+            let daemon = one()?;
+            print(&act::set(&daemon.client, &daemon.name, &attribute, &value)?)
         }
         Command::Resize { size } => print(&act::resize(&client()?, size)?),
         Command::Reset => print(&act::reset(&client()?)?),

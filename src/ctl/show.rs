@@ -108,12 +108,20 @@ fn memory(disk: &Disk) -> Lines {
 
 fn pages(disk: &Disk) -> Lines {
     let pages = &disk.pages;
+    let recompressed = match pages.recompression_tried {
+        0 => String::new(),
+        tried => {
+            let saved = human(pages.recompression_saved_bytes);
+            format!("{} of {tried} tried, {saved} saved", pages.recompressed)
+        }
+    };
     vec![
         ("stored", pages.stored.to_string()),
         ("same-filled", pages.same.to_string()),
         ("incompressible", format!("{}, {} written", pages.huge, pages.huge_written)),
         ("freed by guests", pages.freed.to_string()),
         ("gained by compaction", pages.compacted.to_string()),
+        ("recompressed", recompressed),
     ]
 }
 
@@ -271,6 +279,10 @@ mod tests {
             assert!(text.contains(line), "{line:?} is not in\n{text}");
         }
         assert!(!text.contains("failed") && !text.contains("read-only"), "{text}");
+        assert!(!text.contains("recompressed"), "{text}");
+        let pages = &mut sample.pages;
+        (pages.recompression_tried, pages.recompressed, pages.recompression_saved_bytes) =
+            (5, 4, 8192);
         sample.requests.failed_reads = 2;
         sample.latency.read = Latency { count: 4, sum_us: 100, buckets: Vec::new() };
         sample.settings.rates.write =
@@ -279,6 +291,7 @@ mod tests {
         sample.session.front_end_pid = Some(7);
         let text = disk(&sample);
         assert!(text.contains("  failed reads           2\n"), "{text}");
+        assert!(text.contains("  recompressed           4 of 5 tried, 8K saved\n"), "{text}");
         assert!(text.contains("Mean latency\n  reads                  25 us of 4\n\n"), "{text}");
         let limit = "  limit of writes        2.0k operations/s, 8M/s, bursts of 100 ms\n";
         assert!(text.contains(limit), "{text}");

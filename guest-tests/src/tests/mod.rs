@@ -2,6 +2,7 @@
 
 mod conformance;
 mod disk;
+mod fuzz_api;
 mod grow;
 mod images;
 mod libvirt;
@@ -93,6 +94,13 @@ pub const CONFORMANCE_TESTS: &[Test] = &[test(
     conformance::conformance,
 )];
 
+/// That of the control API's description.
+pub const FUZZ_TESTS: &[Test] = &[test(
+    "fuzz-api",
+    "the control API tried from its description under fio --verify: no error, nothing left behind",
+    fuzz_api::fuzz_api,
+)];
+
 /// Bytes in MiB, with a decimal.
 fn mib(bytes: u64) -> String {
     format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
@@ -120,6 +128,7 @@ mod unit_tests {
             .iter()
             .chain(LIBVIRT_TESTS)
             .chain(CONFORMANCE_TESTS)
+            .chain(FUZZ_TESTS)
             .map(|test| test.name)
             .collect();
         for (at, name) in all.iter().enumerate() {
