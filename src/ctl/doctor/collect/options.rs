@@ -20,8 +20,15 @@ fn size(text: &str) -> Option<u64> {
 }
 
 /// Flags, which have no value of their own.
-const FLAGS: [&str; 6] =
-    ["fd-store", "mlock", "create", "read-only", "check-config", "print-capabilities"];
+const FLAGS: [&str; 7] = [
+    "access-times",
+    "fd-store",
+    "mlock",
+    "create",
+    "read-only",
+    "check-config",
+    "print-capabilities",
+];
 
 /// Options as pairs of a name without its dashes and a value. A flag is on unless its value is `false`.
 fn pairs(words: &[String]) -> Vec<(String, String)> {
