@@ -9,7 +9,7 @@ mod common;
 #[path = "../src/cli/mod.rs"]
 mod cli;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
@@ -39,6 +39,9 @@ const TOOL: &str = "vhost-user-zramctl";
 const UNIT: &str = "vhost-user-zram@.service";
 /// The file of the unit that makes its socket.
 const SOCKET_UNIT: &str = "vhost-user-zram@.socket";
+/// The files of the unit that writes the figures of all disks, and of its timer.
+const METRICS_UNIT: &str = "vhost-user-zram-metrics.service";
+const METRICS_TIMER: &str = "vhost-user-zram-metrics.timer";
 /// The instance of the unit that is started.
 const INSTANCE: &str = "vm1";
 
@@ -283,11 +286,16 @@ fn systemd_analyze(args: &[&str], files: &[PathBuf]) -> Option<Output> {
 #[test]
 fn systemd_finds_no_fault_in_the_units() {
     let dir = TempDir::new();
-    // It insists that the program is there.
-    let unit = text(UNIT).replace(&Unit::read(UNIT).words("ExecStart")[0], BINARY);
-    let files = [UNIT, SOCKET_UNIT].map(|file| dir.join(&file.replace('@', "@vm1")));
-    fs::write(&files[0], unit).expect("write");
-    fs::write(&files[1], text(SOCKET_UNIT)).expect("write");
+    let mut files = Vec::new();
+    for file in [UNIT, SOCKET_UNIT, METRICS_UNIT, METRICS_TIMER] {
+        let mut text = text(file);
+        if file.ends_with(".service") {
+            // It insists that the program is there.
+            text = text.replace(&Unit::read(file).words("ExecStart")[0], BINARY);
+        }
+        files.push(dir.join(&file.replace('@', "@vm1")));
+        fs::write(files.last().expect("a file"), text).expect("write");
+    }
     let Some(output) = systemd_analyze(&["verify", "--man=no"], &files) else { return };
     let said = String::from_utf8_lossy(&output.stderr);
     let about_it = said.lines().filter(|line| line.contains(NAME));
@@ -299,18 +307,93 @@ fn systemd_finds_no_fault_in_the_units() {
 
 /// What systemd counts as exposed, from 0.0 (nothing) to 10.0, is at most 2.0.
 #[test]
-fn the_service_is_exposed_to_little() {
-    let args = ["security", "--offline=true", "--no-pager", "--threshold=20"];
-    let Some(output) = systemd_analyze(&args, &[dist(UNIT)]) else { return };
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    if stderr.contains("unrecognized option") {
-        eprintln!("systemd-analyze is older than 250: the unit's exposure is not checked");
-        return;
+fn the_services_are_exposed_to_little() {
+    for unit in [UNIT, METRICS_UNIT] {
+        let args = ["security", "--offline=true", "--no-pager", "--threshold=20"];
+        let Some(output) = systemd_analyze(&args, &[dist(unit)]) else { return };
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if stderr.contains("unrecognized option") {
+            eprintln!("systemd-analyze is older than 250: the units' exposure is not checked");
+            return;
+        }
+        let table = String::from_utf8_lossy(&output.stdout);
+        let overall = table.lines().find(|line| line.contains("Overall exposure level"));
+        assert!(overall.is_some(), "{table}{stderr}");
+        assert!(output.status.success(), "{table}");
     }
-    let table = String::from_utf8_lossy(&output.stdout);
-    let overall = table.lines().find(|line| line.contains("Overall exposure level"));
-    assert!(overall.is_some(), "{table}{stderr}");
-    assert!(output.status.success(), "{table}");
+}
+
+/// Has the script of the metrics' unit write its page, of the daemons in `run`; gives the page's lines, if any.
+fn page_of_figures(run: &Path, pages: &Path) -> Vec<String> {
+    let tools = Path::new(BINARY).parent().expect("a directory").to_str().expect("UTF-8");
+    let path = format!("{tools}:{}", std::env::var("PATH").expect("PATH"));
+    let mut command = Command::new(dist("vhost-user-zram-metrics"));
+    command.arg(pages).arg("--run-dir").arg(run).env("PATH", path);
+    let output = output(&mut command);
+    assert!(output.status.success(), "{output:?}");
+    let names = fs::read_dir(pages).expect("pages").map(|file| file.expect("a file").file_name());
+    assert!(names.into_iter().all(|name| name == "vhost-user-zram.prom"));
+    let page = fs::read_to_string(pages.join("vhost-user-zram.prom"));
+    page.unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// A daemon whose API is in a run directory.
+fn in_run_directory(run: &TempDir, name: &str) -> Daemon {
+    fs::create_dir(run.join(name)).expect("a directory");
+    let api = run.join(&format!("{name}/api.sock"));
+    Daemon::start("16M", &["--name", name, "--api-socket", api.to_str().expect("UTF-8")])
+}
+
+#[test]
+fn figures_of_all_disks_are_one_file_for_node_exporter() {
+    let (run, pages) = (TempDir::new(), TempDir::new());
+    assert_eq!(page_of_figures(run.path(), pages.path()), Vec::<String>::new());
+    let daemons = ["a", "b"].map(|name| in_run_directory(&run, name));
+    // One that is gone, and left its socket.
+    fs::create_dir(run.join("c")).expect("a directory");
+    drop(UnixListener::bind(run.join("c/api.sock")).expect("a socket"));
+    let page = page_of_figures(run.path(), pages.path());
+    for line in ["size_bytes{disk=\"a\"} 16777216", "size_bytes{disk=\"b\"} 16777216"] {
+        assert!(page.contains(&format!("vhost_user_zram_{line}")), "{line}: {page:?}");
+    }
+    for (disk, answers) in [("a", 1), ("b", 1), ("c", 0)] {
+        let line = format!("vhost_user_zram_answering_daemons{{disk=\"{disk}\"}} {answers}");
+        assert!(page.contains(&line), "{line}: {page:?}");
+    }
+    for daemon in daemons {
+        daemon.end(Signal::SIGTERM);
+    }
+    fs::remove_file(run.join("c/api.sock")).expect("a socket");
+    assert_eq!(page_of_figures(run.path(), pages.path()), Vec::<String>::new());
+}
+
+/// Each figure that the board for Grafana asks for is on the page of a daemon.
+#[test]
+fn the_board_for_grafana_asks_for_figures_that_there_are() {
+    let (run, pages) = (TempDir::new(), TempDir::new());
+    let daemon = in_run_directory(&run, "a");
+    let page = page_of_figures(run.path(), pages.path());
+    daemon.end(Signal::SIGTERM);
+    let is_of_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let name_at = |text: &str| text.split(|c| !is_of_a_name(c)).next().unwrap_or("").to_owned();
+    let figures: HashSet<String> = page.iter().map(|line| name_at(line)).collect();
+
+    let board: Value = serde_json::from_str(&text("grafana/vhost-user-zram.json")).expect("JSON");
+    let panels = board["panels"].as_array().expect("panels");
+    let ids: HashSet<_> = panels.iter().map(|panel| panel["id"].as_u64()).collect();
+    assert_eq!(ids.len(), panels.len(), "two panels with one id");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let mut asked = 0;
+    for query in targets.map(|target| target["expr"].as_str().expect("a query")) {
+        for (at, _) in query.match_indices("vhost_user_zram_") {
+            let name = name_at(&query[at..]);
+            assert!(figures.contains(&name), "{name}: no such figure in {figures:?}");
+            let rest = &query[at + name.len()..];
+            assert!(rest.starts_with(r#"{instance=~"$instance",disk=~"$disk"}"#), "{query}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 30, "{asked} figures");
 }
 
 #[test]
